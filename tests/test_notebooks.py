@@ -1,0 +1,158 @@
+"""The notebooks as files, and, with IRLKIT_RUN_NOTEBOOKS=1, executed with their quick preset."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from irlkit import notebooks
+
+ROOT = Path(__file__).parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+KEYS = {"parameters", "environment", "dataset", "claims"}
+KEYS_OF = {
+    "04_velocity_annealing": {"evaluation", "handcrafted_sweep", "training"},
+}
+EVALUATION_KEYS = {
+    *("schedule", "n_steps", "seed", "metre", "crmse", "match_rate", "rmse", "n_structures"),
+}
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = notebooks.read_notebook(path)["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def parameters_cells(path: Path) -> list[dict]:
+    return [cell for cell in code_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+
+
+@pytest.fixture
+def executed() -> dict:
+    """A small notebook as it looks after execution in an editor."""
+    return {
+        "cells": [
+            {
+                "cell_type": "code",
+                "execution_count": 3,
+                "id": "a1",
+                "metadata": {"tags": ["parameters"], "execution": {"iopub.execute_input": "now"}},
+                "outputs": [{"output_type": "stream", "name": "stdout", "text": "σ\n"}],
+                "source": 'n_steps = 10\nunit = "Å"',
+            },
+            {"cell_type": "markdown", "id": "a2", "metadata": {}, "source": ["# Why"]},
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "mine", "language": "python", "name": "mine"},
+            "language_info": {"name": "python", "version": "3.11.7"},
+            "widgets": {"application/vnd.jupyter.widget-state+json": {}},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def test_strip_keeps_what_was_written_and_removes_the_rest(executed):
+    code, markdown = notebooks.strip(executed)["cells"]
+    assert code["source"] == ["n_steps = 10\n", 'unit = "Å"']
+    assert code["metadata"] == {"tags": ["parameters"]}
+    assert code["outputs"] == [] and code["execution_count"] is None
+    assert markdown == executed["cells"][1]
+    metadata = notebooks.strip(executed)["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3"
+    assert metadata["language_info"] == {"name": "python"}
+    assert "widgets" not in metadata
+    assert executed["cells"][0]["outputs"], "the argument was changed"
+
+
+def test_command_line_checks_then_strips(executed, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "notebooks" / "01_example.ipynb"
+    path.parent.mkdir()
+    path.write_text(json.dumps(executed), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    assert notebooks.main(["check"]) == 1
+    assert "01_example.ipynb: not stripped" in capsys.readouterr().err
+    assert notebooks.main(["strip"]) == 0
+    assert notebooks.main(["check", str(path)]) == 0
+    assert notebooks.read_notebook(path) == notebooks.strip(executed)
+    assert "Å" in path.read_text(encoding="utf-8")
+
+
+def test_stripped_text_is_what_jupyter_writes(executed):
+    nbformat = pytest.importorskip("nbformat")
+    text = notebooks.to_text(notebooks.strip(executed))
+    assert nbformat.writes(nbformat.reads(text, as_version=4)).rstrip("\n") == text.rstrip("\n")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"nbformat": 3}', "\x00"])
+def test_what_is_no_notebook_is_named(content, tmp_path, capsys):
+    path = tmp_path / "broken.ipynb"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.ipynb"):
+        notebooks.read_notebook(path)
+    assert notebooks.main(["strip", str(path)]) == 1
+    assert "broken.ipynb" in capsys.readouterr().err
+
+
+def test_there_are_notebooks():
+    assert PATHS
+
+
+@each_notebook
+def test_notebook_is_stripped(path):
+    assert notebooks.main(["check", str(path)]) == 0
+
+
+@each_notebook
+def test_notebook_has_one_cell_of_literal_parameters(path):
+    (cell,) = parameters_cells(path)
+    statements = ast.parse("".join(cell["source"])).body
+    names = set()
+    for statement in statements:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        ast.literal_eval(statement.value)
+        names |= {ast.unparse(target) for target in statement.targets}
+    assert {"preset", "device", "out_dir"} <= names
+
+
+@each_notebook
+def test_notebook_defines_nothing(path):
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code_cells(path)))
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    assert not [node.name for node in ast.walk(tree) if isinstance(node, definitions)]
+
+
+@pytest.mark.skipif(
+    os.environ.get("IRLKIT_RUN_NOTEBOOKS") != "1", reason="runs with IRLKIT_RUN_NOTEBOOKS=1"
+)
+@each_notebook
+def test_notebook_runs_and_writes_its_results(path, tmp_path):
+    papermill = pytest.importorskip("papermill")
+    out_dir = tmp_path / "results"
+    papermill.execute_notebook(
+        path,
+        tmp_path / path.name,
+        parameters={"preset": "quick", "out_dir": str(out_dir)},
+        # Another folder than the repository: a notebook must not need files next to it.
+        cwd=tmp_path,
+        progress_bar=False,
+        # Per cell, in seconds: a hung cell fails instead of blocking the whole run.
+        execution_timeout=600,
+    )
+
+    results = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
+    assert (KEYS | KEYS_OF.get(path.stem, set())) <= set(results)
+    assert results["parameters"]["preset"] == "quick"
+    assert results["environment"] and results["dataset"] and results["claims"]
+    for claim in results["claims"]:
+        assert {"claim", "value", "target", "holds"} <= set(claim)
+        assert isinstance(claim["holds"], bool)
+    for row in results.get("evaluation", []):
+        assert set(row) >= EVALUATION_KEYS
+        assert 0 <= row["metre"] <= 1 and row["n_structures"] > 0
+    assert list(out_dir.rglob("*.parquet"))

@@ -1,0 +1,82 @@
+"""The package's own files agree with one another."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import irlkit
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def test_version_is_the_same_everywhere():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert irlkit.__version__ == PROJECT["version"]
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == PROJECT["version"]
+
+
+def test_environment_file_installs_the_package_on_the_oldest_python():
+    yaml = pytest.importorskip("yaml")
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, through_pip = environment["dependencies"]
+    assert PROJECT["requires-python"] == python.replace("python=", ">=")
+    # Everything else has its version in pyproject.toml, so nothing else may stand here.
+    assert pip == "pip"
+    (requirement,) = through_pip["pip"]
+    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", requirement)[1].split(",")
+    assert set(extras) == {"notebooks", "test"} <= set(EXTRAS)
+
+
+def test_readme_opens_with_two_commands_that_exist():
+    main_job, tests = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:2]
+    minimum = PROJECT["requires-python"].removeprefix(">=")
+    for command, extra in ((main_job, "notebooks"), (tests, "test")):
+        assert command.startswith(f"python{minimum} -m venv .venv && . .venv/bin/activate && ")
+        assert f'pip install -e ".[{extra}]" &&' in command
+    notebook = re.search(r"papermill (\S+) ", main_job)[1]
+    assert (ROOT / notebook).is_file()
+    assert tests.rstrip().endswith("&& pytest")
+
+
+def test_readme_links_to_files_that_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links and not missing
+
+
+def test_extra_all_holds_all_extras():
+    (requirement,) = EXTRAS["all"]
+    named = re.fullmatch(r"irlkit\[([a-z,]+)\]", requirement)[1].split(",")
+    assert sorted([*named, "all"]) == sorted(EXTRAS)
+
+
+def test_wheel_holds_every_file_of_the_package(tmp_path, monkeypatch):
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(ROOT)
+    wheel = build.build_wheel(str(tmp_path))
+    packed = set(zipfile.ZipFile(tmp_path / wheel).namelist())
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "irlkit").rglob("*")
+        if path.is_file() and path.suffix not in {".pyc", ".pyo"}
+    }
+    assert "irlkit/py.typed" in files
+    assert files <= packed
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
+
+
+def test_import_loads_no_heavy_optional_package():
+    heavy = "{'mace', 'chgnet', 'crystal_toolkit', 'torch_geometric', 'plotly', 'IPython'}"
+    code = f"import sys, irlkit; print(sorted({heavy} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
