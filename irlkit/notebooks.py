@@ -27,8 +27,8 @@ _KEPT_CELL_METADATA = ("tags",)
 def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     """Remove what execution and editors leave behind.
 
-    Sources, cell types, cell ids and tags stay. Outputs, execution counts, widget states, timings
-    and language versions go, and the kernel becomes ``python3``.
+    Sources, cell types, cell ids and tags stay. Outputs, execution counts, widget states, timings,
+    language versions and papermill's injected parameters go, and the kernel becomes ``python3``.
 
     Args:
         notebook: nbformat 4 notebook, as parsed from JSON; left unchanged.
@@ -39,6 +39,8 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     cells = []
     for cell in notebook["cells"]:
         metadata = cell.get("metadata", {})
+        if "injected-parameters" in metadata.get("tags", ()):
+            continue
         cell = {
             **cell,
             "metadata": {key: metadata[key] for key in _KEPT_CELL_METADATA if key in metadata},

@@ -43,6 +43,14 @@ def executed() -> dict:
                 "outputs": [{"output_type": "stream", "name": "stdout", "text": "σ\n"}],
                 "source": 'n_steps = 10\nunit = "Å"',
             },
+            {
+                "cell_type": "code",
+                "execution_count": 4,
+                "id": "papermill",
+                "metadata": {"tags": ["injected-parameters"]},
+                "outputs": [],
+                "source": ["n_steps = 5"],
+            },
             {"cell_type": "markdown", "id": "a2", "metadata": {}, "source": ["# Why"]},
         ],
         "metadata": {
@@ -60,7 +68,7 @@ def test_strip_keeps_what_was_written_and_removes_the_rest(executed):
     assert code["source"] == ["n_steps = 10\n", 'unit = "Å"']
     assert code["metadata"] == {"tags": ["parameters"]}
     assert code["outputs"] == [] and code["execution_count"] is None
-    assert markdown == executed["cells"][1]
+    assert markdown == executed["cells"][2]
     metadata = notebooks.strip(executed)["metadata"]
     assert metadata["kernelspec"]["name"] == "python3"
     assert metadata["language_info"] == {"name": "python"}
