@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
     from torch_geometric.data import Batch, Data
+
+Index: TypeAlias = "int | slice | Sequence[int] | np.ndarray | Tensor"
 
 MAX_ATOMIC_NUMBER = 100
 """Largest atomic number that the networks embed."""
@@ -131,7 +133,7 @@ class CrystalBatch:
 
     # --- other batches from this one ---
 
-    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> CrystalBatch:
+    def __getitem__(self, index: Index) -> CrystalBatch:
         """Structures by number, slice, index array or boolean mask; always a batch."""
         return self.select(index)
 
@@ -139,7 +141,7 @@ class CrystalBatch:
         """Yields batches of one structure each."""
         return (self.select(i) for i in range(len(self)))
 
-    def select(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> CrystalBatch:
+    def select(self, index: Index) -> CrystalBatch:
         """Structures in the given order; an index may occur several times.
 
         Args:
@@ -150,7 +152,7 @@ class CrystalBatch:
             ValueError: a mask of another length, or an index that is neither.
             IndexError: a number beyond the batch.
         """
-        chosen = self._structure_indices(index)
+        chosen = self.structure_indices(index)
         starts = self.n_atoms.cumsum(0) - self.n_atoms
         n_atoms = self.n_atoms[chosen]
         new_starts = n_atoms.cumsum(0) - n_atoms
@@ -158,8 +160,8 @@ class CrystalBatch:
         atoms = torch.arange(len(shift), device=self.device) + shift
         return self._unchecked(self.species[atoms], self.pos[atoms], self.cell[chosen], n_atoms)
 
-    def _structure_indices(self, index: Any) -> Tensor:
-        """Turns any accepted index into int64 numbers from 0 to B - 1."""
+    def structure_indices(self, index: Index) -> Tensor:
+        """Any index that `select` takes as numbers from 0 to B - 1, int64, shape (m,)."""
         if isinstance(index, slice):
             return torch.arange(*index.indices(len(self)), device=self.device)
         if not isinstance(index, Tensor):
@@ -269,7 +271,7 @@ class CrystalBatch:
         right ones. A left-handed cell (a, b, c) becomes (-a, -b, -c), with positions negated to
         match: the crystal keeps its handedness.
         """
-        q, r = torch.linalg.qr(self.cell.transpose(1, 2))
+        r = torch.linalg.qr(self.cell.transpose(1, 2), mode="r").R
         lower = r.transpose(1, 2)
         signs = torch.diagonal(lower, dim1=1, dim2=2).sign()
         lower = torch.tril(lower * torch.where(signs == 0, 1.0, signs).unsqueeze(1))
@@ -306,14 +308,24 @@ class CrystalBatch:
     # --- conversions ---
 
     @classmethod
-    def _from_arrays(
+    def from_arrays(
         cls,
         species: Sequence[Any],
         pos: Sequence[Any],
         cell: Sequence[Any],
-        dtype: torch.dtype,
+        dtype: torch.dtype = torch.float32,
     ) -> CrystalBatch:
-        """Joins one array per structure and wraps the positions."""
+        """Batch on the CPU from one array per structure; positions are wrapped to [0, 1).
+
+        Args:
+            species: Atomic numbers, (n,) each.
+            pos: Fractional coordinates, (n, 3) each.
+            cell: Lattice vectors as rows, Å, (3, 3) each.
+            dtype: Of `pos` and `cell`.
+
+        Raises:
+            ValueError: shapes do not fit, or an atomic number is not from 1 to 100.
+        """
         if not len(species):
             return cls(
                 species=torch.zeros(0, dtype=torch.int64),
@@ -327,6 +339,25 @@ class CrystalBatch:
             pos=_wrap(torch.from_numpy(np.concatenate(pos)).to(dtype)),
             cell=torch.from_numpy(np.stack(cell)).to(dtype),
             n_atoms=torch.tensor([len(numbers) for numbers in species], dtype=torch.int64),
+        )
+
+    @classmethod
+    def from_formulas(
+        cls, formulas: Sequence[str], dtype: torch.dtype = torch.float32
+    ) -> CrystalBatch:
+        """Compositions to generate: all positions 0 and unit cells, as placeholders.
+
+        Args:
+            formulas: Content of each cell: "Na4 Cl4" stands for eight atoms.
+            dtype: Of `pos` and `cell`.
+
+        Raises:
+            ValueError: a formula cannot be read, holds an unknown element or one beyond atomic
+                number 100, or an amount that is not a positive integer.
+        """
+        species = [_formula_to_species(formula) for formula in formulas]
+        return cls.from_arrays(
+            species, [np.zeros((len(z), 3)) for z in species], [np.eye(3)] * len(species), dtype
         )
 
     @classmethod
@@ -347,7 +378,7 @@ class CrystalBatch:
                 )
             if not len(structure):
                 raise ValueError(f"structures[{i}] has no atoms")
-        return cls._from_arrays(
+        return cls.from_arrays(
             [structure.atomic_numbers for structure in structures],
             [structure.frac_coords for structure in structures],
             [structure.lattice.matrix for structure in structures],
@@ -380,7 +411,7 @@ class CrystalBatch:
                     f"atoms[{i}] ({entry.symbols}) must have three lattice vectors and pbc=True, "
                     f"got a cell of rank {entry.cell.rank} and pbc={entry.pbc.tolist()}"
                 )
-        return cls._from_arrays(
+        return cls.from_arrays(
             [entry.numbers for entry in atoms],
             [entry.get_scaled_positions() for entry in atoms],
             [entry.cell.array for entry in atoms],
@@ -500,3 +531,28 @@ def _formula(composition: tuple[tuple[int, int], ...], reduced: bool) -> str:
     if reduced:
         return Composition(amounts).reduced_formula
     return " ".join(sorted(f"{element.symbol}{count}" for element, count in amounts.items()))
+
+
+def _formula_to_species(formula: str) -> np.ndarray:
+    """Atomic numbers of a formula's atoms, shape (n,)."""
+    from pymatgen.core import Composition, Element
+
+    try:
+        composition = Composition(formula).get_el_amt_dict()
+    except ValueError as error:
+        raise ValueError(f"cannot read the formula {formula!r}: {error}") from error
+    unknown = [
+        symbol
+        for symbol in composition
+        if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER
+    ]
+    if unknown:
+        raise ValueError(
+            f"unknown elements {unknown} in the formula {formula!r}; "
+            f"atomic numbers 1 to {MAX_ATOMIC_NUMBER} are known"
+        )
+    amounts = np.array(list(composition.values()))
+    if not len(amounts) or (amounts != amounts.round()).any():
+        raise ValueError(f"the formula {formula!r} must hold whole numbers of atoms")
+    numbers = [Element(symbol).Z for symbol in composition]
+    return np.repeat(np.array(numbers, dtype=np.int64), amounts.astype(np.int64))

@@ -1,0 +1,156 @@
+"""From what readers give to arrays: parsing, checks and Niggli reduction, in worker processes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from irlkit.crystals import MAX_ATOMIC_NUMBER
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+CHUNK_SIZE = 64
+"""Records per task of a worker."""
+
+SERIAL_LIMIT = 400
+"""Up to this many records (about a second) are parsed without workers and progress bar."""
+
+Parsed = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Species (n,), fractional positions (n, 3) and cell (3, 3) in Å of one structure."""
+
+
+def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
+    """Arrays of one record, or the reason why there are none.
+
+    Args:
+        payload: Text (CIF, POSCAR, or a pymatgen dictionary as JSON), such a dictionary, or a
+            tuple (species, fractional positions, cell).
+        niggli: Reduce the cell.
+    """
+    with warnings.catch_warnings():
+        # What pymatgen mends in passing, such as rounded fractions, needs no word per structure.
+        warnings.simplefilter("ignore")
+        try:
+            structure = _payload_to_structure(payload)
+            reason = _why_unusable(structure)
+            if reason:
+                return reason
+            if niggli:
+                structure = structure.get_reduced_structure(reduction_algo="niggli")
+        # Parsers raise anything on malformed input; no record may end the run.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return (
+        np.array(structure.atomic_numbers, dtype=np.int64),
+        np.array(structure.frac_coords, dtype=np.float64),
+        np.array(structure.lattice.matrix, dtype=np.float64),
+    )
+
+
+def _payload_to_structure(payload: Any) -> Structure:
+    from pymatgen.core import Structure
+
+    if isinstance(payload, tuple):
+        species, pos, cell = payload
+        return Structure(cell, species, pos)
+    if isinstance(payload, dict):
+        return Structure.from_dict(payload)
+    if not isinstance(payload, str) or not payload.strip():
+        raise ValueError("the structure is missing")
+    text = payload.lstrip()
+    if text.startswith("{"):
+        try:
+            return Structure.from_dict(json.loads(text))
+        except json.JSONDecodeError:
+            # The dictionary as Python prints it, with single quotes.
+            return Structure.from_dict(ast.literal_eval(text))
+    return Structure.from_str(payload, fmt="cif" if "_cell_length_a" in text else "poscar")
+
+
+def _why_unusable(structure: Structure) -> str:
+    """Reason to skip a structure; empty for one that can be used."""
+    from pymatgen.core import DummySpecies
+
+    if not len(structure):
+        return "it has no atoms"
+    if not structure.is_ordered:
+        return "it is disordered: a site is shared by several elements or only partly occupied"
+    unknown = {
+        str(site.specie.symbol)
+        for site in structure
+        if isinstance(site.specie, DummySpecies) or not 1 <= site.specie.Z <= MAX_ATOMIC_NUMBER
+    }
+    if unknown:
+        return f"unknown elements {sorted(unknown)}; atomic numbers 1 to {MAX_ATOMIC_NUMBER} are"
+    if not (np.isfinite(structure.frac_coords).all() and np.isfinite(structure.volume)):
+        return "a position or lattice vector is not finite"
+    if structure.volume < 1e-6:
+        return "its lattice vectors span no volume"
+    return ""
+
+
+def _parse_chunk(payloads: Sequence[Any], niggli: bool) -> list[Parsed | str]:
+    return [parse_structure(payload, niggli) for payload in payloads]
+
+
+def parse_structures(
+    payloads: Sequence[Any], niggli: bool, progress: bool = True, description: str = ""
+) -> list[Parsed | str]:
+    """Parses all records in order, in worker processes if there are many.
+
+    Workers are forked, so that they start at once and calling scripts need no import guard. They
+    run pymatgen and NumPy only, no torch. On other systems than Linux one process does it all.
+
+    Args:
+        payloads: See `parse_structure`.
+        niggli: Reduce the cells.
+        progress: Show a progress bar if there are many records.
+        description: Its label.
+    """
+    if len(payloads) <= SERIAL_LIMIT:
+        return _parse_chunk(payloads, niggli)
+    # Imported before the fork: each worker then has them already.
+    import pymatgen.core
+    import pymatgen.io.cif  # noqa: F401
+
+    chunks = [payloads[i : i + CHUNK_SIZE] for i in range(0, len(payloads), CHUNK_SIZE)]
+    parsed: list[list[Parsed | str]] = [[] for _ in chunks]
+    with tqdm(total=len(payloads), desc=description, disable=not progress, unit="") as bar:
+        for i, result in _run(chunks, niggli):
+            parsed[i] = result
+            bar.update(len(result))
+    return [entry for chunk in parsed for entry in chunk]
+
+
+def _run(chunks: Sequence[Sequence[Any]], niggli: bool) -> Iterator[tuple[int, list[Parsed | str]]]:
+    """Yields the number and the result of each chunk as it is done."""
+    parse = partial(_parse_chunk, niggli=niggli)
+    n_workers = min(_cpu_count(), len(chunks)) if sys.platform == "linux" else 1
+    if n_workers == 1:
+        for i, chunk in enumerate(chunks):
+            yield i, parse(chunk)
+        return
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(n_workers, mp_context=context) as executor:
+        futures = {executor.submit(parse, chunk): i for i, chunk in enumerate(chunks)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _cpu_count() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
