@@ -1,0 +1,316 @@
+"""Stochastic interpolants x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z (Eq. 1).
+
+A `Path` gives alpha and beta, a `Gamma` gives gamma; an `Interpolant` combines them for one field and knows whether the
+field lives on a torus. Derivatives come from forward-mode differentiation, so a new path is two short functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+T_MIN = 1e-3
+T_MAX = 1.0 - 1e-3
+
+
+def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt at t, elementwise; shape of `t`."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+
+def _encoder_decoder_phase(t: Tensor, switch_time: float, power: float) -> Tensor:
+    a = (t - switch_time * t).clamp(min=0) ** power
+    b = (switch_time - switch_time * t).clamp(min=0) ** power
+    return a / (a + b)
+
+
+@dataclass(frozen=True)
+class Path:
+    """alpha and beta of an interpolant; subclasses define both as functions of time tensors."""
+
+    #: x_0 is Gaussian and also plays z, so that only one network output is needed.
+    one_sided = False
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of x_0; shape of `t`."""
+        raise NotImplementedError
+
+    def beta(self, t: Tensor) -> Tensor:
+        """Weight of x_1; shape of `t`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinearPath(Path):
+    """alpha = 1 - t, beta = t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def beta(self, t: Tensor) -> Tensor:
+        # A product, so that forward-mode differentiation sees a tangent.
+        return 1.0 * t
+
+
+@dataclass(frozen=True)
+class TrigonometricPath(Path):
+    """alpha = cos(pi t / 2), beta = sin(pi t / 2)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(0.5 * math.pi * t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+
+@dataclass(frozen=True)
+class EncoderDecoderPath(Path):
+    """x_0 fades out until `switch_time`, x_1 fades in after it: cos^2(pi u) on either side."""
+
+    switch_time: float = 0.5
+    power: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
+        return torch.where(t <= self.switch_time, wave, torch.zeros_like(wave))
+
+    def beta(self, t: Tensor) -> Tensor:
+        wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
+        return torch.where(t > self.switch_time, wave, torch.zeros_like(wave))
+
+
+@dataclass(frozen=True)
+class VariancePreservingPath(Path):
+    """alpha = sqrt(1 - tau^2), beta = tau with tau(t) constant-rate, linear or cosine.
+
+    Attributes:
+        schedule: "constant" (tau = t), "linear" (of `beta_min`, `beta_max`) or "cosine" (of `offset`).
+    """
+
+    schedule: str = "constant"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    offset: float = 0.008
+    one_sided = True
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"schedule: expected 'constant', 'linear' or 'cosine', got {self.schedule!r}"
+            )
+
+    def beta(self, t: Tensor) -> Tensor:
+        if self.schedule == "constant":
+            return 1.0 * t
+        log_t = torch.log(t)
+        if self.schedule == "linear":
+            slope = self.beta_max - self.beta_min
+            return torch.exp(0.5 * self.beta_min * log_t - 0.25 * slope * log_t**2)
+        c = math.pi / (2 + 2 * self.offset)
+        wave = torch.sin(c * (1 + log_t)) / math.sin(c)
+        return torch.where(t > math.exp(-1), wave, torch.zeros_like(wave))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(1 - self.beta(t) ** 2)
+
+
+@dataclass(frozen=True)
+class VarianceExplodingPath(Path):
+    """alpha = sqrt(s(1 - t)^2 - s(0)^2), beta = 1 with s(u) = sigma_min (sigma_max / sigma_min)^u."""
+
+    sigma_min: float = 0.005
+    sigma_max: float = 0.5
+    one_sided = True
+
+    def alpha(self, t: Tensor) -> Tensor:
+        sigma = self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
+        return torch.sqrt(sigma**2 - self.sigma_min**2)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1.0 + 0.0 * t
+
+
+@dataclass(frozen=True)
+class SqrtGamma:
+    """gamma = sqrt(a t (1 - t))."""
+
+    a: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.sqrt(self.a * t * (1 - t))
+
+
+@dataclass(frozen=True)
+class EncoderDecoderGamma:
+    """gamma = sqrt(a) sin^2(pi u), u as in `EncoderDecoderPath`."""
+
+    a: float = 1.0
+    switch_time: float = 0.5
+    power: float = 1.0
+
+    def __call__(self, t: Tensor) -> Tensor:
+        phase = _encoder_decoder_phase(t, self.switch_time, self.power)
+        return math.sqrt(self.a) * torch.sin(math.pi * phase) ** 2
+
+
+@dataclass(frozen=True)
+class VanishingEpsilon:
+    """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)); sigma_SDE^2 = 2 epsilon."""
+
+    c: float
+    mu: float
+    sigma: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        rise = torch.sigmoid((t - self.mu) / self.sigma)
+        return self.c * rise * torch.sigmoid((1 - self.mu - t) / self.sigma)
+
+
+PATHS = {
+    c.__name__: c
+    for c in (
+        LinearPath,
+        TrigonometricPath,
+        EncoderDecoderPath,
+        VariancePreservingPath,
+        VarianceExplodingPath,
+    )
+}
+GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
+
+
+@dataclass(frozen=True)
+class InterpolantSample:
+    """One draw of an interpolant.
+
+    Attributes:
+        x_t: State, wrapped to [0, 1) for periodic fields.
+        target: Velocity target d/dt x_t, never wrapped, shape of `x_t`.
+    """
+
+    x_t: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Interpolant:
+    """The interpolant of one field.
+
+    Attributes:
+        path: alpha and beta.
+        gamma: Latent-noise coefficient or None.
+        periodic: Whether the field is a fractional coordinate.
+        center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom fields only).
+    """
+
+    path: Path = field(default_factory=LinearPath)
+    gamma: SqrtGamma | EncoderDecoderGamma | None = None
+    periodic: bool = False
+    center_of_mass_free: bool = False
+
+    def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
+        """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
+        if not self.periodic:
+            return x_1
+        difference = x_1 - x_0
+        return x_0 + difference - difference.round()
+
+    def sample(
+        self, t: Tensor, x_0: Tensor, x_1: Tensor, z: Tensor | None = None
+    ) -> InterpolantSample:
+        """x_t of Eq. 1 and its time derivative.
+
+        Args:
+            t: Time of each row, broadcastable to `x_0`.
+            x_0: Base sample; wrapped to [0, 1) if periodic.
+            x_1: Data, same shape.
+            z: Standard normal, same shape; needed with latent noise.
+
+        Returns:
+            State and velocity target.
+
+        Raises:
+            ValueError: latent noise without `z`.
+        """
+        if self.periodic:
+            x_0 = x_0 % 1.0
+        x_1 = self.nearest_image(x_0, x_1)
+        x_t = self.path.alpha(t) * x_0 + self.path.beta(t) * x_1
+        target = time_derivative(self.path.alpha, t) * x_0
+        target = target + time_derivative(self.path.beta, t) * x_1
+        if self.gamma is not None:
+            if z is None:
+                raise ValueError("z: this interpolant has latent noise and needs z, got None")
+            x_t = x_t + self.gamma(t) * z
+            target = target + time_derivative(self.gamma, t) * z
+        return InterpolantSample(x_t % 1.0 if self.periodic else x_t, target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `from_dict` makes the same interpolant."""
+        gamma = self.gamma
+        return {
+            "path": {"name": type(self.path).__name__, **asdict(self.path)},
+            "gamma": None if gamma is None else {"name": type(gamma).__name__, **asdict(gamma)},
+            "periodic": self.periodic,
+            "center_of_mass_free": self.center_of_mass_free,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Interpolant:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: the path or the latent noise has an unknown name.
+        """
+
+        def build(kinds: dict[str, Any], entry: dict[str, Any]) -> Any:
+            arguments = dict(entry)
+            name = arguments.pop("name")
+            if name not in kinds:
+                raise ValueError(f"interpolant: unknown kind {name!r}, known are {sorted(kinds)}")
+            return kinds[name](**arguments)
+
+        return cls(
+            path=build(PATHS, data["path"]),
+            gamma=None if data["gamma"] is None else build(GAMMAS, data["gamma"]),
+            periodic=bool(data["periodic"]),
+            center_of_mass_free=bool(data["center_of_mass_free"]),
+        )
+
+
+def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
+    """`values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
+    total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
+    return values - (total / n_atoms[:, None].to(values.dtype))[batch]
+
+
+def pair_by_permutation(x_0: Tensor, x_1: Tensor, n_atoms: Tensor) -> Tensor:
+    """Reorder each structure's base positions to the smallest total squared periodic distance from `x_1`.
+
+    Base positions are exchangeable, so their order is free; the species stay where they are.
+
+    Args:
+        x_0: Base fractional positions, shape (n, 3).
+        x_1: Data fractional positions, shape (n, 3).
+        n_atoms: Atoms per structure, shape (B,).
+
+    Returns:
+        Permuted `x_0`, shape (n, 3).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    order = []
+    start = 0
+    base, data = x_0.detach().cpu().numpy(), x_1.detach().cpu().numpy()
+    for n in n_atoms.tolist():  # an assignment problem per structure has no batched form
+        atoms = slice(start, start + n)
+        difference = base[None, atoms] - data[atoms, None]
+        difference -= difference.round()
+        order.append(torch.from_numpy(linear_sum_assignment((difference**2).sum(-1))[1]) + start)
+        start += n
+    return x_0[torch.cat(order).to(x_0.device)]

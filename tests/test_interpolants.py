@@ -1,0 +1,192 @@
+"""Interpolants against stored numbers and their definitions; base distributions; pairing."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from irlkit.base_distribution import (
+    BaseDistribution,
+    cell_from_parameters,
+    parameters_from_cell,
+    standard_orientation,
+)
+from irlkit.interpolants import (
+    EncoderDecoderGamma,
+    EncoderDecoderPath,
+    Interpolant,
+    LinearPath,
+    SqrtGamma,
+    TrigonometricPath,
+    VanishingEpsilon,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+    center,
+    pair_by_permutation,
+    time_derivative,
+)
+
+GOLDENS = Path(os.environ.get("IRLKIT_GOLDENS", Path(__file__).parent / "goldens"))
+
+
+def golden_cases():
+    stored = json.loads((GOLDENS / "interpolants.json").read_text())
+    return torch.tensor(stored.pop("t"), dtype=torch.float64), stored
+
+
+def numbers_in(name):
+    """Parameters written into a case's name, as in ``a0p05``."""
+    return {k: float(v.replace("p", ".")) for k, v in re.findall(r"_([a-z]+)(\d+(?:p\d+)?)", name)}
+
+
+def build(name, case):
+    parameters = {
+        k: v for k, v in case.items() if isinstance(v, float)
+    } if isinstance(case, dict) else {}
+    for start, make in (
+        ("linear", LinearPath),
+        ("trigonometric", TrigonometricPath),
+        ("encoder_decoder", EncoderDecoderPath),
+        ("gamma_sqrt", lambda **k: SqrtGamma(**(numbers_in(name) | k))),
+        ("gamma_encoder_decoder", lambda **k: EncoderDecoderGamma(**(numbers_in(name) | k))),
+        ("vanishing_epsilon", lambda **k: VanishingEpsilon(**(numbers_in(name) | k))),
+        ("variance_preserving_tau_constant", VariancePreservingPath),
+        ("variance_preserving_tau_linear", lambda **k: VariancePreservingPath("linear", **k)),
+        ("variance_preserving_tau_cosine", lambda **k: VariancePreservingPath("cosine", **k)),
+        ("variance_exploding_sigma_geometric", VarianceExplodingPath),
+    ):
+        if re.fullmatch(start + r"(_[a-z]+\d+(p\d+)?)*", name):
+            return make(**parameters)
+    raise AssertionError(f"no rule for the stored case {name}")
+
+
+@pytest.mark.parametrize("name", list(golden_cases()[1]))
+def test_reference_values(name):
+    t, stored = golden_cases()
+    case = stored[name]
+    item = build(name, case)
+    curves = {"": case} if isinstance(case, list) else case
+    checked = 0
+    for key, values in curves.items():
+        if not isinstance(values, list):
+            continue
+        quantity, derivative = key.removesuffix("_dot"), key.endswith("_dot")
+        function = item if quantity in ("", "gamma") else getattr(item, quantity)
+        ours = time_derivative(function, t) if derivative else function(t)
+        expected = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("path", [LinearPath(), TrigonometricPath(), EncoderDecoderPath()])
+def test_boundary_conditions(path):
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    alpha, beta = path.alpha(ends), path.beta(ends)
+    torch.testing.assert_close(alpha, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(beta, torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_target_is_the_derivative_of_the_state(periodic):
+    generator = torch.Generator().manual_seed(0)
+    interpolant = Interpolant(TrigonometricPath(), SqrtGamma(0.05), periodic=periodic)
+    x_0, x_1, z = (torch.rand(3, 7, 3, generator=generator, dtype=torch.float64)).unbind(0)
+    t, h = torch.full((7, 1), 0.4, dtype=torch.float64), 1e-6
+    later, earlier = (interpolant.sample(t + d, x_0, x_1, z).x_t for d in (h, -h))
+    difference = later - earlier
+    if periodic:
+        difference = difference - difference.round()
+    sample = interpolant.sample(t, x_0, x_1, z)
+    torch.testing.assert_close(sample.target, difference / (2 * h), rtol=1e-5, atol=1e-6)
+    if periodic:
+        assert bool(((sample.x_t >= 0) & (sample.x_t < 1)).all())
+
+
+def test_periodic_path_takes_the_short_way():
+    interpolant = Interpolant(periodic=True)
+    sample = interpolant.sample(
+        torch.tensor([[0.5]]), torch.tensor([[0.9, 0.1, 0.5]]), torch.tensor([[0.1, 0.9, 0.6]])
+    )
+    torch.testing.assert_close(sample.target, torch.tensor([[0.2, -0.2, 0.1]]))
+    wrapped = sample.x_t - sample.x_t.round()
+    torch.testing.assert_close(wrapped, torch.tensor([[0.0, 0.0, -0.45]]), atol=1e-6, rtol=0)
+
+
+def test_interpolant_survives_a_round_trip():
+    interpolant = Interpolant(
+        EncoderDecoderPath(0.4, 0.5), EncoderDecoderGamma(0.1), periodic=True
+    )
+    assert Interpolant.from_dict(interpolant.to_dict()) == interpolant
+    broken = interpolant.to_dict()
+    broken["path"]["name"] = "NoSuchPath"
+    with pytest.raises(ValueError, match="unknown kind 'NoSuchPath'"):
+        Interpolant.from_dict(broken)
+
+
+def test_latent_noise_needs_z():
+    with pytest.raises(ValueError, match="z: this interpolant has latent noise"):
+        Interpolant(gamma=SqrtGamma(1.0)).sample(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+
+
+def test_center_removes_each_mean():
+    n_atoms = torch.tensor([2, 3])
+    batch = torch.tensor([0, 0, 1, 1, 1])
+    values = torch.arange(15.0).view(5, 3)
+    centered = center(values, batch, n_atoms)
+    assert torch.allclose(centered[:2].mean(0), torch.zeros(3))
+    assert torch.allclose(centered[2:].mean(0), torch.zeros(3), atol=1e-6)
+
+
+def test_pairing_permutes_within_structures_and_never_lengthens():
+    generator = torch.Generator().manual_seed(3)
+    n_atoms = torch.tensor([1, 5, 3])
+    x_0, x_1 = torch.rand(2, 9, 3, generator=generator).unbind(0)
+
+    def lengths(a):
+        difference = a - x_1
+        squares = (difference - difference.round()).square().sum(1)
+        return torch.stack([part.sum() for part in squares.split(n_atoms.tolist())])
+
+    paired = pair_by_permutation(x_0, x_1, n_atoms)
+    for before, after in zip(
+        x_0.split(n_atoms.tolist()), paired.split(n_atoms.tolist()), strict=True
+    ):
+        assert sorted(before.tolist()) == sorted(after.tolist())
+    assert bool((lengths(paired) <= lengths(x_0) + 1e-7).all())
+    assert lengths(paired).sum() < lengths(x_0).sum()
+    # A permuted copy of the data is undone completely.
+    torch.testing.assert_close(pair_by_permutation(x_1.flip(0), x_1, torch.tensor([9])), x_1)
+
+
+def test_cells_and_parameters_are_inverse():
+    lengths = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
+    angles = torch.tensor([[70.0, 80.0, 110.0]], dtype=torch.float64)
+    cell = cell_from_parameters(lengths, angles)
+    back = parameters_from_cell(cell)
+    torch.testing.assert_close(back[0], lengths)
+    torch.testing.assert_close(back[1], angles)
+    assert float(torch.linalg.det(cell)) > 0
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    torch.testing.assert_close(standard_orientation(cell @ rotation), cell)
+
+
+def test_base_cells_are_valid_and_have_the_fitted_lengths():
+    generator = torch.Generator().manual_seed(0)
+    base = BaseDistribution((1.4, 1.5, 1.7), (0.2, 0.25, 0.3))
+    cell = base.sample_cell(20_000, generator, torch.float32)
+    lengths, angles = parameters_from_cell(cell.double())
+    assert float(torch.linalg.det(cell.double() / lengths[:, :, None]).min()) > 0.049
+    assert 59.9 < float(angles.min()) and float(angles.max()) < 120.1
+    again = BaseDistribution.fit(cell)
+    assert torch.allclose(
+        torch.tensor(again.log_length_mean), torch.tensor(base.log_length_mean), atol=0.01
+    )
+    assert torch.allclose(
+        torch.tensor(again.log_length_std), torch.tensor(base.log_length_std), atol=0.01
+    )
+    with pytest.raises(ValueError, match="cell: a base distribution needs two cells or more"):
+        BaseDistribution.fit(cell[:1])
