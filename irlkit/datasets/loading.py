@@ -98,13 +98,10 @@ def load(
 
 def _find(name_or_path: str | os.PathLike[str]) -> tuple[str, Path, Reader]:
     """Name, file and reader of a data set."""
-    if name_or_path in EMBEDDED:
-        name = str(name_or_path)
-        path, reader = EMBEDDED[name]
-        return name, path, reader
-    path = Path(name_or_path).expanduser()
+    embedded = EMBEDDED.get(str(name_or_path))
+    path = embedded[0] if embedded else Path(name_or_path).expanduser()
     if not path.exists():
-        if not path.suffix and len(path.parts) == 1:
+        if not embedded and not path.suffix and len(path.parts) == 1:
             raise ValueError(
                 f"unknown data set {str(name_or_path)!r}; known sets: "
                 f"{', '.join(sorted(EMBEDDED))}; for a file, give its path"
@@ -112,7 +109,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[str, Path, Reader]:
         raise FileNotFoundError(f"no data file {path} (looked in {path.absolute().parent})")
     if path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
-    return path.name.split(".")[0], path, find_reader(path)
+    reader = embedded[1] if embedded else find_reader(path)
+    return path.name.split(".")[0], path, reader
 
 
 def _parsed(
