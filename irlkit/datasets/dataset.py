@@ -94,7 +94,8 @@ class CrystalDataset:
 
     @cached_property
     def _references(self) -> dict[str, np.ndarray]:
-        return {str(key): rows for key, rows in self.table.groupby("formula").indices.items()}
+        groups = self.table.groupby("formula").indices
+        return {str(formula): np.asarray(rows) for formula, rows in groups.items()}
 
     def references(self) -> dict[str, np.ndarray]:
         """Numbers of the structures of each reduced formula: its known polymorphs."""

@@ -137,7 +137,8 @@ def _parsed(
             f"none of the {len(parsed)} records of {path} gave a structure; "
             f"the first: {skipped[0].record} ({skipped[0].reason})"
         )
-    batch = CrystalBatch.from_arrays(*zip(*good, strict=True), dtype=torch.float64)
+    species, pos, cell = zip(*good, strict=True)
+    batch = CrystalBatch.from_arrays(species, pos, cell, dtype=torch.float64)
     table = records.table[[not isinstance(entry, str) for entry in parsed]].reset_index(drop=True)
     entry = (batch.standard_orientation(), _with_common_columns(table, batch), skipped)
     if cache:

@@ -89,7 +89,7 @@ def tidy_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
                 for value, default in zip(known, ids, strict=True)
             ]
             break
-    table.insert(0, "material_id", pd.array(ids, dtype="object"))
+    table.insert(0, "material_id", np.array(ids, dtype=object))
     return table
 
 
