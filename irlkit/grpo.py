@@ -1,0 +1,288 @@
+"""Group-relative policy optimisation: advantages, loss and configuration (section 2.3).
+
+Everything here is a pure function of a trajectory; ``irlkit.trainer`` iterates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irlkit.policies import FieldStep, Policy
+from irlkit.sampler import Trajectory
+from irlkit.schedules import FIELD_NAMES, check_n_steps
+
+NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
+
+
+def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Rewards relative to their group: (r - mean) / (std + 1e-8), population std (Eq. 9).
+
+    Args:
+        rewards: shape (n_groups * group_size,), groups adjacent.
+        group_size: structures per group, at least 2.
+
+    Returns:
+        Same shape; exactly zero in a group whose rewards are all equal.
+
+    Raises:
+        ValueError: ``group_size`` < 2, or it does not divide the number of rewards.
+    """
+    check_group_size(group_size)
+    if rewards.ndim != 1 or len(rewards) % group_size:
+        raise ValueError(
+            f"rewards must have shape (n_groups * {group_size},), got {tuple(rewards.shape)}"
+        )
+    groups = rewards.reshape(-1, group_size)
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    scaled = centered / (groups.std(dim=1, keepdim=True, correction=0) + 1e-8)
+    # The mean of equal numbers can be off by a rounding, which 1e-8 would let through.
+    varies = groups.amax(dim=1, keepdim=True) > groups.amin(dim=1, keepdim=True)
+    return torch.where(varies, scaled, torch.zeros_like(scaled)).flatten()
+
+
+def check_group_size(group_size: int) -> None:
+    """Raise a ValueError unless a group of that size has a spread of rewards."""
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 2:
+        raise ValueError(
+            f"group_size must be an integer of at least 2, got {group_size!r}: an advantage "
+            "compares a structure with the others of its group, and one alone has none"
+        )
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
+    """PPO objective per element, to be maximised: min(q A, clip(q, 1 - eps, 1 + eps) A) (Eq. 10).
+
+    Args:
+        log_ratio: ln q = log pi_theta - log pi_old, any shape.
+        advantages: A, broadcasts against ``log_ratio``; no gradient.
+        clip_eps: clip half-width, positive.
+
+    Returns:
+        Shape of ``log_ratio``.
+
+    Raises:
+        ValueError: clip_eps <= 0.
+    """
+    if not clip_eps > 0:
+        raise ValueError(f"clip_eps must be positive, got {clip_eps!r}")
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """How a policy is trained. The defaults suit an annealing (Appendix F has the search space).
+
+    A weight is one number for all fields or a mapping from field to number.
+
+    Attributes:
+        n_groups: compositions per iteration.
+        group_size: structures per composition, at least 2.
+        n_steps: integration steps of a rollout; of several, each iteration draws one.
+        n_ppo_epochs: gradient steps per iteration.
+        clip_eps: PPO clip half-width.
+        learning_rate: of Adam.
+        policy_weight: weight of the surrogate (10).
+        kl_weight: weight of the KL to the reference policy (11).
+        distillation_weight: weight of the denoiser distillation (12).
+        normalization: for per-atom events (Appendix A). "per_atom_surrogate": ratios per atom,
+            their surrogates averaged; "per_structure_weight": ratios per structure, advantages
+            divided by the number of atoms; "none": ratios per structure, KL summed over atoms.
+        max_grad_norm: gradients are scaled down to this norm.
+        shared_x_0: the structures of a group start from one base sample.
+        max_minibatch: at most so many (step, structure) pairs per backward pass; gradients are
+            accumulated to those of the full batch. None: all at once.
+        max_batch: at most so many structures per network call in validation.
+        validate_every: iterations between validations.
+        validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
+            n_steps.
+        validation_size: use the first so many validation structures; None: all.
+        seed: of compositions, base samples and actions.
+        validation_seed: of the base samples in validation, the same in each.
+    """
+
+    n_groups: int = 8
+    group_size: int = 32
+    n_steps: int | tuple[int, ...] = 10
+    n_ppo_epochs: int = 4
+    clip_eps: float = 0.3
+    learning_rate: float = 5e-3
+    policy_weight: float | Mapping[str, float] = 1.0
+    kl_weight: float | Mapping[str, float] = 0.0
+    distillation_weight: float | Mapping[str, float] = 0.0
+    normalization: str = "per_atom_surrogate"
+    max_grad_norm: float = 1.0
+    shared_x_0: bool = False
+    max_minibatch: int | None = None
+    max_batch: int | None = None
+    validate_every: int = 5
+    validation_n_steps: int | tuple[int, ...] | None = None
+    validation_size: int | None = None
+    seed: int = 0
+    validation_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_group_size(self.group_size)
+        for name in ("n_groups", "n_ppo_epochs", "validate_every"):
+            _check_positive_int(name, getattr(self, name))
+        for name in ("max_minibatch", "max_batch", "validation_size"):
+            if getattr(self, name) is not None:
+                _check_positive_int(name, getattr(self, name))
+        for n_steps in (*self.step_choices, *self.validation_step_choices):
+            check_n_steps(n_steps)
+        if not self.step_choices or not self.validation_step_choices:
+            raise ValueError("n_steps must name at least one number of steps, got an empty tuple")
+        for name in ("clip_eps", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for term in ("policy", "kl", "distillation"):
+            value = getattr(self, f"{term}_weight")
+            if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(FIELD_NAMES))):
+                raise ValueError(f"{term}_weight must be for fields {FIELD_NAMES}, got {unknown}")
+            if any(self.weight(term, field) < 0 for field in FIELD_NAMES):
+                raise ValueError(f"{term}_weight must not be negative, got {value!r}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
+            )
+
+    @property
+    def step_choices(self) -> tuple[int, ...]:
+        """The step counts of rollouts."""
+        return _as_tuple(self.n_steps)
+
+    @property
+    def validation_step_choices(self) -> tuple[int, ...]:
+        """The step counts of a validation."""
+        chosen = self.n_steps if self.validation_n_steps is None else self.validation_n_steps
+        return _as_tuple(chosen)
+
+    def weight(self, term: str, field: str) -> float:
+        """Weight of a term ("policy", "kl", "distillation") for a field; 0 where none is given."""
+        value = getattr(self, f"{term}_weight")
+        return float(value.get(field, 0.0) if isinstance(value, Mapping) else value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v
+            for name, v in values.items()
+        }
+
+
+def _as_tuple(n_steps: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n_steps) if isinstance(n_steps, tuple | list) else (n_steps,)
+
+
+def _check_positive_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+@dataclass(frozen=True)
+class GRPOLoss:
+    """A loss and its parts.
+
+    Attributes:
+        total: weighted sum to be minimised, with gradient.
+        terms: "{field}_{term}" -> detached mean over steps and structures, for the terms
+            policy_loss, kl, distillation, clip_fraction and ratio (mean).
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def grpo_loss(
+    policy: Policy,
+    trajectory: Trajectory,
+    advantages: Tensor,
+    config: GRPOConfig,
+    index: Tensor | None = None,
+) -> GRPOLoss:
+    """Minus the sum over fields of Eqs. (10), (11) and (12), averaged over steps and structures.
+
+    Args:
+        policy: scored with gradient.
+        trajectory: sampled by the old policy.
+        advantages: shape (B,), the same for all steps of a trajectory.
+        config: weights, clip width and normalisation.
+        index: steps to use, shape (k,); None takes all.
+
+    Raises:
+        ValueError: advantages of another shape.
+    """
+    n_structures = len(trajectory.final)
+    if advantages.shape != (n_structures,):
+        raise ValueError(
+            f"advantages must have shape ({n_structures},), got {tuple(advantages.shape)}"
+        )
+    if index is None:
+        index = torch.arange(trajectory.n_steps, device=trajectory.times.device)
+    advantages = advantages.to(trajectory.times)
+    total = trajectory.times.new_zeros(())
+    terms = {}
+    for field, step in policy.steps(trajectory.inputs(policy, index)).items():
+        log_ratio = (
+            step.policy.log_prob(trajectory.actions[field][index])
+            - trajectory.log_probs[field][index]
+        )
+        parts = _field_terms(step, log_ratio, advantages, trajectory, config)
+        total = total + config.weight("policy", field) * parts["policy_loss"]
+        for term in ("kl", "distillation"):
+            if term in parts:
+                total = total + config.weight(term, field) * parts[term]
+        terms.update({f"{field}_{term}": value.detach() for term, value in parts.items()})
+    return GRPOLoss(total, terms)
+
+
+def _field_terms(
+    step: FieldStep,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    trajectory: Trajectory,
+    config: GRPOConfig,
+) -> dict[str, Tensor]:
+    """Unweighted terms of one field; events are reduced to structures as Appendix A says."""
+    crystals = trajectory.final
+    n_atoms = crystals.n_atoms.to(log_ratio.dtype)
+
+    def total(events: Tensor) -> Tensor:
+        """Sum over each structure's events: (k, events) to (k, B)."""
+        if not step.per_atom:
+            return events
+        sums = events.new_zeros(len(events), len(crystals))
+        return sums.index_add(1, crystals.batch, events)
+
+    def average(events: Tensor) -> Tensor:
+        return total(events) / n_atoms if step.per_atom else events
+
+    mode = config.normalization
+    per_atom_ratio = step.per_atom and mode == "per_atom_surrogate"
+    if per_atom_ratio:
+        weight = advantages[crystals.batch]
+    else:
+        log_ratio = total(log_ratio)
+        divide = step.per_atom and mode == "per_structure_weight"
+        weight = advantages / n_atoms if divide else advantages
+    surrogate = clipped_surrogate(log_ratio, weight, config.clip_eps)
+    ratio = log_ratio.detach().exp()
+    clipped = ((ratio - 1.0).abs() > config.clip_eps).to(ratio.dtype)
+    if per_atom_ratio:
+        surrogate, clipped = average(surrogate), average(clipped)
+    penalty = total if mode == "none" else average
+    parts = {
+        "policy_loss": -surrogate.mean(),
+        "kl": penalty(step.policy.kl(step.reference)).mean(),
+        "clip_fraction": clipped.mean(),
+        "ratio": ratio.mean(),
+    }
+    if step.distillation is not None:
+        parts["distillation"] = penalty(step.distillation).mean()
+    return parts

@@ -1,0 +1,311 @@
+"""Generation: ``integrate`` (no gradients, no probabilities) and ``rollout`` (a policy's episode).
+
+States are wrapped to [0, 1) after every step where they are periodic; increments never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from irlkit.crystals import CrystalBatch
+from irlkit.policies import Outputs, Policy, StepInputs, evaluate
+from irlkit.schedules import (
+    FIELD_NAMES,
+    Annealing,
+    NoAnnealing,
+    NoiseSchedule,
+    annealing_on_grid,
+    check_n_steps,
+    time_grid,
+)
+
+if TYPE_CHECKING:
+    from irlkit.model import FlowModel
+
+State = dict[str, Tensor]
+"""Field -> tensor: "pos" (n, 3) wrapped, "cell" (B, 3, 3)."""
+
+
+def advance(state: Mapping[str, Tensor], increments: Mapping[str, Tensor]) -> State:
+    """The state after a step; positions are wrapped, whatever the increment.
+
+    Args:
+        state: field -> tensor.
+        increments: field -> unwrapped increment of the same shape.
+    """
+    new = {name: state[name] + increments[name] for name in FIELD_NAMES}
+    pos = new["pos"] - new["pos"].floor()
+    # A tiny negative number plus one rounds to one.
+    new["pos"] = torch.where(pos >= 1, torch.zeros_like(pos), pos)
+    return new
+
+
+def integrate(
+    model: FlowModel,
+    batch: CrystalBatch,
+    n_steps: int,
+    *,
+    annealing: Annealing | None = None,
+    noise: Mapping[str, NoiseSchedule] | None = None,
+    generator: torch.Generator | None = None,
+    x_0: CrystalBatch | None = None,
+    max_batch: int | None = None,
+    record: bool = False,
+    progress: bool = False,
+) -> CrystalBatch | tuple[CrystalBatch, list[CrystalBatch]]:
+    """Generate one structure per composition with Euler steps (Eq. 4).
+
+    x(t + dt) = x + [1 + s(t)] b(t, x) dt + sigma(t) sqrt(dt) xi.
+
+    Everyday arguments:
+
+    Args:
+        model: velocity field.
+        batch: the compositions; its positions and cells are not used.
+        n_steps: number of steps, positive; the times are ``time_grid(n_steps)``.
+        annealing: s(t, dt); None leaves the velocity as it is.
+        generator: draws the base sample and the noise; needed unless ``x_0`` is given and
+            there is no noise.
+
+    Rarer ones:
+        noise: field -> sigma(t) of a perturbation of every coordinate (13); None or a field left
+            out means none.
+        x_0: start here instead of drawing from the base distribution.
+        max_batch: integrate at most so many structures at a time. Without noise the result does
+            not depend on it.
+        record: also return the states.
+        progress: show a bar.
+
+    Returns:
+        The structures, positions in [0, 1); with ``record``, also a list of the n_steps + 1 states,
+        the first being x_0.
+
+    Raises:
+        ValueError: ``n_steps`` or ``max_batch`` not positive, no generator where one is needed, an
+            unknown field in ``noise``, or ``x_0`` of other compositions.
+    """
+    check_n_steps(n_steps)
+    noise = dict(noise or {})
+    if unknown := sorted(set(noise) - set(FIELD_NAMES)):
+        raise ValueError(f"noise must be for the fields {FIELD_NAMES}, got {unknown}")
+    if generator is None and (x_0 is None or noise):
+        raise ValueError("generator must be a torch.Generator unless x_0 is given without noise")
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
+    if x_0 is None:
+        with torch.no_grad():
+            x_0 = model.sample_base(batch, generator)
+    elif not torch.equal(x_0.species, batch.species) or not torch.equal(x_0.n_atoms, batch.n_atoms):
+        raise ValueError("x_0 must hold the compositions of batch, in the same order")
+
+    size = max(len(x_0), 1) if max_batch is None else max_batch
+    parts = [x_0[i : i + size] for i in range(0, len(x_0), size)] or [x_0]
+    annealing = NoAnnealing() if annealing is None else annealing
+    finals: list[CrystalBatch] = []
+    recorded: list[list[CrystalBatch]] = []
+    with tqdm(total=n_steps * len(parts), disable=not progress, unit="step") as bar:
+        for part in parts:
+            states = _integrate(model, part, n_steps, annealing, noise, generator, record, bar)
+            # Cloned: tensors born in inference mode cannot take part in a later backward pass.
+            crystals = [
+                part.replace(pos=state["pos"].clone(), cell=state["cell"].clone())
+                for state in states
+            ]
+            finals.append(crystals[-1])
+            recorded.append(crystals)
+    final = CrystalBatch.concatenate(finals)
+    if not record:
+        return final
+    return final, [CrystalBatch.concatenate(at) for at in zip(*recorded, strict=True)]
+
+
+@torch.inference_mode()
+def _integrate(
+    model: FlowModel,
+    x_0: CrystalBatch,
+    n_steps: int,
+    annealing: Annealing,
+    noise: Mapping[str, NoiseSchedule],
+    generator: torch.Generator | None,
+    record: bool,
+    bar: tqdm,
+) -> list[State]:
+    """All states, or the last one alone."""
+    times = time_grid(n_steps, x_0.dtype, x_0.device)
+    dts = times.diff()
+    factors = {name: 1.0 + s for name, s in annealing_on_grid(annealing, times).items()}
+    stds = {name: sigma(times[:-1]) * dts.sqrt() for name, sigma in noise.items()}
+    conditioning = model.prepare(x_0)
+    state: State = {name: getattr(x_0, name) for name in FIELD_NAMES}
+    states = [state]
+    for i in range(n_steps):
+        velocity = model.velocity(times[i], state["pos"], state["cell"], conditioning).velocity
+        increments = {name: factors[name][i] * dts[i] * velocity[name] for name in FIELD_NAMES}
+        for name, std in stds.items():
+            xi = torch.randn(
+                state[name].shape, generator=generator, dtype=x_0.dtype, device=x_0.device
+            )
+            increments[name] = increments[name] + std[i] * xi
+        state = advance(state, increments)
+        states = [*states, state] if record else [state]
+        bar.update()
+    return states
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An episode of a policy: everything an update needs.
+
+    Attributes:
+        times: grid, shape (n_steps + 1,).
+        actions: reinforced field -> (n_steps, events, ...), never wrapped.
+        log_probs: reinforced field -> (n_steps, events), under the policy that sampled.
+        final: the generated structures.
+        states: field -> (n_steps + 1, events, ...), or empty where they were not kept.
+        frozen: what the frozen network said before each step, (n_steps, ...); empty where the
+            policy's update does not need it.
+    """
+
+    times: Tensor
+    actions: dict[str, Tensor]
+    log_probs: dict[str, Tensor]
+    final: CrystalBatch
+    states: State = field(default_factory=dict)
+    frozen: Outputs = field(default_factory=dict)
+    _conditioning: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    def inputs(self, policy: Policy, index: Tensor) -> StepInputs:
+        """What ``policy.steps`` needs to score the steps of ``index`` (k,) again.
+
+        Raises:
+            ValueError: the policy needs states, and they were not kept.
+        """
+        if not policy.needs_states:
+            return StepInputs(self.times, index, self.final, {}, {}, None)
+        if not self.states or not self.frozen:
+            raise ValueError(
+                f"{type(policy).__name__} needs the states of the trajectory, which were not kept; "
+                "make the rollout with record_states=True"
+            )
+        k = len(index)
+        if k not in self._conditioning:
+            copies = CrystalBatch.concatenate([self.final] * k)
+            self._conditioning[k] = policy.model.prepare(copies)
+        return StepInputs(
+            self.times,
+            index,
+            self.final,
+            {name: x[index] for name, x in self.states.items()},
+            {head: {n: x[index] for n, x in of.items()} for head, of in self.frozen.items()},
+            self._conditioning[k],
+        )
+
+    def select(self, structures: Tensor) -> Trajectory:
+        """The episodes of some structures, given by index (m,)."""
+        n_atoms = self.final.n_atoms
+        starts = n_atoms.cumsum(0) - n_atoms
+        counts = n_atoms[structures]
+        shifts = starts[structures] - (counts.cumsum(0) - counts)
+        atoms = torch.arange(int(counts.sum()), device=counts.device)
+        atoms = atoms + shifts.repeat_interleave(counts)
+
+        def pick(x: Tensor) -> Tensor:
+            # Where every structure has one atom, both indices are the same.
+            return x[:, atoms if x.shape[1] == len(self.final.species) else structures]
+
+        return Trajectory(
+            self.times,
+            {name: pick(x) for name, x in self.actions.items()},
+            {name: pick(x) for name, x in self.log_probs.items()},
+            self.final[structures],
+            {name: pick(x) for name, x in self.states.items()},
+            {head: {n: pick(x) for n, x in of.items()} for head, of in self.frozen.items()},
+        )
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    x_0: CrystalBatch,
+    n_steps: int,
+    generator: torch.Generator,
+    record_states: bool | None = None,
+) -> Trajectory:
+    """Sample an episode: Euler-Maruyama steps whose actions are drawn from the policy.
+
+    Args:
+        policy: any policy.
+        x_0: base sample.
+        n_steps: number of steps, positive.
+        generator: draws the actions.
+        record_states: keep the states; None keeps them if the policy's update needs them.
+
+    Returns:
+        The trajectory, without gradients.
+
+    Raises:
+        ValueError: ``n_steps`` is not positive.
+    """
+    times = time_grid(n_steps, x_0.dtype, x_0.device)
+    keep = policy.needs_states if record_states is None else record_states
+    conditioning = policy.model.prepare(x_0)
+    state: State = {name: getattr(x_0, name) for name in FIELD_NAMES}
+    kept_states = [state]
+    kept_frozen: list[Outputs] = []
+    actions: dict[str, list[Tensor]] = {name: [] for name in policy.fields}
+    log_probs: dict[str, list[Tensor]] = {name: [] for name in policy.fields}
+    for i in range(n_steps):
+        inputs = StepInputs(
+            times,
+            torch.tensor([i], device=times.device),
+            x_0,
+            {name: x[None] for name, x in state.items()},
+            {},
+            conditioning,
+        )
+        frozen = evaluate(policy.model, inputs, policy.heads)
+        inputs = StepInputs(times, inputs.index, x_0, inputs.states, frozen, conditioning)
+        steps = policy.steps(inputs)
+        increments = {}
+        for name in FIELD_NAMES:
+            if name in steps:
+                action = steps[name].policy.sample(generator)
+                actions[name].append(action)
+                log_probs[name].append(steps[name].policy.log_prob(action))
+                increments[name] = policy.increment(name, action, inputs)[0]
+            else:
+                increments[name] = policy.frozen_increment(name, inputs)[0]
+        state = advance(state, increments)
+        if keep:
+            kept_states.append(state)
+        if policy.needs_states:
+            kept_frozen.append(frozen)
+    return Trajectory(
+        times,
+        {name: torch.cat(a) for name, a in actions.items()},
+        {name: torch.cat(lp) for name, lp in log_probs.items()},
+        x_0.replace(pos=state["pos"], cell=state["cell"]),
+        {name: torch.stack([s[name] for s in kept_states]) for name in FIELD_NAMES} if keep else {},
+        _stack(kept_frozen),
+        {1: conditioning},
+    )
+
+
+def _stack(outputs: list[Outputs]) -> Outputs:
+    if not outputs:
+        return {}
+    return {
+        head: {name: torch.cat([output[head][name] for output in outputs]) for name in of}
+        for head, of in outputs[0].items()
+    }
