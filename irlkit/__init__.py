@@ -1,0 +1,7 @@
+"""irlkit: inference-time reinforcement learning on generative models of crystals."""
+
+from irlkit.crystals import CrystalBatch
+from irlkit.model import FlowModel, load_pretrained
+
+__version__ = "0.1.0"
+__all__ = ["CrystalBatch", "FlowModel", "load_pretrained"]

@@ -45,20 +45,12 @@ def parameters_from_cell(cell: Tensor) -> tuple[Tensor, Tensor]:
     return lengths, torch.rad2deg(cosines.acos())
 
 
-def standard_orientation(cell: Tensor) -> Tensor:
-    """The rotated (and if left-handed, mirrored) cells with first vector along x, second in the xy plane.
-
-    Computed in float64 and returned in the dtype of `cell`, shape (B, 3, 3).
-    """
-    lengths, angles = parameters_from_cell(cell.double())
-    return cell_from_parameters(lengths, angles).to(cell.dtype)
-
-
 @dataclass(frozen=True)
 class BaseDistribution:
     """Where generation starts.
 
-    Positions are uniform in [0, 1); cells have log-normal lengths per lattice vector and angles uniform in 60° to 120°.
+    Positions are uniform in [0, 1); cells have log-normal lengths per lattice vector and angles
+    uniform in 60° to 120°.
 
     Attributes:
         log_length_mean: Mean of ln(length / Å) of each lattice vector.

@@ -1,15 +1,19 @@
 """CSPNet, the network of DiffCSP and OMatG, evaluated without a per-pair concatenation.
 
-The function is that of OMatG's ``CSPNetFull`` under its parameter names. With LN a layer norm, psi the Fourier features
-of the coordinate difference, and all ordered pairs i, j (i = j included) inside each structure, one layer is
+The function is that of OMatG's ``CSPNetFull`` under its parameter names. With LN a layer norm, psi
+the Fourier features
+of the coordinate difference, and all ordered pairs i, j (i = j included) inside each structure,
+one layer is
 
     h_i <- h_i + phi_h(LN(h)_i, mean_j phi_e(LN(h)_i, LN(h)_j, L L^T, psi(x_j - x_i)))
 
 Three identities make it cheap and change nothing:
 
-1. The first linear map of phi_e is a sum of maps of its four arguments, so what depends on one atom or on one structure
+1. The first linear map of phi_e is a sum of maps of its four arguments, so what depends on one
+atom or on one structure
    is computed once per atom or structure.
-2. psi(x_i - x_j) is psi(x_j - x_i) with the sines negated, so unordered pairs suffice; psi is the same in all layers and
+2. psi(x_i - x_j) is psi(x_j - x_i) with the sines negated, so unordered pairs suffice; psi is the
+same in all layers and
    in every network evaluated at the same positions.
 3. Which pairs exist depends on the numbers of atoms alone (`PairTopology`).
 """
@@ -36,7 +40,8 @@ class PairTopology:
         batch: Structure of each atom, shape (n,).
         first: Smaller atom index of each unordered pair, shape (P,).
         second: Larger atom index of each unordered pair, shape (P,).
-        receiver: Receiving atom of each directed edge, shape (2 P + n,): the unordered pairs, the same pairs reversed,
+        receiver: Receiving atom of each directed edge, shape (2 P + n,): the unordered pairs, the
+            same pairs reversed,
             and the self-edges.
     """
 
@@ -94,7 +99,8 @@ class PairFeatures:
             n_freqs: Number of frequencies K, k = 0 ... K - 1.
         """
         difference = pos[topology.second] - pos[topology.first]
-        # Subtracting the nearest integer keeps large arguments accurate; the features do not see it.
+        # Subtracting the nearest integer keeps large arguments accurate; the features do not see
+        # it.
         difference = difference - difference.round()
         frequencies = 2 * math.pi * torch.arange(n_freqs, device=pos.device, dtype=pos.dtype)
         angles = (difference[:, :, None] * frequencies).flatten(1)
@@ -269,7 +275,8 @@ class CSPNet(nn.Module):
             heads: Which of "velocity" and "denoiser" to compute.
 
         Returns:
-            One entry per requested head; per field, positions' velocities are fractional, cells' in Å.
+            One entry per requested head; per field, positions' velocities are fractional, cells'
+            in Å.
 
         Raises:
             ValueError: a requested head does not exist.

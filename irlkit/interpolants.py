@@ -1,7 +1,9 @@
 """Stochastic interpolants x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z (Eq. 1).
 
-A `Path` gives alpha and beta, a `Gamma` gives gamma; an `Interpolant` combines them for one field and knows whether the
-field lives on a torus. Derivatives come from forward-mode differentiation, so a new path is two short functions.
+A `Path` gives alpha and beta, a `Gamma` gives gamma; an `Interpolant` combines them for one field
+and knows whether the
+field lives on a torus. Derivatives come from forward-mode differentiation, so a new path is two
+short functions.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ class VariancePreservingPath(Path):
     """alpha = sqrt(1 - tau^2), beta = tau with tau(t) constant-rate, linear or cosine.
 
     Attributes:
-        schedule: "constant" (tau = t), "linear" (of `beta_min`, `beta_max`) or "cosine" (of `offset`).
+        schedule: "constant" (tau = t), "linear" (of `beta_min`, `beta_max`) or "cosine" (of
+            `offset`).
     """
 
     schedule: str = "constant"
@@ -121,7 +124,7 @@ class VariancePreservingPath(Path):
 
 @dataclass(frozen=True)
 class VarianceExplodingPath(Path):
-    """alpha = sqrt(s(1 - t)^2 - s(0)^2), beta = 1 with s(u) = sigma_min (sigma_max / sigma_min)^u."""
+    """alpha = sqrt(s(1 - t)^2 - s(0)^2), beta = 1; s(u) = sigma_min (sigma_max / sigma_min)^u."""
 
     sigma_min: float = 0.005
     sigma_max: float = 0.5
@@ -160,7 +163,10 @@ class EncoderDecoderGamma:
 
 @dataclass(frozen=True)
 class VanishingEpsilon:
-    """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)); sigma_SDE^2 = 2 epsilon."""
+    """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)).
+
+    The SDE's noise follows from sigma^2 = 2 epsilon.
+    """
 
     c: float
     mu: float
@@ -205,7 +211,8 @@ class Interpolant:
         path: alpha and beta.
         gamma: Latent-noise coefficient or None.
         periodic: Whether the field is a fractional coordinate.
-        center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom fields only).
+        center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom
+            fields only).
     """
 
     path: Path = field(default_factory=LinearPath)
@@ -290,7 +297,8 @@ def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
 
 
 def pair_by_permutation(x_0: Tensor, x_1: Tensor, n_atoms: Tensor) -> Tensor:
-    """Reorder each structure's base positions to the smallest total squared periodic distance from `x_1`.
+    """Reorder each structure's base positions to the smallest total squared periodic distance from
+    `x_1`.
 
     Base positions are exchangeable, so their order is free; the species stay where they are.
 

@@ -1,4 +1,4 @@
-"""CSPNet written as its formula reads: every directed pair, every feature concatenated. Slow and obvious."""
+"""CSPNet as its formula reads: every directed pair, every feature concatenated. Slow, obvious."""
 
 import math
 

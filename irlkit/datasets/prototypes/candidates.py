@@ -191,7 +191,8 @@ FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
 def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
     """All (structure type, elements) pairs to relax, in a random order.
 
-    Half-Heusler compounds appear three times, once with each element on the fourfold-coordinated inner site.
+    Half-Heusler compounds appear three times, once with each element on the fourfold-coordinated
+    inner site.
 
     Args:
         seed: Seeds the choice of compositions in capped families and the order.

@@ -1,6 +1,7 @@
 """Makes the embedded data set from nothing: enumerate, relax with CHGNet, filter, label, split.
 
-Run ``python -m irlkit.datasets.prototypes.generate --help``. Relaxations are appended to a JSON-lines file, so that a
+Run ``python -m irlkit.datasets.prototypes.generate --help``. Relaxations are appended to a
+JSON-lines file, so that a
 run that was stopped continues where it ended; the parquet file is made from it in seconds.
 """
 
@@ -26,6 +27,7 @@ MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
+N_CANDIDATES = 6000  # of the shuffled enumeration
 
 _calculator: Any = None
 
@@ -51,7 +53,8 @@ def relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
         candidate: Structure type and elements.
 
     Returns:
-        Record with the outcome; on success species, fractional positions, cell (Å) and energy per atom (eV).
+        Record with the outcome; on success species, fractional positions, cell (Å) and energy per
+        atom (eV).
     """
     from ase.filters import FrechetCellFilter
     from ase.optimize import BFGS
@@ -77,7 +80,7 @@ def relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     return record
 
 
-def relax_all(raw: Path, workers: int, limit: int | None) -> None:
+def relax_all(raw: Path, workers: int, limit: int) -> None:
     """Relax every candidate that `raw` does not hold yet, appending to it."""
     from tqdm.auto import tqdm
 
@@ -115,7 +118,7 @@ def _is_broken(structure: Any) -> bool:
 
 
 def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) -> str:
-    """Structure type of a relaxed structure: its own start if the symmetry held, else a matching type."""
+    """Structure type after relaxation: the start if the symmetry held, else one that matches."""
     start = STRUCTURE_TYPES[record["prototype"]]
     if start.space_group == number:
         return start.name
@@ -188,7 +191,7 @@ def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
             kept.append((structure, record))
         for structure, record in kept:
             number = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_number()
-            lattice = Lattice.from_parameters(*structure.lattice.parameters)
+
             rows.append(
                 {
                     "formula": formula,
@@ -197,7 +200,7 @@ def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
                     "energy_per_atom": record["energy_per_atom"],
                     "species": np.array([site.specie.Z for site in structure], np.uint8),
                     "pos": (structure.frac_coords % 1).astype(np.float32).ravel(),
-                    "cell": lattice.matrix.astype(np.float32).ravel(),
+                    "cell": structure.lattice.matrix.astype(np.float32).ravel(),
                     "split": split_of(formula),
                     "_composition": structure.composition,
                 }
@@ -233,7 +236,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("prototypes.parquet"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--limit", type=int, help="relax only the first N candidates")
+    parser.add_argument(
+        "--limit", type=int, default=N_CANDIDATES, help="relax only the first N candidates"
+    )
     parser.add_argument("--skip-relaxation", action="store_true", help="only rebuild the table")
     arguments = parser.parse_args(argv)
     if not arguments.skip_relaxation:

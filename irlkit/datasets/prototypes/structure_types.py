@@ -1,7 +1,9 @@
 """The structure types of the embedded data set, as space group, axis ratios and occupied sites.
 
-Every type is written for a formula whose sites are labelled ``A``, ``B``, ``X`` in the order of its ``stoichiometry``.
-Coordinates are conventional-cell fractional coordinates in the setting that pymatgen gives a space-group number; free
+Every type is written for a formula whose sites are labelled ``A``, ``B``, ``X`` in the order of
+its ``stoichiometry``.
+Coordinates are conventional-cell fractional coordinates in the setting that pymatgen gives a
+space-group number; free
 parameters carry typical values, which relaxation then changes.
 """
 
@@ -45,7 +47,8 @@ class StructureType:
             elements: Element symbols for the labels A, B, X.
 
         Returns:
-            Structure with `n_atoms` sites whose closest contact equals the sum of the two covalent radii.
+            Structure with `n_atoms` sites whose closest contact equals the sum of the two covalent
+            radii.
 
         Raises:
             ValueError: the number of elements differs from the number of labels.

@@ -1,0 +1,416 @@
+"""Training of flow models: velocity loss (Eq. 2), denoiser loss (Eq. 5), EMA, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from irlkit.base_distribution import BaseDistribution
+from irlkit.crystals import CrystalBatch
+from irlkit.cspnet import CSPNet
+from irlkit.interpolants import (
+    T_MAX,
+    T_MIN,
+    Interpolant,
+    LinearPath,
+    SqrtGamma,
+    TrigonometricPath,
+    center,
+    pair_by_permutation,
+)
+from irlkit.model import FlowModel
+
+if TYPE_CHECKING:
+    from irlkit.datasets import CrystalDataset
+
+#: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
+#: Trig-SDE-Gamma.
+KINDS: dict[str, dict[str, Interpolant]] = {
+    "linear-ode": {
+        "pos": Interpolant(LinearPath(), periodic=True, center_of_mass_free=True),
+        "cell": Interpolant(LinearPath()),
+    },
+    "trig-sde-gamma": {
+        "pos": Interpolant(TrigonometricPath(), SqrtGamma(0.049242906), periodic=True),
+        "cell": Interpolant(TrigonometricPath()),
+    },
+}
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Settings of `pretrain`.
+
+    Attributes:
+        kind: "linear-ode" or "trig-sde-gamma".
+        hidden_dim: Channels of the network.
+        n_layers: Layers of the network.
+        n_freqs: Frequencies of the pair features.
+        time_dim: Size of the time embedding.
+        iterations: Optimiser steps.
+        batch_size: Structures per step.
+        learning_rate: Peak of Adam's learning rate, which then follows a half cosine to zero.
+        warmup: Steps of linear increase to the peak.
+        ema_decay: Decay of the exponential moving average of the weights, per step.
+        max_grad_norm: Gradient-norm clip.
+        cell_weight: Weight of the cell's losses against the positions'.
+        denoiser_weight: Weight of the denoiser's losses against the velocities'.
+        pair_by_permutation: Reorder base positions to the shortest total distance.
+        validate_every: Steps between validations and checkpoints.
+        seed: Of weights, data order and draws.
+    """
+
+    kind: str = "linear-ode"
+    hidden_dim: int = 128
+    n_layers: int = 4
+    n_freqs: int = 32
+    time_dim: int = 128
+    iterations: int = 20_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    cell_weight: float = 0.05
+    denoiser_weight: float = 1.0
+    pair_by_permutation: bool = True
+    validate_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: expected one of {sorted(KINDS)}, got {self.kind!r}")
+        for name in ("iterations", "batch_size", "validate_every", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean squared errors per field; the denoiser's only for fields with latent noise."""
+
+    velocity: dict[str, Tensor]
+    denoiser: dict[str, Tensor]
+
+    def total(self, config: PretrainingConfig) -> Tensor:
+        """Weighted sum."""
+        weights = {"pos": 1.0, "cell": config.cell_weight}
+        loss = sum(weights[name] * value for name, value in self.velocity.items())
+        for name, value in self.denoiser.items():
+            loss = loss + config.denoiser_weight * weights[name] * value
+        return loss  # type: ignore[return-value]
+
+
+def interpolant_losses(
+    model: FlowModel,
+    x_1: CrystalBatch,
+    generator: torch.Generator,
+    *,
+    pairing: bool = True,
+) -> Losses:
+    """Losses (2) and (5) at one stratified random time per structure.
+
+    With latent noise both signs of z are evaluated at the same draw (antithetic pairs), which
+    keeps the loss finite in
+    variance where the derivative of gamma diverges.
+
+    Args:
+        model: Trained model.
+        x_1: Data, cells in the standard orientation.
+        generator: Draws times, base samples and latent noise; on the CPU.
+        pairing: Pair base positions with the data by minimum permutation.
+
+    Returns:
+        Losses with gradients.
+    """
+    device, dtype = x_1.device, x_1.dtype
+    size = len(x_1.n_atoms)
+    strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    strata = strata[torch.randperm(size, generator=generator)]
+    t = (T_MIN + (T_MAX - T_MIN) * strata).to(device, dtype)
+    x_0 = model.sample_base(x_1, generator)
+    data = {"pos": x_1.pos, "cell": x_1.cell}
+    base = {"pos": x_0.pos, "cell": x_0.cell}
+    if pairing:
+        base["pos"] = pair_by_permutation(base["pos"], data["pos"], x_1.n_atoms)
+    times = {"pos": t[x_1.batch][:, None], "cell": t[:, None, None]}
+    noise = {
+        name: torch.randn(data[name].shape, generator=generator).to(device, dtype)
+        for name, entry in model.interpolants.items()
+        if entry.gamma is not None
+    }
+    conditioning = model.prepare(x_1)
+    signs = (1.0, -1.0) if noise else (1.0,)
+    velocity = {name: t.new_zeros(()) for name in data}
+    denoiser = {name: t.new_zeros(()) for name in noise}
+    heads = ("velocity", "denoiser") if noise else ("velocity",)
+    for sign in signs:
+        states, targets = {}, {}
+        for name, interpolant in model.interpolants.items():
+            z = sign * noise[name] if name in noise else None
+            sample = interpolant.sample(times[name], base[name], data[name], z)
+            states[name], targets[name] = sample.x_t, sample.target
+            if interpolant.center_of_mass_free:
+                targets[name] = center(targets[name], x_1.batch, x_1.n_atoms)
+        output = model.velocity(t, states["pos"], states["cell"], conditioning, heads)
+        for name in data:
+            error = (output.velocity[name] - targets[name]).square().mean()
+            velocity[name] = velocity[name] + error / len(signs)
+        for name, z in noise.items():
+            error = (output.denoiser[name] - sign * z).square().mean()
+            denoiser[name] = denoiser[name] + error / len(signs)
+    return Losses(velocity, denoiser)
+
+
+def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel:
+    """Untrained model, base distribution fitted to `dataset`, weights seeded by `config.seed`."""
+    interpolants = KINDS[config.kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = CSPNet(
+            config.hidden_dim,
+            config.n_layers,
+            config.n_freqs,
+            config.time_dim,
+            denoiser=any(entry.gamma is not None for entry in interpolants.values()),
+        )
+    base = BaseDistribution.fit(dataset.batch.cell)
+    return FlowModel(network, interpolants, base)
+
+
+class _State:
+    """All that changes during training, and its checkpoint file."""
+
+    def __init__(self, model: FlowModel, config: PretrainingConfig, n_train: int) -> None:
+        self.config = config
+        self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.iteration = 0
+        self.seconds = 0.0
+        self.order = torch.empty(0, dtype=torch.long)
+        self.n_train = n_train
+        self.history: list[dict[str, float]] = []
+
+    def next_indices(self) -> Tensor:
+        """Indices of the next minibatch; the order is drawn anew once all structures were used."""
+        size = min(self.config.batch_size, self.n_train)
+        while len(self.order) < size:
+            epoch = torch.randperm(self.n_train, generator=self.generator)
+            self.order = torch.cat([self.order, epoch])
+        indices, self.order = self.order[:size], self.order[size:]
+        return indices
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine to zero."""
+        config = self.config
+        rise = min(1.0, (self.iteration + 1) / max(config.warmup, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.iteration / config.iterations))
+        return config.learning_rate * rise * cosine
+
+    def step(self, batch: CrystalBatch) -> dict[str, float]:
+        """One optimiser step; returns its losses."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        losses = interpolant_losses(
+            self.model, batch, self.generator, pairing=config.pair_by_permutation
+        )
+        total = losses.total(config)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"iteration {self.iteration}: the gradient is not finite; lower learning_rate "
+                f"(now {config.learning_rate}) and continue from the last checkpoint"
+            )
+        self.optimizer.step()
+        # Early averages follow the weights closely, else the random start would stay in them.
+        decay = min(config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+            )
+        self.iteration += 1
+        values = {f"velocity_{k}": float(v.detach()) for k, v in losses.velocity.items()}
+        values |= {f"denoiser_{k}": float(v.detach()) for k, v in losses.denoiser.items()}
+        return values | {"loss": float(total.detach())}
+
+    def save(self, path: Path) -> None:
+        """Write aside, sync, rename."""
+        aside = path.with_name(path.name + ".part")
+        with aside.open("wb") as file:
+            torch.save(
+                {
+                    "config": asdict(self.config),
+                    "model": self.model.state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "generator": self.generator.get_state(),
+                    "order": self.order,
+                    "iteration": self.iteration,
+                    "seconds": self.seconds,
+                    "history": self.history,
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: the file is not a checkpoint, or belongs to other settings.
+        """
+        try:
+            stored = torch.load(path, weights_only=True, map_location=self.model.device)
+            config = stored["config"]
+        except Exception as error:
+            raise ValueError(
+                f"out_dir: {path} is not a pretraining checkpoint ({error}); "
+                "delete it to start anew"
+            ) from error
+        ours = asdict(self.config)
+        different = [k for k in ours if k != "validate_every" and config.get(k) != ours[k]]
+        if different:
+            raise ValueError(
+                f"out_dir: {path} belongs to a run with other settings ({different}); choose "
+                "another out_dir or the same settings"
+            )
+        self.model.load_state_dict(stored["model"])
+        self.average.load_state_dict(stored["average"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.generator.set_state(stored["generator"].cpu())
+        self.order = stored["order"].cpu()
+        self.iteration = stored["iteration"]
+        self.seconds = stored["seconds"]
+        self.history = stored["history"]
+
+
+def pretrain(
+    dataset: CrystalDataset,
+    config: PretrainingConfig | None = None,
+    *,
+    validation: CrystalDataset | None = None,
+    evaluate: Callable[[FlowModel], Mapping[str, float]] | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    info: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> FlowModel:
+    """Train a flow model; with `out_dir`, stop and call again to continue.
+
+    Args:
+        dataset: Training structures.
+        config: Settings; the defaults are those of the shipped models but for `kind`.
+        validation: Structures for the validation loss, at the same draws every time.
+        evaluate: Called with the averaged model at each validation; its numbers (for instance
+            METRe) enter the history.
+        out_dir: Folder for ``checkpoint.pt``, ``model.safetensors`` and ``history.parquet``.
+        device: Where to train.
+        info: Plain data to keep with the model.
+        progress: Show a progress bar.
+
+    Returns:
+        The model with averaged weights.
+
+    Raises:
+        ValueError: the data set is empty, or `out_dir` holds a checkpoint of other settings.
+        FloatingPointError: a gradient is not finite.
+    """
+    from tqdm.auto import tqdm
+
+    config = config or PretrainingConfig()
+    if len(dataset) < 2:
+        raise ValueError(f"dataset: training needs two structures or more, got {len(dataset)}")
+    data = dataset.batch.standard_orientation().to(device)
+    held_out = None if validation is None else validation.batch.standard_orientation().to(device)
+    state = _State(build_model(dataset, config).to(device), config, len(dataset))
+    folder = None if out_dir is None else Path(out_dir)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "checkpoint.pt").exists():
+            state.load(folder / "checkpoint.pt")
+    bar = tqdm(
+        total=config.iterations,
+        initial=state.iteration,
+        desc=f"pretraining {config.kind}",
+        disable=not progress,
+        mininterval=1.0,
+    )
+    started = time.monotonic() - state.seconds
+    mean_loss = None
+    with bar:
+        while state.iteration < config.iterations:
+            values = state.step(data.select(state.next_indices().to(device)))
+            mean_loss = (
+                values["loss"] if mean_loss is None else 0.98 * mean_loss + 0.02 * values["loss"]
+            )
+            bar.update()
+            if state.iteration % 50 == 0:
+                bar.set_postfix(loss=f"{mean_loss:.4f}")
+            if state.iteration % config.validate_every and state.iteration < config.iterations:
+                continue
+            state.seconds = time.monotonic() - started
+            row = {"iteration": state.iteration, "seconds": state.seconds, **values}
+            if held_out is not None:
+                row |= _validation_losses(state.average, held_out, config)
+            if evaluate is not None:
+                row |= dict(evaluate(state.average))
+            state.history.append(row)
+            if folder is not None:
+                pd.DataFrame(state.history).to_parquet(folder / "history.parquet")
+                state.save(folder / "checkpoint.pt")
+                state.average.save(folder / "model.safetensors")
+    model = state.average
+    model.info = {
+        **dict(info or {}),
+        "dataset": dataset.name,
+        "n_train": len(dataset),
+        "training_seconds": round(state.seconds, 1),
+        "config": asdict(config),
+        "history": json.loads(json.dumps(state.history[-1:])),
+    }
+    if folder is not None:
+        model.save(folder / "model.safetensors")
+    return model
+
+
+@torch.no_grad()
+def _validation_losses(
+    model: FlowModel, batch: CrystalBatch, config: PretrainingConfig
+) -> dict[str, float]:
+    """Losses at draws that are the same at every call."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    draws = 4
+    sums: dict[str, float] = {}
+    for _ in range(draws):
+        losses = interpolant_losses(model, batch, generator, pairing=config.pair_by_permutation)
+        named = {f"validation_velocity_{k}": v for k, v in losses.velocity.items()}
+        named |= {f"validation_denoiser_{k}": v for k, v in losses.denoiser.items()}
+        named["validation_loss"] = losses.total(config)
+        for name, value in named.items():
+            sums[name] = sums.get(name, 0.0) + float(value) / draws
+    return sums
+
+
+def shipped_config(kind: str, **changes: Any) -> PretrainingConfig:
+    """The settings with which the package's own model of this kind was trained."""
+    return replace(PretrainingConfig(kind=kind), **changes)

@@ -1,0 +1,137 @@
+"""Training: losses against their definition, reproducibility, resume, errors."""
+
+import pandas as pd
+import pytest
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.datasets import CrystalDataset
+from irlkit.pretraining import (
+    PretrainingConfig,
+    build_model,
+    interpolant_losses,
+    pretrain,
+)
+
+TINY = {
+    "hidden_dim": 12,
+    "n_layers": 2,
+    "n_freqs": 3,
+    "time_dim": 8,
+    "batch_size": 8,
+    "iterations": 6,
+    "validate_every": 3,
+    "warmup": 2,
+}
+
+
+@pytest.fixture
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    n_atoms = torch.tensor([1, 2, 2, 3, 1, 2])
+    n = int(n_atoms.sum())
+    batch = CrystalBatch(
+        torch.randint(1, 20, (n,), generator=generator),
+        torch.rand(n, 3, generator=generator),
+        (4 * torch.eye(3) + torch.rand(6, 3, 3, generator=generator)),
+        n_atoms,
+    ).standard_orientation()
+    table = pd.DataFrame(
+        {
+            "material_id": [f"t{i}" for i in range(6)],
+            "formula": batch.reduced_formulas(),
+            "n_atoms": n_atoms.numpy(),
+        }
+    )
+    return CrystalDataset("toy", None, batch, table)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["linear-ode", "trig-sde-gamma"])
+def test_loss_falls_on_one_batch(kind, dataset):
+    config = PretrainingConfig(kind=kind, **(TINY | {"iterations": 150, "learning_rate": 3e-3}))
+    model = pretrain(dataset, config, progress=False)
+
+    def loss(m):
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            draws = [
+                interpolant_losses(m, dataset.batch, generator).total(config) for _ in range(20)
+            ]
+        return float(torch.stack(draws).mean())
+
+    assert loss(model) < 0.9 * loss(build_model(dataset, config))
+    assert model.info["dataset"] == "toy" and model.info["n_train"] == 6
+
+
+def test_velocity_target_has_no_center_of_mass_motion(dataset):
+    """A structure of one atom has a zero target, so a zero velocity has no position loss."""
+    config = PretrainingConfig(**TINY)
+    model = build_model(dataset, config)
+    torch.nn.init.zeros_(model.network.coord_out.weight)
+    ones = dataset.batch.select(dataset.batch.n_atoms == 1)
+    loss = interpolant_losses(model, ones, torch.Generator().manual_seed(0))
+    assert float(loss.velocity["pos"].detach()) == 0.0
+    assert float(loss.velocity["cell"].detach()) > 0.0
+
+
+def test_antithetic_loss_is_the_mean_over_both_signs(dataset):
+    """With zero outputs the denoiser's loss is exactly mean(z^2), whatever the sign."""
+    config = PretrainingConfig(kind="trig-sde-gamma", **TINY)
+    model = build_model(dataset, config)
+    torch.nn.init.zeros_(model.network.coord_out_2.weight)
+    loss = interpolant_losses(model, dataset.batch, torch.Generator().manual_seed(0))
+    assert set(loss.denoiser) == {"pos"}
+    assert 0.3 < float(loss.denoiser["pos"].detach()) < 2.0
+
+
+def test_same_seed_same_bits_and_resume_equals_no_stop(dataset, tmp_path):
+    config = PretrainingConfig(kind="trig-sde-gamma", **TINY)
+    plain = pretrain(dataset, config, progress=False)
+    again = pretrain(dataset, config, progress=False)
+    assert torch.equal(weights(plain), weights(again))
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_first_validation(model):
+        if not stopped:
+            stopped.append(True)
+            return {"metre": 0.5}
+        raise Stop
+
+    stopped: list[bool] = []
+    with pytest.raises(Stop):
+        pretrain(
+            dataset, config, progress=False, out_dir=tmp_path, evaluate=stop_at_first_validation
+        )
+    assert (tmp_path / "checkpoint.pt").exists()
+    resumed = pretrain(dataset, config, progress=False, out_dir=tmp_path)
+    assert torch.equal(weights(plain), weights(resumed))
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    assert history["iteration"].tolist() == [3, 6]
+    assert history["metre"][0] == 0.5
+
+
+def test_errors(dataset, tmp_path):
+    with pytest.raises(ValueError, match="kind: expected one of"):
+        PretrainingConfig(kind="no-such-kind")
+    with pytest.raises(ValueError, match="iterations: expected a positive number, got 0"):
+        PretrainingConfig(iterations=0)
+    with pytest.raises(ValueError, match="dataset: training needs two structures or more, got 1"):
+        pretrain(dataset.select([0]), PretrainingConfig(**TINY), progress=False)
+    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="is not a pretraining checkpoint"):
+        pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
+    with pytest.raises(ValueError, match="belongs to a run with other settings"):
+        pretrain(
+            dataset,
+            PretrainingConfig(**(TINY | {"hidden_dim": 8})),
+            progress=False,
+            out_dir=tmp_path,
+        )
