@@ -2,9 +2,9 @@
 
 Messages are pickles on standard input and output, tuples whose first entry names them:
 
-- in: ("references", key, arrays), ("drop", key), ("match", call, key, items), each item being
+- in: ("references", key, arrays), ("drop", key), ("match", key, items), each item being
   (index, numbers, pos, cell, reference indices); the first message is ("settings", dictionary);
-- out: ("ready",), then ("result", call, index, displacements, status) for each item, in order.
+- out: ("ready",), then ("result", index, displacements, status) for each item, in order.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class MatchSession:
         """Forgets references."""
         del self._arrays[key], self._prepared[key]
 
-    def match(
-        self, key: int, arrays: Arrays, references: Sequence[int]
-    ) -> tuple[np.ndarray, int]:
+    def match(self, key: int, arrays: Arrays, references: Sequence[int]) -> tuple[np.ndarray, int]:
         """Displacements between one structure and references, nan without a match, and status."""
         result = np.full(len(references), np.nan)
         try:
@@ -136,9 +134,9 @@ def serve() -> None:
             elif kind == "drop":
                 session.drop(*content)
             else:
-                call, key, items = content
+                key, items = content
                 for index, numbers, pos, cell, references in items:
                     result, status = session.match(key, (numbers, pos, cell), references)
-                    send("result", call, index, result, status)
+                    send("result", index, result, status)
     except (EOFError, BrokenPipeError):
         pass

@@ -32,6 +32,9 @@ _PRIMITIVE_TOLERANCE = 0.25
 """Distance within which pymatgen takes atoms as translated copies, Å."""
 _EXACT = 1e-5
 """Displacement at which pymatgen ends its search, dimensionless."""
+_MAX_VOLUME = 1e15
+"""pymatgen's tolerance of a lattice grows with its volume, and with it the time: past this volume,
+a cubic cell of 1e5 Å, it takes any basis for a Niggli basis."""
 _MAX_ELEMENTS = 1 << 22
 """Length of the temporary arrays that the search is cut into."""
 
@@ -88,6 +91,8 @@ class RmsdMatcher:
             ValueError: the lattice cannot be reduced.
         """
         lattice = Lattice(cell)
+        if not lattice.volume < _MAX_VOLUME:
+            raise ValueError(f"cell must be below {_MAX_VOLUME:g} Å³, got {lattice.volume:g}")
         reduced = lattice.get_niggli_reduced_lattice()
         if reduced != lattice:
             pos = (pos @ cell) @ np.linalg.inv(reduced.matrix) % 1.0

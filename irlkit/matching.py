@@ -39,6 +39,8 @@ _GRACE_SECONDS = 2.0
 """Time beyond the limit after which a worker that does not stop by itself is killed."""
 _CHUNK = 8
 """Structures sent to a worker at once."""
+_WORKER_SETUP = ""
+"""Code that a worker runs first, for tests."""
 _keys = itertools.count()
 
 
@@ -115,15 +117,22 @@ class MatchPool:
         self.n_workers = n_workers
         self.timeout = float(timeout)
         self.n_timeouts = 0
-        self._settings = dict(timeout=self.timeout, stol=stol, ltol=ltol, angle_tol=angle_tol)
+        self._settings: dict[str, float] = {
+            "timeout": self.timeout,
+            "stol": stol,
+            "ltol": ltol,
+            "angle_tol": angle_tol,
+        }
         self._session = MatchSession(**self._settings)
         self._references: dict[int, References] = {}
         self._workers: list[_Worker] = []
-        self._inbox: queue.SimpleQueue[tuple[_Worker, tuple[Any, ...] | None]] = (
-            queue.SimpleQueue()
-        )
-        self._calls = itertools.count()
+        self._inbox: queue.SimpleQueue[tuple[_Worker, tuple[Any, ...] | None]] = queue.SimpleQueue()
         self._finalizer = weakref.finalize(self, _stop, self._workers)
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """stol, ltol and angle_tol."""
+        return {name: value for name, value in self._settings.items() if name != "timeout"}
 
     @property
     def stol(self) -> float:
@@ -207,8 +216,7 @@ class MatchPool:
             raise ValueError(
                 "references were prepared by another pool or released; call prepare of this pool"
             )
-        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2) if len(pairs) == 0 else pairs
-        pairs = np.asarray(pairs)
+        pairs = np.asarray(pairs) if len(pairs) else np.empty((0, 2), dtype=np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
             raise ValueError(
                 "pairs must be integers (generated, reference) of shape (n_pairs, 2), "
@@ -263,29 +271,31 @@ class MatchPool:
     def _in_workers(
         self, references: References, items: list[tuple[Any, ...]]
     ) -> list[tuple[int, np.ndarray, int]]:
-        call = next(self._calls)
         waiting = collections.deque(items)
         results: list[tuple[int, np.ndarray, int]] = []
         try:
-            self._fill(call, references, waiting)
+            self._fill(references, waiting)
             while len(results) < len(items):
                 try:
                     worker, message = self._inbox.get(timeout=0.5)
                 except queue.Empty:
-                    message = ()
-                if message is None and worker in self._workers:
-                    results += self._replace(worker, FAILED, waiting)
-                elif message and message[0] == "ready":
-                    worker.started = True
-                    worker.progress = time.monotonic()
-                elif message and message[1] == call:
-                    worker.pending.popleft()
-                    worker.progress = time.monotonic()
-                    results.append(message[2:])
-                for worker in list(self._workers):
-                    if worker.stuck(self.timeout):
-                        results += self._replace(worker, TIMED_OUT, waiting)
-                self._fill(call, references, waiting)
+                    # Only now: an answer that has arrived but was not read is no delay.
+                    for worker in list(self._workers):
+                        if worker.stuck(self.timeout):
+                            results += self._replace(worker, TIMED_OUT, waiting)
+                else:
+                    if worker not in self._workers:
+                        continue  # The last words of one that was replaced.
+                    if message is None:
+                        results += self._replace(worker, FAILED, waiting)
+                    else:
+                        worker.progress = time.monotonic()
+                        if message[0] == "ready":
+                            worker.started = True
+                        else:
+                            worker.pending.popleft()
+                            results.append(message[1:])
+                self._fill(references, waiting)
         except BaseException:
             # Whatever is still under way must not disturb the next call.
             for worker in [worker for worker in self._workers if worker.pending]:
@@ -294,9 +304,7 @@ class MatchPool:
             raise
         return results
 
-    def _fill(
-        self, call: int, references: References, waiting: collections.deque[tuple[Any, ...]]
-    ) -> None:
+    def _fill(self, references: References, waiting: collections.deque[tuple[Any, ...]]) -> None:
         """Gives work to the workers that have little left, starting those that are missing."""
         while waiting and len(self._workers) < self.n_workers:
             self._workers.append(_Worker(self._settings, self._inbox))
@@ -304,7 +312,7 @@ class MatchPool:
         for worker in self._workers:
             if waiting and len(worker.pending) <= size // 2:
                 chunk = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                worker.match(call, references, chunk)
+                worker.match(references, chunk)
 
     def _replace(
         self, worker: _Worker, status: int, waiting: collections.deque[tuple[Any, ...]]
@@ -337,9 +345,15 @@ class _Worker:
         # One thread each: the processes themselves are what runs in parallel.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = "1"
+        # The package without its __init__, which would load torch: a second and 200 MB each.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            "from irlkit._match_worker import serve; serve()"
+            "import sys, types\n"
+            f"sys.path[:] = {sys.path!r}\n"
+            "sys.modules['irlkit'] = types.ModuleType('irlkit')\n"
+            f"sys.modules['irlkit'].__path__ = [{os.path.dirname(__file__)!r}]\n"
+            f"{_WORKER_SETUP}\n"
+            "from irlkit._match_worker import serve\n"
+            "serve()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -373,7 +387,7 @@ class _Worker:
         except (BrokenPipeError, ValueError):
             pass  # It has died, which the reading thread notices and reports.
 
-    def match(self, call: int, references: References, items: list[tuple[Any, ...]]) -> None:
+    def match(self, references: References, items: list[tuple[Any, ...]]) -> None:
         """Sends items, after the references if the worker does not have them."""
         if references.key not in self._known:
             self._send("references", references.key, references.arrays)
@@ -381,7 +395,7 @@ class _Worker:
         if not self.pending:
             self.progress = time.monotonic()
         self.pending.extend(items)
-        self._send("match", call, references.key, items)
+        self._send("match", references.key, items)
 
     def drop(self, key: int) -> None:
         """Lets the worker forget references."""
@@ -428,6 +442,8 @@ def _as_batch(structures: CrystalBatch | Sequence[Structure]) -> CrystalBatch:
 
 def _arrays(batch: CrystalBatch) -> list[Arrays]:
     """(numbers, pos, cell) of each structure, float64."""
+    if not len(batch):
+        return []
     ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
     return list(
         zip(

@@ -1,0 +1,6 @@
+"""Rewards of generated structures."""
+
+from irlkit.rewards.base import Reward, RewardResult
+from irlkit.rewards.structure_match import CRMSEReward
+
+__all__ = ["CRMSEReward", "Reward", "RewardResult"]
