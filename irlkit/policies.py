@@ -46,6 +46,15 @@ Outputs = dict[str, dict[str, Tensor]]
 """What a network said at k steps: "velocity" and "denoiser" -> field -> (k, events, ...)."""
 
 
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of ``like``.
+
+    They are drawn on the generator's device, so a CPU generator gives the same ones everywhere.
+    """
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+    return noise.to(like.device)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Independent normal numbers that form events.
@@ -63,10 +72,7 @@ class Gaussian:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """One draw, of the shape of ``mean``."""
-        noise = torch.randn(
-            self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
-        )
-        return self.mean + self.std * noise
+        return self.mean + self.std * standard_normal(self.mean, generator)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of each event, shape (k, events): summed over the event's numbers."""
@@ -260,7 +266,8 @@ class AnnealingPolicy(Policy):
 
     Args:
         model: frozen pretrained model.
-        annealing: schedule to train; None makes a zero ``LearnedAnnealing``.
+        annealing: schedule to train, moved to the model's device and dtype; None makes a zero
+            ``LearnedAnnealing``.
         noise: field -> sigma(t).
         ref_noise: field -> sigma_ref(t); None means ``noise``.
 
@@ -280,7 +287,8 @@ class AnnealingPolicy(Policy):
         if noise is None:
             noise = {field: ConstantNoise(0.1) for field in FIELD_NAMES}
         super().__init__(model, noise, ref_noise)
-        self.annealing = LearnedAnnealing() if annealing is None else annealing
+        annealing = LearnedAnnealing() if annealing is None else annealing
+        self.annealing = annealing.to(next(model.parameters()))
 
     def schedule(self) -> Annealing:
         return self.annealing
@@ -396,13 +404,11 @@ class ScorePolicy(_NetworkPolicy):
         annealing: Annealing | None = None,
     ) -> None:
         super().__init__(model, noise, ref_noise, annealing)
-        has = model.has_denoiser
-        available = [f for f in FIELD_NAMES if (has.get(f) if isinstance(has, dict) else f in has)]
-        missing = [field for field in self.fields if field not in available]
+        missing = [field for field in self.fields if field not in model.has_denoiser]
         if missing:
             raise ValueError(
                 f"noise reinforces {missing}, for which the model has no denoiser (it has them for "
-                f"{available}); use VelocityPolicy or another model"
+                f"{model.has_denoiser}); use VelocityPolicy or another model"
             )
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
-from irlkit.policies import Outputs, Policy, StepInputs, evaluate
+from irlkit.policies import Outputs, Policy, StepInputs, evaluate, standard_normal
 from irlkit.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -148,9 +148,7 @@ def _integrate(
         velocity = model.velocity(times[i], state["pos"], state["cell"], conditioning).velocity
         increments = {name: factors[name][i] * dts[i] * velocity[name] for name in FIELD_NAMES}
         for name, std in stds.items():
-            xi = torch.randn(
-                state[name].shape, generator=generator, dtype=x_0.dtype, device=x_0.device
-            )
+            xi = standard_normal(state[name], generator)
             increments[name] = increments[name] + std[i] * xi
         state = advance(state, increments)
         states = [*states, state] if record else [state]

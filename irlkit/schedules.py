@@ -335,12 +335,12 @@ def load_annealing(path: str | Path) -> Annealing:
     header, tensors = _read(path)
     if header["kind"] != "LearnedAnnealing":
         return _KINDS[header["kind"]](**header["arguments"])
-    annealing = LearnedAnnealing(**header["arguments"])
+    annealing = LearnedAnnealing(**header["arguments"]).to(next(iter(tensors.values())).dtype)
     try:
         annealing.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: weights and arguments disagree: {error}") from error
-    return annealing.to(next(iter(tensors.values())).dtype)
+    return annealing
 
 
 def read_annealing_metadata(path: str | Path) -> dict[str, object]:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,9 +92,8 @@ class GRPOTrainer:
             self.validation = _compositions("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
-        # One for the choice of data, on the CPU, and one for states and actions, on the device.
-        self._data_generator = torch.Generator().manual_seed(self.config.seed)
-        self._generator = torch.Generator(self._device).manual_seed(self.config.seed)
+        # On the CPU, so that data, base samples and noise are the same on every device.
+        self._generator = torch.Generator().manual_seed(self.config.seed)
         self.iteration = 0
         self.best: dict[str, Any] | None = None
         self._history: list[dict[str, float]] = []
@@ -184,7 +182,7 @@ class GRPOTrainer:
                 self.validation,
                 n_steps,
                 annealing=annealing,
-                generator=torch.Generator(self._device).manual_seed(seed),
+                generator=torch.Generator().manual_seed(seed),
                 max_batch=self.config.max_batch,
             )
             rewards.append(self._score(generated)[0].mean())
@@ -238,8 +236,8 @@ class GRPOTrainer:
     def _draw(self, n: int, count: int) -> Tensor:
         """Indices below n, without repetition where there are enough."""
         if count <= n:
-            return torch.randperm(n, generator=self._data_generator)[:count]
-        return torch.randint(n, (count,), generator=self._data_generator)
+            return torch.randperm(n, generator=self._generator)[:count]
+        return torch.randint(n, (count,), generator=self._generator)
 
     def _score(self, structures: CrystalBatch) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
@@ -363,7 +361,7 @@ class GRPOTrainer:
                 "iteration": self.iteration,
                 "policy": self.policy.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "generators": [self._data_generator.get_state(), self._generator.get_state()],
+                "generator": self._generator.get_state(),
                 "history": self._history,
                 "best": self.best,
             }
@@ -373,8 +371,7 @@ class GRPOTrainer:
         state = copy.deepcopy(state)
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._data_generator.set_state(state["generators"][0].cpu())
-        self._generator.set_state(state["generators"][1].cpu())
+        self._generator.set_state(state["generator"].cpu())
         self.iteration = state["iteration"]
         self._history = state["history"]
         self.best = state["best"]
@@ -391,7 +388,9 @@ class GRPOTrainer:
         wrong = f"{path} is not a checkpoint of GRPOTrainer"
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file can make torch.load raise nearly anything
             raise ValueError(f"{wrong}: it cannot be read ({type(error).__name__})") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"{wrong}: it carries no '{_FORMAT}' mark")

@@ -1,0 +1,507 @@
+"""Advantages, loss and trainer."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
+from irlkit.policies import AnnealingPolicy
+from irlkit.sampler import rollout
+from irlkit.schedules import ConstantNoise, LearnedAnnealing, load_annealing
+from irlkit.trainer import GRPOTrainer, NonFiniteRewardError, _chunks
+from tests.test_policies import generator, kinds, make_policy
+from tests.toys import Result, ToyModel, crystals, volume_reward
+
+SMALL = {"n_groups": 2, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
+TIMES = ["rollout_seconds", "reward_seconds", "update_seconds"]
+
+
+# --- advantages and surrogate ---
+
+
+def test_advantages_are_standardised_in_each_group():
+    rewards = torch.randn(12, generator=generator(), dtype=torch.float64)
+    groups = group_advantages(rewards, 4).reshape(3, 4)
+    torch.testing.assert_close(groups.mean(1), torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(groups.std(1, correction=0), torch.ones(3, dtype=torch.float64))
+    moved = rewards + torch.tensor([5.0, -3.0, 0.1]).repeat_interleave(4)
+    torch.testing.assert_close(group_advantages(moved, 4).reshape(3, 4), groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_have_no_advantage(dtype):
+    rewards = torch.tensor([0.1] * 7 + [0.3] * 7, dtype=dtype)
+    assert torch.equal(group_advantages(rewards, 7), torch.zeros(14, dtype=dtype))
+
+
+def test_advantages_check_their_arguments():
+    with pytest.raises(ValueError, match="group_size must be an integer of at least 2, got 1"):
+        group_advantages(torch.zeros(4), 1)
+    with pytest.raises(ValueError, match=r"rewards must have shape \(n_groups \* 3,\)"):
+        group_advantages(torch.zeros(4), 3)
+
+
+def test_clipped_surrogate():
+    log_ratio = torch.tensor([0.5, 1.0, 2.0, 0.5, 2.0]).log()
+    advantages = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])
+    ours = clipped_surrogate(log_ratio, advantages, 0.25)
+    torch.testing.assert_close(ours, torch.tensor([0.5, 1.0, 1.25, -0.75, -2.0]))
+    with pytest.raises(ValueError, match="clip_eps must be positive"):
+        clipped_surrogate(log_ratio, advantages, 0.0)
+
+
+# --- loss ---
+
+
+def perturbed(policy):
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05
+    return policy
+
+
+def gradients(policy, total):
+    policy.zero_grad()
+    total.backward()
+    return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+
+@kinds
+def test_first_loss_is_minus_the_mean_advantage(kind):
+    """All ratios are exactly 1 before the first update."""
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
+    loss = grpo_loss(policy, trajectory, advantages, GRPOConfig(group_size=2))
+    for field in policy.fields:
+        assert float(loss.terms[f"{field}_ratio"]) == 1.0
+        assert float(loss.terms[f"{field}_clip_fraction"]) == 0.0
+        assert float(loss.terms[f"{field}_policy_loss"]) == pytest.approx(-0.6875, rel=1e-12)
+
+
+@kinds
+def test_equal_rewards_teach_nothing(kind):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    perturbed(policy)
+    advantages = group_advantages(torch.full((4,), 0.3, dtype=torch.float64), 2)
+    loss = grpo_loss(policy, trajectory, advantages, GRPOConfig(group_size=2))
+    assert float(loss.total.detach()) == 0.0
+    assert all(float(g.abs().max()) == 0.0 for g in gradients(policy, loss.total))
+
+
+@kinds
+@pytest.mark.parametrize("normalization", ["per_atom_surrogate", "per_structure_weight", "none"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 12, 1000])
+def test_minibatches_add_up(kind, normalization, limit):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    perturbed(policy)
+    advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
+    config = GRPOConfig(
+        group_size=2,
+        normalization=normalization,
+        kl_weight={"pos": 0.1, "cell": 0.2},
+        distillation_weight=0.3,
+    )
+    whole = gradients(policy, grpo_loss(policy, trajectory, advantages, config).total)
+    chunks = _chunks(trajectory, advantages, limit)
+    assert all(len(part.final) * len(index) <= limit for part, _, index, _ in chunks)
+    assert sum(share for *_, share in chunks) == pytest.approx(1)
+    total = sum(
+        share * grpo_loss(policy, part, part_advantages, config, index).total
+        for part, part_advantages, index, share in chunks
+    )
+    for ours, expected in zip(gradients(policy, total), whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+def test_loss_does_not_depend_on_the_order_of_structures(kind):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    perturbed(policy)
+    advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
+    config = GRPOConfig(group_size=2, kl_weight=0.1)
+    order = torch.tensor([2, 0, 3, 1])
+    before = grpo_loss(policy, trajectory, advantages, config).total
+    after = grpo_loss(policy, trajectory.select(order), advantages[order], config).total
+    torch.testing.assert_close(before, after)
+
+
+@kinds
+def test_gradient_raises_the_probability_of_good_actions(kind):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    config = GRPOConfig(group_size=2)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
+    loss = grpo_loss(policy, trajectory, advantages, config).total
+    gradients(policy, loss)
+    optimizer.step()
+    after = grpo_loss(policy, trajectory, advantages, config).total
+    assert float(after.detach()) < float(loss.detach())
+
+
+def test_loss_checks_its_arguments():
+    policy = make_policy("annealing")
+    trajectory = rollout(policy, crystals(), 5, generator())
+    with pytest.raises(ValueError, match=r"advantages must have shape \(4,\), got \(3,\)"):
+        grpo_loss(policy, trajectory, torch.zeros(3), GRPOConfig(group_size=2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"group_size": 1}, "group_size must be an integer of at least 2, got 1.*one alone"),
+        ({"n_groups": 0}, "n_groups must be a positive integer, got 0"),
+        ({"n_steps": -10}, "n_steps must be a positive integer.*got -10"),
+        ({"n_steps": (10, 0)}, "n_steps must be a positive integer.*got 0"),
+        ({"n_steps": ()}, "n_steps must name at least one number of steps"),
+        ({"validation_n_steps": -1}, "n_steps must be a positive integer.*got -1"),
+        ({"n_ppo_epochs": 1.5}, "n_ppo_epochs must be a positive integer, got 1.5"),
+        ({"clip_eps": 0.0}, "clip_eps must be positive"),
+        ({"learning_rate": -1e-3}, "learning_rate must be positive"),
+        ({"kl_weight": -1.0}, "kl_weight must not be negative"),
+        ({"policy_weight": {"volume": 1.0}}, r"policy_weight must be for fields .*\['volume'\]"),
+        ({"normalization": "mean"}, "normalization must be one of .* got 'mean'"),
+        ({"max_minibatch": 0}, "max_minibatch must be a positive integer, got 0"),
+    ],
+)
+def test_configuration_checks_itself(setting, message):
+    with pytest.raises(ValueError, match=message):
+        GRPOConfig(**setting)
+
+
+def test_weights():
+    config = GRPOConfig(policy_weight=2.0, kl_weight={"pos": 0.1})
+    assert config.weight("policy", "cell") == 2.0
+    assert (config.weight("kl", "pos"), config.weight("kl", "cell")) == (0.1, 0.0)
+
+
+# --- trainer ---
+
+
+def make_trainer(reward=volume_reward, kind="annealing", noise=None, **options):
+    noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)} if noise is None else noise
+    settings = {**SMALL, **options.pop("config", {})}
+    if kind == "annealing":
+        policy = AnnealingPolicy(ToyModel(), LearnedAnnealing(8, 1).double(), noise)
+    else:
+        policy = make_policy(kind, noise, None)
+    options.setdefault("validation", crystals((2, 3), seed=5))
+    return GRPOTrainer(policy, reward, crystals(), GRPOConfig(**settings), **options)
+
+
+def bits(trainer):
+    """All that a resumed run must agree in."""
+    state = trainer._state()
+    history = pd.DataFrame(state.pop("history")).drop(columns=TIMES)
+    flat = []
+
+    def collect(value):
+        if isinstance(value, dict):
+            for item in value.values():
+                collect(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                collect(item)
+        else:
+            flat.append(value)
+
+    collect(state)
+    return history, flat
+
+
+def assert_same_bits(first, second):
+    for ours, theirs in zip(bits(first)[1], bits(second)[1], strict=True):
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    pd.testing.assert_frame_equal(bits(first)[0], bits(second)[0], check_exact=True)
+
+
+@kinds
+def test_training_raises_the_reward(kind):
+    """The toy needs cells to grow twice as fast as its velocity says."""
+    trainer = make_trainer(
+        kind=kind,
+        noise={"cell": ConstantNoise(0.3)},
+        config={
+            "n_groups": 4,
+            "group_size": 16,
+            "n_ppo_epochs": 4,
+            "learning_rate": 3e-2,
+            "n_steps": (2, 5),
+        },
+    )
+    history = trainer.run(40, progress=False)
+    assert history["reward"].tail(5).mean() > history["reward"].head(6).mean() + 0.05
+    if kind != "score":  # whose noise-free generation lacks the denoiser's drift
+        validation = history["validation_reward"].dropna()
+        assert validation.iloc[-1] > validation.iloc[0] + 0.05
+    assert history["n_steps"].dropna().unique().tolist() in ([2, 5], [5, 2])
+    if kind == "annealing":
+        s = trainer.policy.annealing(torch.tensor(0.5), torch.tensor(0.2))["cell"]
+        assert float(s.detach()) > 0.3
+
+
+def test_history_and_files(tmp_path):
+    trainer = make_trainer(out_dir=tmp_path)
+    history = trainer.run(4, progress=False)
+    assert history["iteration"].tolist() == [0, 1, 2, 3, 4]
+    assert history["validation_reward"].notna().tolist() == [True, False, True, False, True]
+    wanted = {
+        "reward",
+        "reward_std",
+        "group_std",
+        "clip_fraction",
+        "grad_norm",
+        "n_steps",
+        "pos_policy_loss",
+        "cell_kl",
+        "cell_clip_fraction",
+        "info_length",
+        *TIMES,
+    }
+    assert wanted <= set(history.columns)
+    assert "info_name" not in history.columns
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "history.parquet"), history)
+    assert trainer.best["validation_reward"] == history["validation_reward"].max()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint.pt", "history.parquet", "best.safetensors"}
+    best = load_annealing(tmp_path / "best.safetensors")
+    trainer.restore_best()
+    t = torch.rand(5, dtype=torch.float64)
+    assert torch.equal(best(t, t)["cell"], trainer.policy.annealing(t, t)["cell"])
+    assert trainer.validate() == trainer.best["validation_reward"]
+
+
+def test_validation_is_noise_free_and_repeatable():
+    trainer = make_trainer(config={"validation_n_steps": (2, 4), "validation_size": 1})
+    assert len(trainer.validation) == 1
+    assert trainer.validate() == trainer.validate()
+    assert trainer.validate(seed=1) != trainer.validate()
+    louder = make_trainer(
+        config={"validation_n_steps": (2, 4), "validation_size": 1},
+        noise={"cell": ConstantNoise(5.0)},
+    )
+    assert louder.validate() == trainer.validate()
+
+
+def test_shared_base_samples():
+    starts = []
+
+    def remember(policy, x_0, *arguments):
+        starts.append(x_0)
+        return rollout(policy, x_0, *arguments)
+
+    for shared in (True, False):
+        trainer = make_trainer(config={"shared_x_0": shared})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("irlkit.trainer.rollout", remember)
+            trainer.run(1, progress=False)
+        same = torch.equal(starts[-1][0].pos, starts[-1][1].pos)
+        assert same is shared
+        assert torch.equal(starts[-1][0].species, starts[-1][3].species)
+
+
+def test_few_compositions_are_repeated():
+    trainer = make_trainer(config={"n_groups": 9})
+    assert trainer.run(1, progress=False)["reward"].notna().iloc[-1]
+
+
+@kinds
+def test_same_seed_same_bits(kind):
+    first, second, other = (make_trainer(kind=kind, config={"seed": seed}) for seed in (3, 3, 4))
+    for trainer in (first, second, other):
+        trainer.run(3, progress=False)
+    assert_same_bits(first, second)
+    assert first.history["reward"].iloc[-1] != other.history["reward"].iloc[-1]
+
+
+@kinds
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_resume_is_exact(kind, stop, tmp_path):
+    whole = make_trainer(kind=kind, config={"n_steps": (2, 3, 5)})
+    whole.run(5, progress=False)
+    options = {"kind": kind, "config": {"n_steps": (2, 3, 5)}, "out_dir": tmp_path}
+    make_trainer(**options, resume=True).run(stop, progress=False)
+    resumed = make_trainer(**options, resume=True)
+    assert resumed.iteration == stop
+    resumed.run(5, progress=False)
+    assert_same_bits(whole, resumed)
+    again = make_trainer(**options, resume=True)
+    again.run(5, progress=False)
+    assert_same_bits(whole, again)
+
+
+def test_without_resume_a_run_starts_anew(tmp_path):
+    make_trainer(out_dir=tmp_path).run(3, progress=False)
+    assert make_trainer(out_dir=tmp_path).iteration == 0
+
+
+class Interrupting:
+    """The toy's reward, failing at a given call."""
+
+    def __init__(self, error, call):
+        self.error, self.call = error, call
+
+    def __call__(self, structures):
+        self.call -= 1
+        if self.call == 0:
+            raise self.error
+        return volume_reward(structures)
+
+
+@pytest.mark.parametrize("call", range(1, 7))
+def test_an_interrupt_returns_what_there_is(call):
+    whole = make_trainer()
+    whole.run(4, progress=False)
+    trainer = make_trainer(Interrupting(KeyboardInterrupt(), call))
+    history = trainer.run(4, progress=False)
+    assert len(history) < 5
+    trainer.run(4, progress=False)
+    assert_same_bits(whole, trainer)
+
+
+def test_an_interrupt_in_the_update_leaves_no_trace(monkeypatch):
+    whole = make_trainer()
+    whole.run(3, progress=False)
+    trainer = make_trainer()
+    trainer.run(1, progress=False)
+    step = trainer.optimizer.step
+
+    def interrupted():
+        step()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.optimizer, "step", interrupted)
+    trainer.run(3, progress=False)
+    assert trainer.iteration == 1
+    monkeypatch.undo()
+    trainer.run(3, progress=False)
+    assert_same_bits(whole, trainer)
+
+
+def test_an_error_in_the_reward_is_passed_on_and_can_be_continued(tmp_path):
+    whole = make_trainer()
+    whole.run(4, progress=False)
+    trainer = make_trainer(Interrupting(RuntimeError("no energy"), 4), out_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="no energy"):
+        trainer.run(4, progress=False)
+    resumed = make_trainer(out_dir=tmp_path, resume=True)
+    assert resumed.iteration == trainer.iteration == 1
+    resumed.run(4, progress=False)
+    assert_same_bits(whole, resumed)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_non_finite_rewards(folder, tmp_path):
+    def broken(structures):
+        result = volume_reward(structures)
+        if len(structures) > 2:
+            result.values[[1, 5]] = torch.tensor([float("nan"), float("inf")]).double()
+        return result
+
+    trainer = make_trainer(broken, out_dir=tmp_path if folder else None)
+    message = r"not finite for 2 of 8 structures after iteration 0: structure 1 \(.*\): nan; .*inf"
+    with pytest.raises(NonFiniteRewardError, match=message) as caught:
+        trainer.run(3, progress=False)
+    assert len(caught.value.structures) == 2
+    assert trainer.iteration == 0
+    if folder:
+        assert len(caught.value.paths) == 2
+        assert all("_cell_length_a" in path.read_text() for path in caught.value.paths)
+        assert str(tmp_path) in str(caught.value)
+    else:
+        assert caught.value.paths == []
+        assert "give out_dir" in str(caught.value)
+
+
+def test_structures_that_no_cif_can_hold_are_saved_as_numbers(tmp_path):
+    from irlkit.trainer import _save_cifs
+
+    batch = crystals()[:1]
+    paths = _save_cifs(batch.replace(cell=batch.cell * float("nan")), tmp_path, "x")
+    assert len(paths) == 1 and paths[0].exists()
+
+
+def test_rewards_are_checked():
+    def short(structures):
+        return Result(torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"one value per structure, shape \(8,\), got \(1,\)"):
+        make_trainer(short, validation=None).run(1, progress=False)
+
+
+def test_trainer_checks_its_arguments(tmp_path):
+    with pytest.raises(ValueError, match="validation must hold at least one composition"):
+        make_trainer(validation=crystals()[:0])
+    with pytest.raises(ValueError, match="resume=True needs out_dir"):
+        make_trainer(resume=True)
+    with pytest.raises(ValueError, match="iterations must be a non-negative integer, got -1"):
+        make_trainer().run(-1)
+    trainer = make_trainer(validation=None)
+    trainer.run(1, progress=False)
+    with pytest.raises(ValueError, match="no best policy yet"):
+        trainer.restore_best()
+    with pytest.raises(ValueError, match="validation was not given"):
+        trainer.validate()
+
+
+def test_wrong_checkpoints(tmp_path):
+    trainer = make_trainer(out_dir=tmp_path)
+    trainer.run(1, progress=False)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        trainer.load_checkpoint(tmp_path / "missing.pt")
+    bad = tmp_path / "bad.pt"
+    for content in (b"", b"not a checkpoint", good[: len(good) // 2], good[:100]):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.pt is not a checkpoint of GRPOTrainer"):
+            trainer.load_checkpoint(bad)
+    torch.save({"weights": torch.zeros(2)}, bad)
+    with pytest.raises(ValueError, match="carries no 'irlkit-grpo-checkpoint' mark"):
+        trainer.load_checkpoint(bad)
+    torch.save({"code": os.system}, bad)
+    with pytest.raises(ValueError, match="is not a checkpoint of GRPOTrainer"):
+        trainer.load_checkpoint(bad)
+    with pytest.raises(ValueError, match="belongs to another run: its config is"):
+        make_trainer(out_dir=tmp_path, resume=True, config={"clip_eps": 0.2})
+    with pytest.raises(ValueError, match="belongs to another run: its data is"):
+        make_trainer(out_dir=tmp_path, resume=True, validation=None)
+
+
+KILLED = """
+import sys
+from tests.test_grpo import make_trainer
+print("ready", flush=True)
+make_trainer(out_dir=sys.argv[1], resume=True).run(int(sys.argv[2]), progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_bits(tmp_path):
+    iterations = 300
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(iterations)]
+    for seconds in (0.05, 0.4, 0.9):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=root)
+        process.stdout.readline()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    resumed = make_trainer(out_dir=tmp_path, resume=True)
+    resumed.run(iterations, progress=False)
+    whole = make_trainer()
+    whole.run(iterations, progress=False)
+    assert_same_bits(whole, resumed)

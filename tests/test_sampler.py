@@ -1,0 +1,197 @@
+"""Integration and rollouts."""
+
+import pytest
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.sampler import advance, integrate, rollout
+from irlkit.schedules import ConstantNoise, LearnedAnnealing, LinearAnnealing
+from tests.test_policies import generator, kinds, make_policy
+from tests.toys import ToyModel, crystals
+
+SPAN = 0.998  # of the time grid
+
+
+def torus_distance(a, b):
+    difference = (a - b).detach()
+    return float((difference - difference.round()).abs().max())
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 7])
+def test_closed_form_field_integrates_exactly(n_steps):
+    start = crystals()
+    model = ToyModel()
+    final = integrate(model, start, n_steps, x_0=start)
+    velocity = model.velocity(0.0, start.pos, start.cell, start).velocity
+    assert torus_distance(final.pos, start.pos + SPAN * velocity["pos"]) < 1e-12
+    torch.testing.assert_close(final.cell, start.cell + SPAN * velocity["cell"])
+    assert float(final.pos.min()) >= 0 and float(final.pos.max()) < 1
+    assert not final.pos.is_inference() and not final.pos.requires_grad
+
+
+def test_annealing_multiplies_the_velocity():
+    start = crystals()
+    model = ToyModel()
+    n_steps = 10
+    final = integrate(model, start, n_steps, x_0=start, annealing=LinearAnnealing(cell=4.0))
+    times = torch.linspace(1e-3, 1 - 1e-3, n_steps + 1, dtype=torch.float64)[:-1]
+    factor = float((1 + 4 * times).mean()) * SPAN
+    velocity = model.velocity(0.0, start.pos, start.cell, start).velocity
+    torch.testing.assert_close(final.cell, start.cell + factor * velocity["cell"])
+    assert torus_distance(final.pos, start.pos + SPAN * velocity["pos"]) < 1e-12
+    zero = integrate(model, start, n_steps, x_0=start, annealing=LearnedAnnealing().double())
+    assert torch.equal(zero.cell, integrate(model, start, n_steps, x_0=start).cell)
+
+
+def test_conditioning_is_prepared_once():
+    model = ToyModel()
+    integrate(model, crystals(), 7, generator=generator())
+    assert (model.n_preparations, model.n_evaluations) == (1, 7)
+    policy = make_policy("annealing")
+    rollout(policy, crystals(), 7, generator())
+    assert (policy.model.n_preparations, policy.model.n_evaluations) == (1, 7)
+
+
+def test_positions_are_wrapped_and_increments_are_not():
+    state = {"pos": torch.tensor([[0.9, -1e-9, 0.2]]), "cell": torch.zeros(1, 3, 3)}
+    after = advance(state, {"pos": torch.tensor([[2.3, 0.0, -0.4]]), "cell": torch.ones(1, 3, 3)})
+    torch.testing.assert_close(after["pos"], torch.tensor([[0.2, 0.0, 0.8]]))
+    assert torch.equal(after["cell"], torch.ones(1, 3, 3))
+
+
+@kinds
+def test_actions_are_not_wrapped(kind):
+    policy = make_policy(kind, {"pos": ConstantNoise(5.0)}, None)
+    trajectory = rollout(policy, crystals(), 5, generator(), record_states=True)
+    assert float(trajectory.actions["pos"].abs().max()) > 2
+    states = trajectory.states["pos"]
+    assert float(states.min()) >= 0 and float(states.max()) < 1
+
+
+def test_perturbation_moments():
+    """Eq. 13: after n steps of constant noise, displacements have variance sigma^2 (t_1 - t_0)."""
+    start = crystals((100,) * 60)
+    sigma = 0.05
+    final = integrate(
+        ToyModel(), start, 8, x_0=start, noise={"pos": ConstantNoise(sigma)}, generator=generator()
+    )
+    plain = integrate(ToyModel(), start, 8, x_0=start)
+    displacement = final.pos - plain.pos
+    displacement = displacement - displacement.round()
+    n = displacement.numel()
+    expected = sigma * SPAN**0.5
+    assert float(displacement.mean()) == pytest.approx(0, abs=4 * expected / n**0.5)
+    assert float(displacement.std()) == pytest.approx(expected, rel=4 / (2 * n) ** 0.5)
+    assert torch.equal(final.cell, plain.cell)
+
+
+def test_record():
+    start = crystals()
+    final, states = integrate(ToyModel(), start, 4, x_0=start, record=True)
+    assert len(states) == 5
+    assert torch.equal(states[0].pos, start.pos)
+    assert torch.equal(states[-1].cell, final.cell)
+    plain = integrate(ToyModel(), start, 4, x_0=start)
+    assert torch.equal(final.pos, plain.pos)
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 4, 100])
+def test_chunks_change_nothing(max_batch):
+    whole, whole_states = integrate(ToyModel(), crystals(), 4, generator=generator(), record=True)
+    final, states = integrate(
+        ToyModel(), crystals(), 4, generator=generator(), max_batch=max_batch, record=True
+    )
+    assert torch.equal(final.pos, whole.pos) and torch.equal(final.cell, whole.cell)
+    assert torch.equal(final.species, whole.species)
+    for chunked, expected in zip(states, whole_states, strict=True):
+        assert torch.equal(chunked.pos, expected.pos)
+
+
+def test_invariances():
+    """Order of atoms, origin and what else is in the batch do not matter."""
+    start = crystals()
+    model = ToyModel()
+    annealing = LinearAnnealing(2.0, 1.0)
+    final = integrate(model, start, 5, x_0=start, annealing=annealing)
+
+    for i in range(len(start)):
+        alone = integrate(model, start[i], 5, x_0=start[i], annealing=annealing)
+        torch.testing.assert_close(alone.pos, final[i].pos)
+        torch.testing.assert_close(alone.cell, final[i].cell)
+
+    order = torch.cat(
+        [
+            torch.randperm(int(n), generator=generator()) + int(s)
+            for n, s in zip(start.n_atoms, start.n_atoms.cumsum(0) - start.n_atoms, strict=True)
+        ]
+    )
+    permuted = CrystalBatch(start.species[order], start.pos[order], start.cell, start.n_atoms)
+    after = integrate(model, permuted, 5, x_0=permuted, annealing=annealing)
+    torch.testing.assert_close(after.pos, final.pos[order])
+
+    shift = torch.rand(len(start), 3, generator=generator(), dtype=torch.float64)[start.batch]
+    moved = start.replace(pos=start.pos + shift).wrap()
+    after = integrate(model, moved, 5, x_0=moved, annealing=annealing)
+    assert torus_distance(after.pos, final.pos + shift) < 1e-12
+
+
+@kinds
+def test_same_seed_same_bits(kind):
+    policy = make_policy(kind)
+    state = torch.get_rng_state()
+    first, second, third = (rollout(policy, crystals(), 5, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+    for field in policy.fields:
+        assert torch.equal(first.actions[field], second.actions[field])
+        assert torch.equal(first.log_probs[field], second.log_probs[field])
+    assert torch.equal(first.final.pos, second.final.pos)
+    assert not torch.equal(first.final.pos, third.final.pos)
+    a, b = (integrate(policy.model, crystals(), 5, generator=generator(2)) for _ in range(2))
+    assert torch.equal(a.pos, b.pos) and torch.equal(a.cell, b.cell)
+
+
+@kinds
+def test_shapes_and_gradients(kind):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator(), record_states=True)
+    assert trajectory.n_steps == 5
+    assert trajectory.states["pos"].shape == (6, 11, 3)
+    assert trajectory.states["cell"].shape == (6, 4, 3, 3)
+    per_atom = kind != "annealing"
+    assert trajectory.actions["pos"].shape == ((5, 11, 3) if per_atom else (5, 4))
+    assert trajectory.log_probs["pos"].shape == ((5, 11) if per_atom else (5, 4))
+    assert trajectory.log_probs["cell"].shape == (5, 4)
+    assert torch.equal(trajectory.states["pos"][-1], trajectory.final.pos)
+    tensors = [*trajectory.actions.values(), *trajectory.log_probs.values(), trajectory.final.pos]
+    assert not any(x.requires_grad for x in tensors)
+
+
+@kinds
+def test_selected_structures(kind):
+    policy = make_policy(kind)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    chosen = torch.tensor([3, 0])
+    part = trajectory.select(chosen)
+    assert torch.equal(part.final.pos, trajectory.final[chosen].pos)
+    index = torch.arange(5)
+    steps = policy.steps(part.inputs(policy, index))
+    for field, step in steps.items():
+        again = step.policy.log_prob(part.actions[field])
+        torch.testing.assert_close(again, part.log_probs[field])
+
+
+def test_arguments_are_checked():
+    start = crystals()
+    for n_steps in (-10, 0):
+        with pytest.raises(ValueError, match=f"n_steps must be a positive integer.*got {n_steps}"):
+            integrate(ToyModel(), start, n_steps, x_0=start)
+        with pytest.raises(ValueError, match="n_steps must be a positive integer"):
+            rollout(make_policy("annealing"), start, n_steps, generator())
+    with pytest.raises(ValueError, match=r"generator must be a torch\.Generator"):
+        integrate(ToyModel(), start, 3)
+    with pytest.raises(ValueError, match="max_batch must be a positive number"):
+        integrate(ToyModel(), start, 3, x_0=start, max_batch=0)
+    with pytest.raises(ValueError, match=r"noise must be for the fields .* got \['volume'\]"):
+        integrate(ToyModel(), start, 3, x_0=start, noise={"volume": ConstantNoise(1.0)})
+    with pytest.raises(ValueError, match="x_0 must hold the compositions of batch"):
+        integrate(ToyModel(), start, 3, x_0=crystals(seed=1))

@@ -1,0 +1,205 @@
+"""Noise and annealing schedules."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from irlkit import schedules
+from irlkit.schedules import (
+    ConstantNoise,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    SquareRootNoise,
+    annealing_on_grid,
+    load_annealing,
+    read_annealing_metadata,
+    save_annealing,
+    time_grid,
+)
+
+ANNEALINGS = {
+    "none": NoAnnealing(),
+    "linear": LinearAnnealing(pos=10.2, cell=1.8),
+    "shared": LearnedAnnealing(8, 1),
+    "separate": LearnedAnnealing(8, 2, shared_trunk=False),
+    "conditioned": LearnedAnnealing(8, 0, condition_on_dt=True),
+    "double": LearnedAnnealing(8, 1).double(),
+}
+
+
+def randomised(annealing, seed=0):
+    """A learned schedule with no weight left at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in annealing.parameters():
+        with torch.no_grad():
+            parameter.copy_(
+                0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
+    return annealing
+
+
+def test_time_grid():
+    times = time_grid(7)
+    assert times.shape == (8,)
+    assert times.dtype == torch.float64
+    assert float(times[0]) == pytest.approx(1e-3)
+    assert float(times[-1]) == pytest.approx(1 - 1e-3)
+    torch.testing.assert_close(times.diff(), torch.full((7,), 0.998 / 7, dtype=torch.float64))
+    assert torch.equal(time_grid(7, torch.float32), times.float())
+
+
+@pytest.mark.parametrize("n_steps", [0, -3, 2.0, True, "5"])
+def test_number_of_steps_is_checked(n_steps):
+    with pytest.raises(ValueError, match=f"n_steps must be a positive integer.*got {n_steps!r}"):
+        time_grid(n_steps)
+
+
+def test_noise_schedules():
+    t = time_grid(4)
+    assert torch.equal(ConstantNoise(0.3)(t), torch.full_like(t, 0.3))
+    torch.testing.assert_close(SquareRootNoise(0.3)(t) ** 2 * t, 0.09 * (1 - t))
+
+
+@pytest.mark.parametrize("kind", [ConstantNoise, SquareRootNoise])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_noise_scale_is_checked(kind, scale):
+    with pytest.raises(ValueError, match="scale must be a positive finite number"):
+        kind(scale)
+
+
+@pytest.mark.parametrize("name", ANNEALINGS)
+def test_annealing_has_the_shape_of_time(name):
+    annealing = ANNEALINGS[name]
+    for t in (torch.tensor(0.3), torch.rand(5), torch.rand(2, 3)):
+        s = annealing(t, torch.tensor(0.1))
+        assert set(s) == {"pos", "cell"}
+        assert all(value.shape == t.shape for value in s.values())
+    on_grid = annealing_on_grid(annealing, time_grid(6))
+    assert all(value.shape == (6,) for value in on_grid.values())
+
+
+def test_linear_annealing():
+    t = torch.tensor([0.0, 0.5, 1.0])
+    s = LinearAnnealing(pos=4.0, cell=-0.5)(t, torch.tensor(0.1))
+    assert torch.equal(s["pos"], 4 * t)
+    assert torch.equal(s["cell"], -0.5 * t)
+    with pytest.raises(ValueError, match="cell must be a finite slope"):
+        LinearAnnealing(cell=float("nan"))
+
+
+@pytest.mark.parametrize("name", ["none", "shared", "separate", "conditioned"])
+def test_zero_before_training(name):
+    s = ANNEALINGS[name](torch.rand(9), torch.rand(9))
+    assert all(torch.equal(value, torch.zeros(9)) for value in s.values())
+
+
+def test_step_size_matters_only_where_asked():
+    t = torch.tensor([0.2, 0.7])
+    fine, coarse = torch.tensor(0.01), torch.tensor(0.2)
+    for condition_on_dt in (False, True):
+        annealing = randomised(LearnedAnnealing(8, 1, condition_on_dt=condition_on_dt))
+        same = torch.equal(annealing(t, fine)["pos"], annealing(t, coarse)["pos"])
+        assert same is not condition_on_dt
+    # The input is bounded, so no step size is far from those of training.
+    tiny, none = annealing(t, torch.tensor(1e-5)), annealing(t, torch.tensor(0.0))
+    assert torch.equal(tiny["pos"], none["pos"])
+
+
+def test_initial_weights_come_from_the_generator_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = LearnedAnnealing(8, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    second = LearnedAnnealing(8, generator=torch.Generator().manual_seed(3))
+    other = LearnedAnnealing(8, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first.trunk[0].weight, second.trunk[0].weight)
+    assert not torch.equal(first.trunk[0].weight, other.trunk[0].weight)
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="hidden_dim must be at least 1"):
+        LearnedAnnealing(0)
+    with pytest.raises(ValueError, match="n_hidden_layers must not be negative"):
+        LearnedAnnealing(8, -1)
+
+
+@pytest.mark.parametrize("shared_trunk", [True, False])
+@pytest.mark.parametrize("n_hidden_layers", [0, 2])
+def test_omatg_names(shared_trunk, n_hidden_layers):
+    annealing = randomised(LearnedAnnealing(8, n_hidden_layers, shared_trunk))
+    theirs = {annealing.omatg_name(k): v for k, v in annealing.state_dict().items()}
+    assert ("_pos_head.weight" in theirs) is shared_trunk
+    loaded = LearnedAnnealing.from_omatg(theirs)
+    assert loaded.hyperparameters == annealing.hyperparameters
+    t, dt = torch.rand(5), torch.tensor(0.1)
+    assert torch.equal(loaded(t, dt)["cell"], annealing(t, dt)["cell"])
+
+
+def test_omatg_names_are_checked():
+    with pytest.raises(ValueError, match=r"holds no annealing network.*something"):
+        LearnedAnnealing.from_omatg({"something": torch.zeros(2)})
+    annealing = LearnedAnnealing(8)
+    theirs = {annealing.omatg_name(k): v for k, v in annealing.state_dict().items()}
+    theirs["_pos_head.weight"] = torch.zeros(1, 9)
+    with pytest.raises(ValueError, match="does not fit an annealing network"):
+        LearnedAnnealing.from_omatg(theirs)
+
+
+@pytest.mark.parametrize("name", ANNEALINGS)
+def test_save_and_load(name, tmp_path):
+    annealing = ANNEALINGS[name]
+    if isinstance(annealing, LearnedAnnealing):
+        randomised(annealing)
+    path = tmp_path / "new folder" / "annealing.safetensors"
+    save_annealing(annealing, path, {"n_steps": [5, 10]})
+    loaded = load_annealing(path)
+    assert type(loaded) is type(annealing)
+    times = time_grid(5)
+    for field, s in annealing_on_grid(annealing, times).items():
+        assert torch.equal(annealing_on_grid(loaded, times)[field], s)
+    assert read_annealing_metadata(path) == {"n_steps": [5, 10]}
+    assert [p.name for p in path.parent.iterdir()] == ["annealing.safetensors"]
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no annealing file at"):
+        load_annealing(tmp_path / "missing.safetensors")
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"not safetensors at all")
+    with pytest.raises(ValueError, match="is not an annealing written by save_annealing"):
+        load_annealing(garbage)
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, other)
+    with pytest.raises(ValueError, match="carries no 'irlkit-annealing' header"):
+        load_annealing(other)
+    header = {"format": "irlkit-annealing", "kind": "Unknown", "arguments": {}}
+    save_file({"weight": torch.zeros(2)}, other, {"irlkit": json.dumps(header)})
+    with pytest.raises(ValueError, match="unknown kind of annealing 'Unknown'"):
+        load_annealing(other)
+    header = {
+        "format": "irlkit-annealing",
+        "kind": "LearnedAnnealing",
+        "arguments": LearnedAnnealing(8).hyperparameters,
+    }
+    save_file({"weight": torch.zeros(2)}, other, {"irlkit": json.dumps(header)})
+    with pytest.raises(ValueError, match="weights and arguments disagree"):
+        load_annealing(other)
+    with pytest.raises(ValueError, match="annealing must be one of"):
+        save_annealing(lambda t, dt: {}, other)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    schedules.write_atomically(path, b"old")
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(schedules.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        schedules.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
