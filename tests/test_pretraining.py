@@ -10,6 +10,7 @@ from irlkit.pretraining import (
     PretrainingConfig,
     build_model,
     interpolant_losses,
+    metre_evaluation,
     pretrain,
 )
 
@@ -135,3 +136,24 @@ def test_errors(dataset, tmp_path):
             progress=False,
             out_dir=tmp_path,
         )
+
+
+def test_command_line_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
+    from irlkit import pretraining
+
+    monkeypatch.setattr(
+        pretraining, "PretrainingConfig", lambda **k: PretrainingConfig(**(TINY | k))
+    )
+    monkeypatch.setattr(
+        pretraining,
+        "metre_evaluation",
+        lambda validation: metre_evaluation(validation, n_structures=4, n_steps=2),
+    )
+    arguments = ["--out-dir", str(tmp_path), "--iterations", "4", "--batch-size", "8"]
+    for _ in range(2):
+        pretraining.main([*arguments, "--validate-every", "2"])
+        assert "model.safetensors" in capsys.readouterr().out
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    assert history["iteration"].tolist() == [2, 4]
+    assert history["validation_metre"].between(0, 1).all()
+    assert history["validation_crmse"].between(0, 0.5).all()
