@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,19 @@ if TYPE_CHECKING:
 
 Outputs = dict[str, dict[str, Tensor]]
 """What a network said at k steps: "velocity" and "denoiser" -> field -> (k, events, ...)."""
+
+
+class VelocityField(Protocol):
+    """What generation needs of a model; ``FlowModel`` is one."""
+
+    def prepare(self, batch: CrystalBatch) -> Any:
+        """Conditioning on the compositions, used at every step."""
+
+    def velocity(self, t: Tensor, pos: Tensor, cell: Tensor, conditioning: Any) -> Any:
+        """Output whose ``velocity`` maps each field to its velocity."""
+
+    def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        """x_0 for the compositions."""
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -230,7 +243,7 @@ class Policy(nn.Module):
         """Unwrapped increment of a field that an action (k, events, ...) means."""
         raise NotImplementedError
 
-    def deploy(self) -> tuple[FlowModel, Annealing]:
+    def deploy(self) -> tuple[VelocityField, Annealing]:
         """What generates without noise after training: ``integrate(model, ..., annealing=...)``."""
         raise NotImplementedError
 
@@ -314,7 +327,7 @@ class AnnealingPolicy(Policy):
             factor = factor[:, inputs.crystals.batch]
         return factor.reshape(factor.shape + (1,) * (velocity.ndim - 2)) * velocity
 
-    def deploy(self) -> tuple[FlowModel, Annealing]:
+    def deploy(self) -> tuple[VelocityField, Annealing]:
         return self.model, self.annealing
 
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
@@ -340,7 +353,7 @@ class _NetworkPolicy(Policy):
     def schedule(self) -> Annealing:
         return self._annealing[0]
 
-    def deploy(self) -> tuple[FlowModel, Annealing]:
+    def deploy(self) -> tuple[VelocityField, Annealing]:
         if set(self.fields) == set(FIELD_NAMES):
             return self.network, self.schedule()
         return _FieldwiseModel(self.network, self.model, self.fields), self.schedule()
@@ -457,8 +470,11 @@ class _FieldwiseModel:
         self.frozen = frozen
         self.fields = fields
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.frozen, name)
+    def prepare(self, batch: CrystalBatch) -> Any:
+        return self.frozen.prepare(batch)
+
+    def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        return self.frozen.sample_base(batch, generator)
 
     def velocity(self, t: Tensor, pos: Tensor, cell: Tensor, conditioning: Any) -> Any:
         output = self.frozen.velocity(t, pos, cell, conditioning)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
-from irlkit.policies import Outputs, Policy, StepInputs, evaluate, standard_normal
+from irlkit.policies import (
+    Outputs,
+    Policy,
+    StepInputs,
+    VelocityField,
+    evaluate,
+    standard_normal,
+)
 from irlkit.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -24,9 +31,6 @@ from irlkit.schedules import (
     check_n_steps,
     time_grid,
 )
-
-if TYPE_CHECKING:
-    from irlkit.model import FlowModel
 
 State = dict[str, Tensor]
 """Field -> tensor: "pos" (n, 3) wrapped, "cell" (B, 3, 3)."""
@@ -46,8 +50,40 @@ def advance(state: Mapping[str, Tensor], increments: Mapping[str, Tensor]) -> St
     return new
 
 
+@overload
 def integrate(
-    model: FlowModel,
+    model: VelocityField,
+    batch: CrystalBatch,
+    n_steps: int,
+    *,
+    annealing: Annealing | None = ...,
+    noise: Mapping[str, NoiseSchedule] | None = ...,
+    generator: torch.Generator | None = ...,
+    x_0: CrystalBatch | None = ...,
+    max_batch: int | None = ...,
+    record: Literal[False] = ...,
+    progress: bool = ...,
+) -> CrystalBatch: ...
+
+
+@overload
+def integrate(
+    model: VelocityField,
+    batch: CrystalBatch,
+    n_steps: int,
+    *,
+    annealing: Annealing | None = ...,
+    noise: Mapping[str, NoiseSchedule] | None = ...,
+    generator: torch.Generator | None = ...,
+    x_0: CrystalBatch | None = ...,
+    max_batch: int | None = ...,
+    record: Literal[True],
+    progress: bool = ...,
+) -> tuple[CrystalBatch, list[CrystalBatch]]: ...
+
+
+def integrate(
+    model: VelocityField,
     batch: CrystalBatch,
     n_steps: int,
     *,
@@ -99,6 +135,7 @@ def integrate(
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
     if x_0 is None:
+        assert generator is not None
         with torch.no_grad():
             x_0 = model.sample_base(batch, generator)
     elif not torch.equal(x_0.species, batch.species) or not torch.equal(x_0.n_atoms, batch.n_atoms):
@@ -127,7 +164,7 @@ def integrate(
 
 @torch.inference_mode()
 def _integrate(
-    model: FlowModel,
+    model: VelocityField,
     x_0: CrystalBatch,
     n_steps: int,
     annealing: Annealing,
@@ -148,6 +185,7 @@ def _integrate(
         velocity = model.velocity(times[i], state["pos"], state["cell"], conditioning).velocity
         increments = {name: factors[name][i] * dts[i] * velocity[name] for name in FIELD_NAMES}
         for name, std in stds.items():
+            assert generator is not None
             xi = standard_normal(state[name], generator)
             increments[name] = increments[name] + std[i] * xi
         state = advance(state, increments)

@@ -151,7 +151,8 @@ class LearnedAnnealing(nn.Module):
         n_hidden_layers: hidden layers after the first.
         shared_trunk: one trunk with a linear head per field, or one perceptron per field.
         condition_on_dt: the input is (t, f(dt)) instead of t, so that one schedule can serve every
-            number of steps. f(dt) = -log10(dt) / 4, with dt held within [1e-4, 1], lies in [0, 1].
+            number of steps. f(dt) = -log10(dt) / 2 - 1, with dt held within [1e-4, 1], lies in
+            [-1, 1].
         generator: draws the initial weights (of all but the last layer, which is zero); without
             one they are those of seed 0.
 
@@ -182,7 +183,7 @@ class LearnedAnnealing(nn.Module):
         sizes = [n_inputs] + [hidden_dim] * (n_hidden_layers + 1)
         if shared_trunk:
             # The trunk ends in a linear layer, and so does each head: OMatG's parameters fit.
-            self.trunk = _perceptron([*sizes, hidden_dim])
+            self.trunk: nn.Module = _perceptron([*sizes, hidden_dim])
             self.heads = nn.ModuleDict({f: _perceptron([hidden_dim, 1]) for f in FIELD_NAMES})
         else:
             self.trunk = nn.Identity()
@@ -197,8 +198,8 @@ class LearnedAnnealing(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
         for head in self.heads.values():
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
+            for parameter in list(head.children())[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, t: Tensor, dt: Tensor) -> dict[str, Tensor]:
         """s per field.
@@ -210,11 +211,10 @@ class LearnedAnnealing(nn.Module):
         Returns:
             Field -> s, of the shape of ``t``.
         """
-        weight = self.heads["pos"][-1].weight
         inputs = [t]
         if self.hyperparameters["condition_on_dt"]:
-            inputs.append(-dt.clamp(1e-4, 1.0).log10().expand_as(t) / 4.0)
-        features = self.trunk(torch.stack(inputs, dim=-1).to(weight))
+            inputs.append(-0.5 * dt.clamp(1e-4, 1.0).log10().expand_as(t) - 1.0)
+        features = self.trunk(torch.stack(inputs, dim=-1).to(next(self.parameters())))
         return {field: head(features).squeeze(-1) for field, head in self.heads.items()}
 
     @classmethod
@@ -312,15 +312,15 @@ def save_annealing(
         ValueError: another kind of annealing.
     """
     kind = type(annealing).__name__
-    if kind not in _KINDS:
-        raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
     if isinstance(annealing, LearnedAnnealing):
         arguments = annealing.hyperparameters
         tensors = {k: v.detach().cpu().contiguous() for k, v in annealing.state_dict().items()}
-    else:
+    elif isinstance(annealing, NoAnnealing | LinearAnnealing):
         arguments = asdict(annealing)
         # A file without tensors is not readable everywhere.
         tensors = {"arguments": torch.tensor([*arguments.values()], dtype=torch.float64)}
+    else:
+        raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
     header = {"format": _FORMAT, "kind": kind, "arguments": arguments, "metadata": metadata or {}}
     write_atomically(path, serialize_tensors(tensors, {"irlkit": json.dumps(header)}))
 

@@ -354,26 +354,28 @@ class GRPOTrainer:
         }
 
     def _state(self) -> dict[str, Any]:
-        return copy.deepcopy(
-            {
-                "format": _FORMAT,
-                "identity": self._identity(),
-                "iteration": self.iteration,
-                "policy": self.policy.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "generator": self._generator.get_state(),
-                "history": self._history,
-                "best": self.best,
-            }
-        )
+        """All that a run consists of, apart from what later iterations will change.
+
+        Rows of the history and the best policy are never changed once they are there.
+        """
+        return {
+            "format": _FORMAT,
+            "identity": self._identity(),
+            "iteration": self.iteration,
+            "policy": copy.deepcopy(self.policy.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self._generator.get_state(),
+            "history": list(self._history),
+            "best": self.best,
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        state = copy.deepcopy(state)
         self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Copied: the optimizer would go on in the tensors it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._generator.set_state(state["generator"].cpu())
         self.iteration = state["iteration"]
-        self._history = state["history"]
+        self._history = list(state["history"])
         self.best = state["best"]
 
     def load_checkpoint(self, path: str | Path) -> None:
