@@ -97,7 +97,8 @@ class GRPOConfig:
         shared_x_0: the structures of a group start from one base sample.
         max_minibatch: at most so many (step, structure) pairs per backward pass; gradients are
             accumulated to those of the full batch. None: all at once.
-        max_batch: at most so many structures per network call in validation.
+        max_batch: at most so many structures per network call in rollouts and validation; on a
+            CPU, 64 is often faster than all at once.
         validate_every: iterations between validations.
         validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
             n_steps.

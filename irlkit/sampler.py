@@ -5,7 +5,7 @@ States are wrapped to [0, 1) after every step where they are periodic; increment
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -132,8 +132,6 @@ def integrate(
         raise ValueError(f"noise must be for the fields {FIELD_NAMES}, got {unknown}")
     if generator is None and (x_0 is None or noise):
         raise ValueError("generator must be a torch.Generator unless x_0 is given without noise")
-    if max_batch is not None and max_batch < 1:
-        raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
     if x_0 is None:
         assert generator is not None
         with torch.no_grad():
@@ -141,8 +139,7 @@ def integrate(
     elif not torch.equal(x_0.species, batch.species) or not torch.equal(x_0.n_atoms, batch.n_atoms):
         raise ValueError("x_0 must hold the compositions of batch, in the same order")
 
-    size = max(len(x_0), 1) if max_batch is None else max_batch
-    parts = [x_0[i : i + size] for i in range(0, len(x_0), size)] or [x_0]
+    parts = _split(x_0, max_batch)
     annealing = NoAnnealing() if annealing is None else annealing
     finals: list[CrystalBatch] = []
     recorded: list[list[CrystalBatch]] = []
@@ -160,6 +157,15 @@ def integrate(
     if not record:
         return final
     return final, [CrystalBatch.concatenate(at) for at in zip(*recorded, strict=True)]
+
+
+def _split(batch: CrystalBatch, max_batch: int | None) -> list[CrystalBatch]:
+    """Consecutive parts of at most ``max_batch`` structures."""
+    if max_batch is None or len(batch) == 0:
+        return [batch]
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
+    return [batch[i : i + max_batch] for i in range(0, len(batch), max_batch)]
 
 
 @torch.inference_mode()
@@ -269,14 +275,31 @@ class Trajectory:
             {head: {n: pick(x) for n, x in of.items()} for head, of in self.frozen.items()},
         )
 
+    @staticmethod
+    def concatenate(trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The episodes of several trajectories with one time grid, in order."""
+        first = trajectories[0]
 
-@torch.no_grad()
+        def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+        return Trajectory(
+            first.times,
+            join([trajectory.actions for trajectory in trajectories]),
+            join([trajectory.log_probs for trajectory in trajectories]),
+            CrystalBatch.concatenate([trajectory.final for trajectory in trajectories]),
+            join([trajectory.states for trajectory in trajectories]),
+            {head: join([part.frozen[head] for part in trajectories]) for head in first.frozen},
+        )
+
+
 def rollout(
     policy: Policy,
     x_0: CrystalBatch,
     n_steps: int,
     generator: torch.Generator,
     record_states: bool | None = None,
+    max_batch: int | None = None,
 ) -> Trajectory:
     """Sample an episode: Euler-Maruyama steps whose actions are drawn from the policy.
 
@@ -286,13 +309,30 @@ def rollout(
         n_steps: number of steps, positive.
         generator: draws the actions.
         record_states: keep the states; None keeps them if the policy's update needs them.
+        max_batch: roll out at most so many structures at a time; which actions are drawn for
+            which structure depends on it.
 
     Returns:
         The trajectory, without gradients.
 
     Raises:
-        ValueError: ``n_steps`` is not positive.
+        ValueError: ``n_steps`` or ``max_batch`` is not positive.
     """
+    check_n_steps(n_steps)
+    parts = [
+        _rollout(policy, part, n_steps, generator, record_states) for part in _split(x_0, max_batch)
+    ]
+    return parts[0] if len(parts) == 1 else Trajectory.concatenate(parts)
+
+
+@torch.no_grad()
+def _rollout(
+    policy: Policy,
+    x_0: CrystalBatch,
+    n_steps: int,
+    generator: torch.Generator,
+    record_states: bool | None,
+) -> Trajectory:
     times = time_grid(n_steps, x_0.dtype, x_0.device)
     keep = policy.needs_states if record_states is None else record_states
     conditioning = policy.model.prepare(x_0)

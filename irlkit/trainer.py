@@ -55,18 +55,20 @@ class GRPOTrainer:
 
     Args:
         policy: trained in place.
-        reward: structures -> ``RewardResult``, one value per structure, higher is better.
+        reward: structures -> ``RewardResult``, one value per structure, higher is better. If it
+            has a method ``check``, that is asked whether it can judge the compositions.
         dataset: compositions to train on; its structures are not used.
         config: settings.
         validation: compositions to validate on; None means no validation and no best policy.
+        validation_reward: judges the validation; None takes ``reward``.
         out_dir: folder for the checkpoint, history and best policy; None writes nothing.
         resume: continue from the checkpoint in ``out_dir`` if there is one. The run then ends with
             the same bits as one that was never stopped (on a CPU). Without it, a run starts anew
             and overwrites what is there.
 
     Raises:
-        ValueError: no compositions, ``resume`` without ``out_dir``, or a checkpoint that is not one
-            of this run.
+        ValueError: no compositions, some that the reward cannot judge, ``resume`` without
+            ``out_dir``, or a checkpoint that is not one of this run.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class GRPOTrainer:
         config: GRPOConfig | None = None,
         *,
         validation: CrystalDataset | CrystalBatch | None = None,
+        validation_reward: Callable[[CrystalBatch], RewardResult] | None = None,
         out_dir: str | Path | None = None,
         resume: bool = False,
     ) -> None:
         self.policy = policy
         self.reward = reward
+        self.validation_reward = reward if validation_reward is None else validation_reward
         self.config = GRPOConfig() if config is None else config
         self.out_dir = None if out_dir is None else Path(out_dir)
         parameter = next(policy.parameters())
@@ -91,6 +95,12 @@ class GRPOTrainer:
         if validation is not None:
             self.validation = _compositions("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
+        for judge, batch in (
+            (self.reward, self.compositions),
+            (self.validation_reward, self.validation),
+        ):
+            if batch is not None and hasattr(judge, "check"):
+                judge.check(batch)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)
@@ -185,7 +195,7 @@ class GRPOTrainer:
                 generator=torch.Generator().manual_seed(seed),
                 max_batch=self.config.max_batch,
             )
-            rewards.append(self._score(generated)[0].mean())
+            rewards.append(self._score(self.validation_reward, generated)[0].mean())
         return float(torch.stack(rewards).mean())
 
     def restore_best(self) -> Policy:
@@ -215,9 +225,9 @@ class GRPOTrainer:
                 x_0 = self.policy.model.sample_base(
                     groups.repeat(config.group_size), self._generator
                 )
-        trajectory = rollout(self.policy, x_0, n_steps, self._generator)
+        trajectory = rollout(self.policy, x_0, n_steps, self._generator, max_batch=config.max_batch)
         rolled_out = time.perf_counter()
-        rewards, info = self._score(trajectory.final)
+        rewards, info = self._score(self.reward, trajectory.final)
         scored = time.perf_counter()
         update = self._update(trajectory, group_advantages(rewards, config.group_size))
         groupwise = rewards.reshape(-1, config.group_size)
@@ -239,9 +249,11 @@ class GRPOTrainer:
             return torch.randperm(n, generator=self._generator)[:count]
         return torch.randint(n, (count,), generator=self._generator)
 
-    def _score(self, structures: CrystalBatch) -> tuple[Tensor, dict[str, float]]:
+    def _score(
+        self, reward: Callable[[CrystalBatch], RewardResult], structures: CrystalBatch
+    ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
-        result = self.reward(structures)
+        result = reward(structures)
         values = torch.as_tensor(result.values, dtype=torch.float64, device="cpu")
         if values.shape != (len(structures),):
             raise ValueError(

@@ -296,9 +296,9 @@ def test_validation_is_noise_free_and_repeatable():
 def test_shared_base_samples():
     starts = []
 
-    def remember(policy, x_0, *arguments):
+    def remember(policy, x_0, *arguments, **options):
         starts.append(x_0)
-        return rollout(policy, x_0, *arguments)
+        return rollout(policy, x_0, *arguments, **options)
 
     for shared in (True, False):
         trainer = make_trainer(config={"shared_x_0": shared})
@@ -437,6 +437,34 @@ def test_rewards_are_checked():
 
     with pytest.raises(ValueError, match=r"one value per structure, shape \(8,\), got \(1,\)"):
         make_trainer(short, validation=None).run(1, progress=False)
+
+
+class Checking:
+    """A reward that knows small structures only."""
+
+    def check(self, compositions):
+        if int(compositions.n_atoms.max()) > 3:
+            raise ValueError("no reference for a composition")
+
+    def __call__(self, structures):
+        return volume_reward(structures)
+
+
+def test_the_reward_is_asked_about_the_compositions():
+    with pytest.raises(ValueError, match="no reference for a composition"):
+        make_trainer(Checking())
+    make_trainer(validation_reward=Checking())
+    with pytest.raises(ValueError, match="no reference for a composition"):
+        make_trainer(validation_reward=Checking(), validation=crystals())
+
+
+def test_validation_has_a_reward_of_its_own():
+    def half(structures):
+        return Result(0.5 * volume_reward(structures).values)
+
+    assert make_trainer(validation_reward=half).validate() == pytest.approx(
+        0.5 * make_trainer().validate()
+    )
 
 
 def test_trainer_checks_its_arguments(tmp_path):

@@ -180,6 +180,27 @@ def test_selected_structures(kind):
         torch.testing.assert_close(again, part.log_probs[field])
 
 
+@kinds
+@pytest.mark.parametrize("max_batch", [1, 3, 4])
+def test_rollout_in_parts(kind, max_batch):
+    """Parts draw their actions one after the other."""
+    policy = make_policy(kind)
+    whole = rollout(policy, crystals(), 5, generator(), max_batch=max_batch)
+    draws = generator()
+    start = 0
+    for i in range(0, 4, max_batch):
+        part = rollout(policy, crystals()[i : i + max_batch], 5, draws)
+        stop = start + part.actions["pos"].shape[1]
+        assert torch.equal(whole.actions["pos"][:, start:stop], part.actions["pos"])
+        assert torch.equal(whole.final[i : i + max_batch].cell, part.final.cell)
+        start = stop
+    again = policy.steps(whole.inputs(policy, torch.arange(5)))
+    for field, step in again.items():
+        torch.testing.assert_close(
+            step.policy.log_prob(whole.actions[field]), whole.log_probs[field]
+        )
+
+
 def test_arguments_are_checked():
     start = crystals()
     for n_steps in (-10, 0):
@@ -191,6 +212,8 @@ def test_arguments_are_checked():
         integrate(ToyModel(), start, 3)
     with pytest.raises(ValueError, match="max_batch must be a positive number"):
         integrate(ToyModel(), start, 3, x_0=start, max_batch=0)
+    with pytest.raises(ValueError, match="max_batch must be a positive number"):
+        rollout(make_policy("annealing"), start, 3, generator(), max_batch=-1)
     with pytest.raises(ValueError, match=r"noise must be for the fields .* got \['volume'\]"):
         integrate(ToyModel(), start, 3, x_0=start, noise={"volume": ConstantNoise(1.0)})
     with pytest.raises(ValueError, match="x_0 must hold the compositions of batch"):
