@@ -2,9 +2,10 @@
 
 Messages are pickles on standard input and output, tuples whose first entry names them:
 
-- in: ("references", key, arrays), ("drop", key), ("match", key, items), each item being
-  (index, numbers, pos, cell, reference indices); the first message is ("settings", dictionary);
-- out: ("ready",), then ("result", index, displacements, status) for each item, in order.
+- in: ("settings", dictionary) first, then ("references", key, arrays), ("drop", key) and
+  ("match", key, items);
+- out: ("ready",), then ("results", [(index, displacements, status), ...]) for each "match", and
+  ("alive",) whenever one of its items that is matched alone begins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +27,17 @@ from irlkit.matcher import PreparedStructure, RmsdMatcher
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Atomic numbers (n,), fractional coordinates (n, 3), cell (3, 3)."""
 
+Item = tuple[int, np.ndarray, np.ndarray, np.ndarray, Sequence[int]]
+"""Index that the result is to have, numbers, pos and cell of a structure, its references."""
+
+Result = tuple[int, np.ndarray, int]
+"""Index, displacement to each reference (nan without a match), status."""
+
 DONE, TIMED_OUT, FAILED = 0, 1, 2
 """Status of an item: matched or not; stopped at the time limit; stopped by an error."""
+
+
+_ERRORS = (ArithmeticError, ValueError, np.linalg.LinAlgError, MemoryError)
 
 
 class MatchSession:
@@ -52,21 +62,59 @@ class MatchSession:
         """Forgets references."""
         del self._arrays[key], self._prepared[key]
 
-    def match(self, key: int, arrays: Arrays, references: Sequence[int]) -> tuple[np.ndarray, int]:
-        """Displacements between one structure and references, nan without a match, and status."""
-        result = np.full(len(references), np.nan)
+    def match(
+        self, key: int, items: Sequence[Item], alive: Callable[[], None] = lambda: None
+    ) -> list[Result]:
+        """Displacements of some structures, together first, one by one if that takes too long.
+
+        Args:
+            key: Of the references.
+            items: Structures, faster where those of one composition come together.
+            alive: Called when an item that is matched alone begins.
+        """
+        # References are prepared on their own time: they are no fault of a structure.
+        for item in items:
+            for index in item[4]:
+                self._reference(key, index)
         try:
-            # A fresh reference is prepared on its own time: it is no fault of the structure.
-            prepared = [self._reference(key, i) for i in references]
-            usable = [k for k, entry in enumerate(prepared) if entry is not None]
             with _time_limit(self.timeout):
-                result[usable] = self.matcher.rmsds(*arrays, [prepared[k] for k in usable])
+                return self._match(key, items)
         except _TimeUp:
-            return result, TIMED_OUT
-        except (ArithmeticError, ValueError, np.linalg.LinAlgError, MemoryError):
-            # Lattices without a Niggli cell, for which pymatgen raises, match nothing.
-            return result, FAILED
-        return result, DONE
+            status = TIMED_OUT
+        except _ERRORS:
+            status = FAILED
+        if len(items) == 1:
+            return [(items[0][0], np.full(len(items[0][4]), np.nan), status)]
+        results = []
+        for item in items:
+            alive()
+            results += self.match(key, [item])
+        return results
+
+    def _match(self, key: int, items: Sequence[Item]) -> list[Result]:
+        results: list[Result] = []
+        groups: dict[tuple[int, bytes], list[tuple[int, int, PreparedStructure]]] = {}
+        for index, numbers, pos, cell, references in items:
+            result, status = np.full(len(references), np.nan), DONE
+            prepared = [(k, self._reference(key, i)) for k, i in enumerate(references)]
+            usable = [(k, reference) for k, reference in prepared if reference is not None]
+            try:
+                possible = self.matcher.possible(numbers, cell, [entry[1] for entry in usable])
+                if possible:
+                    structure = self.matcher.prepare(numbers, pos, cell)
+                    for k in (usable[i][0] for i in possible):
+                        group = groups.setdefault((references[k], structure.numbers.tobytes()), [])
+                        group.append((len(results), k, structure))
+            except _ERRORS:
+                # Lattices without a Niggli cell, for which pymatgen raises, match nothing.
+                status = FAILED
+            results.append((index, result, status))
+        for (reference, _), group in groups.items():
+            target = self._prepared[key][reference]
+            values = self.matcher.rmsds([structure for _, _, structure in group], target)
+            for (row, k, _), value in zip(group, values, strict=True):
+                results[row][1][k] = value
+        return results
 
     def _reference(self, key: int, index: int) -> PreparedStructure | None:
         prepared = self._prepared[key]
@@ -135,8 +183,6 @@ def serve() -> None:
                 session.drop(*content)
             else:
                 key, items = content
-                for index, numbers, pos, cell, references in items:
-                    result, status = session.match(key, (numbers, pos, cell), references)
-                    send("result", index, result, status)
+                send("results", session.match(key, items, alive=lambda: send("alive")))
     except (EOFError, BrokenPipeError):
         pass

@@ -110,57 +110,51 @@ class RmsdMatcher:
         )
 
     def rmsds(
-        self,
-        numbers: np.ndarray,
-        pos: np.ndarray,
-        cell: np.ndarray,
-        references: Sequence[PreparedStructure],
+        self, structures: Sequence[PreparedStructure], reference: PreparedStructure
     ) -> np.ndarray:
-        """Displacements between one structure and several references.
+        """Displacements between several structures and one reference.
+
+        Args:
+            structures: With the same atomic numbers in the same order.
+            reference: What to match with.
+
+        Returns:
+            Shape (len(structures),), float64, nan where there is no match.
+        """
+        result = np.full(len(structures), np.nan)
+        n = len(reference.numbers)
+        if not len(structures) or not np.array_equal(
+            np.sort(structures[0].numbers), np.sort(reference.numbers)
+        ):
+            return result
+        owners, bases = [], []
+        for i, structure in enumerate(structures):
+            found = self._bases(structure, reference)
+            if found is not None:
+                owners.append(np.full(len(found[0]), i))
+                bases.append(found)
+        if not bases:
+            return result
+        owner = np.concatenate(owners)
+        if n == 1:
+            result[owner] = 0.0
+            return result
+        integers, lengths, angles = (np.concatenate(part) for part in zip(*bases, strict=True))
+        return self._search(structures, reference, owner, integers, lengths, angles)
+
+    def possible(
+        self, numbers: np.ndarray, cell: np.ndarray, references: Sequence[PreparedStructure]
+    ) -> list[int]:
+        """References that may match, judged before the structure is prepared.
 
         Args:
             numbers: Atomic numbers of the structure, shape (n,).
-            pos: Fractional coordinates, shape (n, 3).
             cell: Lattice vectors as rows, Å, shape (3, 3); not singular.
-            references: From `prepare`.
+            references: Candidates.
 
         Returns:
-            Shape (len(references),), float64, nan where there is no match.
-
-        Raises:
-            ValueError: the lattice cannot be reduced.
+            Indices into `references`.
         """
-        result = np.full(len(references), np.nan)
-        possible = self._possible(numbers, cell, references)
-        if possible:
-            prepared = self.prepare(numbers, pos, cell)
-            for i in possible:
-                result[i] = self.rmsd(prepared, references[i])
-        return result
-
-    def rmsd(self, structure: PreparedStructure, reference: PreparedStructure) -> float:
-        """Displacement between two prepared structures, nan where they do not match."""
-        n = len(reference.numbers)
-        if len(structure.numbers) != n or not np.array_equal(
-            np.sort(structure.numbers), np.sort(reference.numbers)
-        ):
-            return np.nan
-        scale = (reference.volume / structure.volume) ** (1 / 6)
-        # Niggli lengths are the successive minima: no basis has shorter vectors.
-        longest = reference.lengths / scale * (1 + self.ltol)
-        if (structure.lengths * scale > longest * (1 + 1e-9)).any():
-            return np.nan
-        bases = self._bases(structure.cell * scale, reference.cell / scale)
-        if not len(bases[0]):
-            return np.nan
-        if n == 1:
-            return 0.0
-        return self._search(structure, reference, *bases)
-
-    def _possible(
-        self, numbers: np.ndarray, cell: np.ndarray, references: Sequence[PreparedStructure]
-    ) -> list[int]:
-        """References that may match, judged before the structure is reduced."""
         count = np.bincount(numbers, minlength=128)
         n, volume = len(numbers), abs(np.linalg.det(cell))
         # The longest of any three independent lattice vectors is at least as long as the last
@@ -180,92 +174,119 @@ class RmsdMatcher:
         return possible
 
     def _bases(
-        self, cell: np.ndarray, target: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Bases of a lattice whose lengths and angles are close to those of the target.
+        self, structure: PreparedStructure, reference: PreparedStructure
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Bases of a structure's lattice whose lengths and angles are close to the reference's.
+
+        Both lattices are first scaled to the geometric mean of their volumes.
 
         Returns:
-            Integer matrices (as float64) that give the bases from `cell`, shape (m, 3, 3), and the
-            lengths (m, 3), Å, and angles (m, 3), degrees, of the averages of basis and target.
+            Integer matrices (as float64) that give the bases from the structure's, shape
+            (m, 3, 3), and the lengths (m, 3), Å, and angles (m, 3), degrees, of the averages of
+            basis and reference; None for m = 0.
         """
-        none = np.empty((0, 3, 3)), np.empty((0, 3)), np.empty((0, 3))
-        target_lengths, target_angles = _parameters(target[None])
+        scale = (reference.volume / structure.volume) ** (1 / 6)
+        # Niggli lengths are the successive minima: but for the tolerance of the reduction, no
+        # basis has shorter vectors.
+        longest = reference.lengths / scale * (1 + self.ltol)
+        if (structure.lengths * scale > longest * 1.01).any():
+            return None
+        cell = structure.cell * scale
+        target_lengths, target_angles = _parameters(reference.cell[None] / scale)
         target_lengths, target_angles = target_lengths[0], target_angles[0]
         integers, distances, _, _ = Lattice(cell).get_points_in_sphere(
             [[0, 0, 0]], [0, 0, 0], target_lengths.max() * (1 + self.ltol), zip_results=False
         )
         if not len(distances):
-            return none
+            return None
         ratios = distances[:, None] / target_lengths
         close = (ratios < 1 + self.ltol) & (ratios > 1 / (1 + self.ltol))
-        choices = [integers[close[:, k]] for k in range(3)]
-        vectors = [choice @ cell for choice in choices]
-        units = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
+        units = (integers @ cell) / np.where(distances == 0, np.inf, distances)[:, None]
+        angles = np.degrees(np.arccos(np.clip(units @ units.T, -1, 1)))
+        choices = [np.flatnonzero(close[:, k]) for k in range(3)]
 
-        def angles_match(j: int, k: int, angle: float) -> np.ndarray:
-            cosines = np.clip(units[j] @ units[k].T, -1, 1)
-            return np.abs(np.degrees(np.arccos(cosines)) - angle) <= self.angle_tol
+        def match(j: int, k: int, angle: float) -> np.ndarray:
+            return np.abs(angles[np.ix_(choices[j], choices[k])] - angle) <= self.angle_tol
 
-        alpha = angles_match(1, 2, target_angles[0])
-        beta = angles_match(0, 2, target_angles[1])
-        gamma = angles_match(0, 1, target_angles[2])
+        alpha, beta = match(1, 2, target_angles[0]), match(0, 2, target_angles[1])
+        gamma = match(0, 1, target_angles[2])
         step = max(1, _MAX_ELEMENTS // max(1, alpha.size))
-        found = []
+        triples = [np.empty((0, 3), dtype=np.int64)]
         for begin in range(0, len(gamma), step):
             part = slice(begin, begin + step)
-            triples = np.argwhere(gamma[part, :, None] & alpha[None] & beta[part, None, :])
-            triples[:, 0] += begin
-            found.append(triples)
-        a, b, c = np.concatenate(found).T if found else np.empty((3, 0), dtype=np.int64)
-        matrices = np.stack([choices[0][a], choices[1][b], choices[2][c]], axis=1)
-        matrices = matrices[np.rint(np.abs(np.linalg.det(matrices))) == 1]
-        lengths, angles = _parameters(matrices @ cell)
-        return matrices, (lengths + target_lengths) / 2, (angles + target_angles) / 2
+            found = np.argwhere(gamma[part, :, None] & alpha[None] & beta[part, None, :])
+            found[:, 0] += begin
+            triples.append(found)
+        chosen = np.concatenate(triples)
+        points = np.stack([choices[k][chosen[:, k]] for k in range(3)], axis=1)
+        matrices = integers[points]
+        points = points[np.rint(np.abs(_determinants(matrices))) == 1]
+        if not len(points):
+            return None
+        a, b, c = points.T
+        basis_angles = np.stack([angles[b, c], angles[c, a], angles[a, b]], axis=1)
+        return (
+            integers[points],
+            (distances[points] + target_lengths) / 2,
+            (basis_angles + target_angles) / 2,
+        )
 
     def _search(
         self,
-        structure: PreparedStructure,
+        structures: Sequence[PreparedStructure],
         reference: PreparedStructure,
+        owner: np.ndarray,
         integers: np.ndarray,
         lengths: np.ndarray,
         angles: np.ndarray,
-    ) -> float:
-        """Smallest displacement over bases and translations, nan if above `stol`."""
+    ) -> np.ndarray:
+        """Smallest displacements over bases and translations, nan if above `stol`.
+
+        Args:
+            structures: With the same atomic numbers in the same order.
+            reference: What to match with.
+            owner: Structure of each basis, ascending, shape (m,).
+            integers: Bases, shape (m, 3, 3).
+            lengths: Of the averaged lattices, Å, shape (m, 3).
+            angles: Of the averaged lattices, degrees, shape (m, 3).
+        """
         n = len(reference.numbers)
-        allowed = reference.numbers[:, None] == structure.numbers[None, :]
+        allowed = reference.numbers[:, None] == structures[0].numbers[None, :]
         # An atom of the rarest element goes onto each of its kind.
         pivot = int(allowed.sum(axis=1).argmin())
         lattices = _matrices(lengths, angles)
-        volumes = np.abs(np.linalg.det(lattices))
-        norm = (n / volumes) ** (1 / 3)
+        norm = (n / np.abs(_determinants(lattices))) ** (1 / 3)
         tolerance = _fractional_tolerance(lattices, norm, self.stol)
-        # The rows of pos are coordinates in `cell` = integers⁻¹ basis.
-        pos = structure.pos @ np.linalg.inv(integers)
+        # Positions in the new basis = integers · old basis.
+        pos = np.stack([structure.pos for structure in structures])[owner] @ _inverse(integers)
         pos -= np.floor(pos)
         shifts = pos[:, allowed[pivot]] - reference.pos[pivot]
         basis, translation = _within_tolerance(
             reference.pos, pos, shifts, allowed, tolerance, pivot
         )
-        used, inverse = np.unique(basis, return_inverse=True)
+        used, compact = np.unique(basis, return_inverse=True)
         lll, mapping = _lll(lattices[used])
         lll_tolerance = _fractional_tolerance(lll, norm[used], self.stol)
-        best = np.nan
-        size, begin = 16, 0
-        largest = max(16, _MAX_ELEMENTS // (8 * n * n))
-        while begin < len(basis):
-            part = slice(begin, begin + size)
-            m, u = basis[part], inverse[part]
+        best = np.full(len(structures), np.inf)
+        exact = min(_EXACT, self.stol)
+        size = 256
+        largest = max(64, _MAX_ELEMENTS // (8 * n * n))
+        waiting = np.arange(len(basis))
+        while len(waiting):
+            part, waiting = np.split(waiting, [min(size, largest)])
+            m, u = basis[part], compact[part]
             moved = reference.pos + shifts[m, translation[part]][:, None, :]
             values = norm[m] * _displacements(
                 moved @ mapping[u], pos[m] @ mapping[u], lll[u], lll_tolerance[u], allowed
             )
-            # pymatgen takes the first displacement that is as good as none.
-            exact = np.flatnonzero(values < min(_EXACT, self.stol))
-            if len(exact):
-                return float(np.fmin(best, values[: exact[0] + 1].min()))
-            best = np.fmin(best, values.min())
-            begin, size = begin + size, min(2 * size, largest)
-        return float(best) if best < self.stol else np.nan
+            # pymatgen ends its search at the first displacement that is as good as none.
+            settled, first = np.unique(owner[m[values < exact]], return_index=True)
+            np.minimum.at(best, owner[m], values)
+            best[settled] = values[values < exact][first]
+            if len(settled):
+                waiting = waiting[~np.isin(owner[basis[waiting]], settled)]
+            size *= 2
+        return np.where(best < self.stol, best, np.nan)
 
 
 def _within_tolerance(
@@ -331,31 +352,56 @@ def _displacements(
     # Wrapped before the difference is taken: the 27 images around it are those pymatgen tries.
     difference = (pos % 1.0)[:, second] - (reference % 1.0)[:, first]
     wrapped = difference - np.rint(difference)
-    candidate, pair = (np.abs(wrapped) <= tolerance[:, None, :]).all(axis=2).nonzero()
-    lattice = lattices[candidate]
-    found = _times(wrapped[candidate, pair], lattice)
-    squares = (found**2).sum(axis=1)
+    near = np.abs(wrapped) <= tolerance[:, None, :]
+    candidate, pair = (near[..., 0] & near[..., 1] & near[..., 2]).nonzero()
+    found = (wrapped @ lattices)[candidate, pair]
+    squares = _dot(found, found)
     # Two images of one vector differ by at least the shortest lattice vector, which is no shorter
     # than the least Gram-Schmidt vector: below half of that the wrapped image is the closest.
     shortest = _gram_schmidt(lattices)[0].min(axis=1)
     open_ = np.flatnonzero(squares >= shortest[candidate] / 4 * (1 - 1e-9))
-    images = (
-        _times(difference[candidate[open_], pair[open_]], lattice[open_])[:, None, :]
-        + (_IMAGES @ lattices)[candidate[open_]]
+    found[open_], squares[open_] = _closest_images(
+        difference[candidate[open_], pair[open_]], lattices, candidate[open_]
     )
-    all_squares = (images**2).sum(axis=2)
-    closest = all_squares.argmin(axis=1)
-    rows = np.arange(len(open_))
-    found[open_], squares[open_] = images[rows, closest], all_squares[rows, closest]
-
     cost = np.full((n_candidates, n, n), _FORBIDDEN)
     cost[candidate, first[pair], second[pair]] = squares
     vectors = np.full((n_candidates, n, n, 3), _FORBIDDEN)
     vectors[candidate, first[pair], second[pair]] = found
     assignment = _assign(cost)
-    chosen = np.take_along_axis(vectors, assignment[:, :, None, None], axis=2)[:, :, 0]
+    rows = np.arange(n_candidates)[:, None], np.arange(n)[None, :]
+    chosen = vectors[*rows, assignment]
     chosen -= chosen.mean(axis=1, keepdims=True)
-    return np.sqrt((chosen**2).sum(axis=2).mean(axis=1))
+    return np.sqrt(np.einsum("snk,snk->s", chosen, chosen) / n)
+
+
+def _closest_images(
+    difference: np.ndarray, lattices: np.ndarray, lattice: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shortest of the 27 vectors around fractional differences, Å, and their squares, Å².
+
+    Args:
+        difference: Shape (k, 3).
+        lattices: Shape (s, 3, 3), Å.
+        lattice: Which one each difference is in, shape (k,).
+    """
+    metric = lattices @ lattices.transpose(0, 2, 1)
+    image_squares = _dot(_IMAGES @ metric, _IMAGES)
+    product = np.einsum("ki,kij->kj", difference, metric[lattice])
+    # |v + t|² = |v|² + 2 v·t + |t|², of which the first does not matter here.
+    relative = (2 * product) @ _IMAGES.T + image_squares[lattice]
+    image = relative.argmin(axis=1)
+    least = relative.min(axis=1)
+    # Where two are equally short, the first with the least rounding error is pymatgen's choice.
+    tied = np.flatnonzero(
+        (relative <= (least + 1e-9 * (1 + np.abs(least)))[:, None]).sum(axis=1) > 1
+    )
+    if len(tied):
+        vectors = (difference[tied, None, :] @ lattices[lattice[tied]]) + (_IMAGES @ lattices)[
+            lattice[tied]
+        ]
+        image[tied] = _dot(vectors, vectors).argmin(axis=1)
+    closest = np.einsum("ki,kij->kj", difference + _IMAGES[image], lattices[lattice])
+    return closest, _dot(closest, closest)
 
 
 def _assign(cost: np.ndarray) -> np.ndarray:
@@ -403,9 +449,24 @@ def _elements(numbers: np.ndarray) -> list[Element]:
     return [_element(int(number)) for number in numbers]
 
 
-def _times(vectors: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """One row vector times one matrix each, shapes (k, 3) and (k, 3, 3)."""
-    return (vectors[:, :, None] * matrices).sum(axis=1)
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Scalar products along the last axis; for three components faster than a sum."""
+    return np.einsum("...k,...k->...", a, b)
+
+
+def _cofactors(matrices: np.ndarray) -> np.ndarray:
+    """Cross products of the rows, so that the inverse is the transpose over the determinant."""
+    a, b, c = matrices[:, 0], matrices[:, 1], matrices[:, 2]
+    return np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+
+
+def _determinants(matrices: np.ndarray) -> np.ndarray:
+    return _dot(np.cross(matrices[:, 0], matrices[:, 1]), matrices[:, 2])
+
+
+def _inverse(matrices: np.ndarray) -> np.ndarray:
+    cofactors = _cofactors(matrices)
+    return cofactors.transpose(0, 2, 1) / _dot(cofactors[:, 0], matrices[:, 0])[:, None, None]
 
 
 def _parameters(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -438,33 +499,61 @@ def _fractional_tolerance(lattices: np.ndarray, norm: np.ndarray, stol: float) -
 
     A displacement of 2 stol (V/N)^(1/3) normal to a lattice plane; `norm` is (N/V)^(1/3), 1/Å.
     """
-    reciprocal = np.sqrt((np.linalg.inv(lattices) ** 2).sum(axis=1))
+    cofactors = _cofactors(lattices)
+    volumes = np.abs(_dot(cofactors[:, 0], lattices[:, 0]))
+    reciprocal = np.sqrt(_dot(cofactors, cofactors)) / volumes[:, None]
     return 2 * stol * reciprocal / norm[:, None]
 
 
 def _gram_schmidt(lattices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squared lengths (m, 3), Å², of the orthogonalised vectors, and coefficients u10, u20, u21."""
     a, b, c = lattices[:, 0], lattices[:, 1], lattices[:, 2]
-    aa = (a * a).sum(axis=1)
-    u10, u20 = (a * b).sum(axis=1) / aa, (a * c).sum(axis=1) / aa
+    aa = _dot(a, a)
+    u10, u20 = _dot(a, b) / aa, _dot(a, c) / aa
     b = b - u10[:, None] * a
-    bb = (b * b).sum(axis=1)
-    u21 = (b * c).sum(axis=1) / bb
+    bb = _dot(b, b)
+    u21 = _dot(b, c) / bb
     c = c - u20[:, None] * a - u21[:, None] * b
-    return np.stack([aa, bb, (c * c).sum(axis=1)], axis=1), np.stack([u10, u20, u21], axis=1)
+    return np.stack([aa, bb, _dot(c, c)], axis=1), np.stack([u10, u20, u21], axis=1)
 
 
 def _lll(lattices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LLL-reduced lattices, Å, and the matrices that give coordinates in them from the old."""
-    squares, u = _gram_schmidt(lattices)
-    slack = 1e-9
-    # Averages of Niggli-reduced lattices mostly are reduced; near the edge, pymatgen decides.
-    done = (np.abs(u) < 0.5 - slack).all(axis=1)
-    for k, coefficient in ((1, u[:, 0]), (2, u[:, 2])):
-        done &= squares[:, k] > (0.75 - coefficient**2) * squares[:, k - 1] * (1 + slack)
+    """LLL-reduced lattices, Å, and the matrices that give coordinates in them from the old.
+
+    Steps as `Lattice.get_lll_reduced_lattice` takes them (parameter 0.75), for all lattices
+    together; where a rounding error may decide a step, pymatgen takes it.
+    """
+    margin = 1e-9
     reduced = lattices.copy()
-    mapping = np.broadcast_to(np.eye(3), lattices.shape).copy()
-    for k in np.flatnonzero(~done):
-        lattice = Lattice(lattices[k])
-        reduced[k], mapping[k] = lattice.lll_matrix, lattice.lll_inverse
-    return reduced, mapping
+    unclear = np.zeros(len(lattices), dtype=bool)
+    k = np.ones(len(lattices), dtype=np.int64)
+    active = np.arange(len(lattices))
+    for _ in range(100):
+        if not len(active):
+            break
+        a, row = reduced[active], k[active]
+        rows = np.arange(len(active))
+        _, u = _gram_schmidt(a)
+        # Size reduction of the row by the one above it, then of the last one by the first.
+        q = np.where(row == 1, u[:, 0], u[:, 2])
+        close = np.abs(np.abs(q - np.rint(q)) - 0.5) < margin
+        a[rows, row] -= np.rint(q)[:, None] * a[rows, row - 1]
+        q = np.where(row == 2, u[:, 1] - np.rint(u[:, 2]) * u[:, 0], 0.0)
+        close |= np.abs(np.abs(q - np.rint(q)) - 0.5) < margin
+        a[:, 2] -= np.rint(q)[:, None] * a[:, 0]
+        # Lovász condition; a swap takes the row back.
+        squares, u = _gram_schmidt(a)
+        bound = (0.75 - np.where(row == 1, u[:, 0], u[:, 2]) ** 2) * squares[rows, row - 1]
+        excess = squares[rows, row] - bound
+        close |= np.abs(excess) < margin * squares[rows, row]
+        swap = np.flatnonzero(excess < 0)
+        above, here = a[swap, row[swap] - 1].copy(), a[swap, row[swap]].copy()
+        a[swap, row[swap] - 1], a[swap, row[swap]] = here, above
+        reduced[active] = a
+        k[active] = np.where(excess < 0, np.maximum(row - 1, 1), row + 1)
+        unclear[active] |= close
+        active = active[(k[active] <= 2) & ~close]
+    unclear[active] = True
+    for i in np.flatnonzero(unclear):
+        reduced[i] = Lattice(lattices[i]).lll_matrix
+    return reduced, np.rint(lattices @ _inverse(reduced))

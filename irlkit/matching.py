@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from irlkit import validity
-from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, MatchSession
+from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, Item, MatchSession, Result
 from irlkit.crystals import CrystalBatch
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ _START_SECONDS = 120.0
 """Time a worker has to start, of which it needs a second or two."""
 _GRACE_SECONDS = 2.0
 """Time beyond the limit after which a worker that does not stop by itself is killed."""
-_CHUNK = 8
-"""Structures sent to a worker at once."""
+_MAX_CRASHES = 10
+"""Ends of workers that a call survives; one bad structure ends two."""
+_CHUNK = 16
+"""Structures matched together at most."""
 _WORKER_SETUP = ""
 """Code that a worker runs first, for tests."""
 _keys = itertools.count()
@@ -203,7 +205,7 @@ class MatchPool:
         Raises:
             ValueError: pairs has another shape or an index out of range, or references come from
                 another pool.
-            RuntimeError: a worker process cannot be started.
+            RuntimeError: worker processes cannot be started or keep ending.
         """
         batch = _as_batch(generated)
         if not isinstance(references, References):
@@ -241,13 +243,13 @@ class MatchPool:
         rows = dict(zip(indices.tolist(), np.split(used, begins[1:]), strict=False))
         arrays = _arrays(batch)
         items = [(i, *arrays[i], pairs[rows[i], 1].tolist()) for i in rows]
-        # Large cells first: the last ones to be worked on should be short.
-        items.sort(key=lambda item: len(item[1]) * len(item[4]), reverse=True)
-        for index, result, outcome in (
-            self._in_workers(references, items)
-            if self.n_workers
-            else self._in_process(references, items)
-        ):
+        # Compositions together, which are matched together; large ones first, so that the last
+        # chunks are short.
+        items.sort(key=lambda item: (-len(item[1]) * len(item[4]), item[1].tobytes()))
+        size = max(1, min(_CHUNK, len(items) // (2 * max(1, self.n_workers))))
+        chunks = [items[begin : begin + size] for begin in range(0, len(items), size)]
+        match_all = self._in_workers if self.n_workers else self._in_process
+        for index, result, outcome in match_all(references, chunks):
             rmsd[rows[index]], status[index] = result, outcome
         timed_out = status == TIMED_OUT
         if timed_out.any():
@@ -259,23 +261,20 @@ class MatchPool:
             )
         return Matches(rmsd, valid, timed_out, status == FAILED)
 
-    def _in_process(
-        self, references: References, items: list[tuple[Any, ...]]
-    ) -> list[tuple[int, np.ndarray, int]]:
+    def _in_process(self, references: References, chunks: list[list[Item]]) -> list[Result]:
         with np.errstate(all="ignore"):
             return [
-                (item[0], *self._session.match(references.key, item[1:4], item[4]))
-                for item in items
+                result for chunk in chunks for result in self._session.match(references.key, chunk)
             ]
 
-    def _in_workers(
-        self, references: References, items: list[tuple[Any, ...]]
-    ) -> list[tuple[int, np.ndarray, int]]:
-        waiting = collections.deque(items)
-        results: list[tuple[int, np.ndarray, int]] = []
+    def _in_workers(self, references: References, chunks: list[list[Item]]) -> list[Result]:
+        n_items = sum(map(len, chunks))
+        waiting = collections.deque(chunks)
+        results: list[Result] = []
+        crashes = 0
         try:
             self._fill(references, waiting)
-            while len(results) < len(items):
+            while len(results) < n_items:
                 try:
                     worker, message = self._inbox.get(timeout=0.5)
                 except queue.Empty:
@@ -287,14 +286,16 @@ class MatchPool:
                     if worker not in self._workers:
                         continue  # The last words of one that was replaced.
                     if message is None:
+                        crashes += 1
                         results += self._replace(worker, FAILED, waiting)
+                        if crashes > _MAX_CRASHES:
+                            raise RuntimeError(
+                                f"worker processes for matching ended {crashes} times in one call "
+                                f"(the last with exit status {worker.status()}); is there enough "
+                                "memory? Use n_workers=0 to match in this process"
+                            )
                     else:
-                        worker.progress = time.monotonic()
-                        if message[0] == "ready":
-                            worker.started = True
-                        else:
-                            worker.pending.popleft()
-                            results.append(message[1:])
+                        results += worker.take(message)
                 self._fill(references, waiting)
         except BaseException:
             # Whatever is still under way must not disturb the next call.
@@ -304,20 +305,22 @@ class MatchPool:
             raise
         return results
 
-    def _fill(self, references: References, waiting: collections.deque[tuple[Any, ...]]) -> None:
-        """Gives work to the workers that have little left, starting those that are missing."""
+    def _fill(self, references: References, waiting: collections.deque[list[Item]]) -> None:
+        """Gives each worker the chunk it works on and the next one; starts missing workers."""
         while waiting and len(self._workers) < self.n_workers:
             self._workers.append(_Worker(self._settings, self._inbox))
-        size = min(_CHUNK, math.ceil(len(waiting) / (2 * max(1, self.n_workers))))
-        for worker in self._workers:
-            if waiting and len(worker.pending) <= size // 2:
-                chunk = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                worker.match(references, chunk)
+        for depth in range(2):
+            for worker in self._workers:
+                if waiting and len(worker.pending) <= depth:
+                    worker.match(references, waiting.popleft())
 
     def _replace(
-        self, worker: _Worker, status: int, waiting: collections.deque[tuple[Any, ...]]
-    ) -> list[tuple[int, np.ndarray, int]]:
-        """Removes a dead or hanging worker; returns the result of the structure it was at."""
+        self, worker: _Worker, status: int, waiting: collections.deque[list[Item]]
+    ) -> list[Result]:
+        """Removes a dead or hanging worker; gives the result of the structure to blame, if known.
+
+        Where several were matched together, each comes back on its own.
+        """
         self._workers.remove(worker)
         worker.kill()
         if not worker.started:
@@ -328,13 +331,16 @@ class MatchPool:
             )
         if not worker.pending:
             return []
-        culprit, *others = worker.pending
+        current, *others = worker.pending
+        if len(current) > 1:
+            waiting.extendleft(reversed([*([item] for item in current), *others]))
+            return []
         waiting.extendleft(reversed(others))
-        return [(culprit[0], np.full(len(culprit[4]), np.nan), status)]
+        return [(current[0][0], np.full(len(current[0][4]), np.nan), status)]
 
 
 class _Worker:
-    """One process, the thread that reads its answers, and the items it has not answered yet."""
+    """One process, the thread that reads its answers, and the chunks it has not answered yet."""
 
     def __init__(
         self,
@@ -361,7 +367,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self.pending: collections.deque[tuple[Any, ...]] = collections.deque()
+        self.pending: collections.deque[list[Item]] = collections.deque()
         self.progress = time.monotonic()
         self.started = False
         self._known: set[int] = set()
@@ -387,15 +393,24 @@ class _Worker:
         except (BrokenPipeError, ValueError):
             pass  # It has died, which the reading thread notices and reports.
 
-    def match(self, references: References, items: list[tuple[Any, ...]]) -> None:
-        """Sends items, after the references if the worker does not have them."""
+    def match(self, references: References, chunk: list[Item]) -> None:
+        """Sends a chunk, after the references if the worker does not have them."""
         if references.key not in self._known:
             self._send("references", references.key, references.arrays)
             self._known.add(references.key)
         if not self.pending:
             self.progress = time.monotonic()
-        self.pending.extend(items)
-        self._send("match", references.key, items)
+        self.pending.append(chunk)
+        self._send("match", references.key, chunk)
+
+    def take(self, message: tuple[Any, ...]) -> list[Result]:
+        """Notes that the worker is alive; returns the results if the message holds any."""
+        self.progress = time.monotonic()
+        self.started = True
+        if message[0] != "results":
+            return []
+        self.pending.popleft()
+        return message[1]
 
     def drop(self, key: int) -> None:
         """Lets the worker forget references."""

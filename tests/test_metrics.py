@@ -242,10 +242,10 @@ def worker_code(monkeypatch):
 PATCH = """
 import os, signal, time, irlkit.matcher as m
 original = m.RmsdMatcher.rmsds
-def patched(self, numbers, pos, cell, references):
-    if len(numbers) == 9:
+def patched(self, structures, reference):
+    if len(reference.numbers) == 9:
         {action}
-    return original(self, numbers, pos, cell, references)
+    return original(self, structures, reference)
 m.RmsdMatcher.rmsds = patched
 """
 
