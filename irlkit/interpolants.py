@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -296,15 +297,46 @@ def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
     return values - (total / n_atoms[:, None].to(values.dtype))[batch]
 
 
-def pair_by_permutation(x_0: Tensor, x_1: Tensor, n_atoms: Tensor) -> Tensor:
-    """Reorder each structure's base positions to the smallest total squared periodic distance from
-    `x_1`.
+def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
+    """Shift each structure's base positions as a whole to a least total squared periodic distance.
 
-    Base positions are exchangeable, so their order is free; the species stay where they are.
+    A network that sees only coordinate differences cannot tell a shifted base sample from the
+    original, so the shift is free. Without it the displacements of two atoms can wind around the
+    cell in different directions, and the velocity of one relative position becomes an average.
 
     Args:
         x_0: Base fractional positions, shape (n, 3).
         x_1: Data fractional positions, shape (n, 3).
+        batch: Structure of each atom, shape (n,).
+        n_atoms: Atoms per structure, shape (B,).
+
+    Returns:
+        Shifted `x_0`, shape (n, 3), not wrapped; the mean displacement to the nearest images of
+        `x_1` is zero to rounding.
+    """
+    difference = x_1 - x_0
+    angle = 2 * math.pi * difference
+    sums = difference.new_zeros(2, len(n_atoms), x_0.shape[1])
+    sums[0].index_add_(0, batch, angle.sin())
+    sums[1].index_add_(0, batch, angle.cos())
+    shift = torch.atan2(sums[0], sums[1]) / (2 * math.pi)
+    for _ in range(4):  # the circular mean is close; the nearest images settle in a few rounds
+        rest = difference - shift[batch]
+        rest = rest - rest.round()
+        shift = shift + (rest - center(rest, batch, n_atoms))[n_atoms.cumsum(0) - 1]
+    return x_0 + shift[batch]
+
+
+def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tensor) -> Tensor:
+    """Reorder base positions of equal atoms to the smallest total squared periodic distance.
+
+    Only atoms of one species in one structure are exchangeable: reordering across species would
+    train on a part of the base distribution alone.
+
+    Args:
+        x_0: Base fractional positions, shape (n, 3).
+        x_1: Data fractional positions, shape (n, 3).
+        species: Atomic numbers, shape (n,).
         n_atoms: Atoms per structure, shape (B,).
 
     Returns:
@@ -312,13 +344,30 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, n_atoms: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    order = []
-    start = 0
+    order = np.arange(len(x_0))
     base, data = x_0.detach().cpu().numpy(), x_1.detach().cpu().numpy()
+    kinds = species.cpu().numpy()
+    start = 0
     for n in n_atoms.tolist():  # an assignment problem per structure has no batched form
         atoms = slice(start, start + n)
-        difference = base[None, atoms] - data[atoms, None]
-        difference -= difference.round()
-        order.append(torch.from_numpy(linear_sum_assignment((difference**2).sum(-1))[1]) + start)
+        kind = kinds[atoms]
+        if len(np.unique(kind)) < n:
+            difference = base[None, atoms] - data[atoms, None]
+            difference -= difference.round()
+            cost = (difference**2).sum(-1) + 1e3 * (kind[:, None] != kind)
+            order[atoms] = linear_sum_assignment(cost)[1] + start
         start += n
-    return x_0[torch.cat(order).to(x_0.device)]
+    return x_0[torch.from_numpy(order).to(x_0.device)]
+
+
+def pair_with_data(
+    x_0: Tensor, x_1: Tensor, species: Tensor, batch: Tensor, n_atoms: Tensor
+) -> Tensor:
+    """Shift and reorder base positions towards the data, by what the network cannot see.
+
+    Alternates `align_translation` and `pair_by_permutation`; arguments as there.
+    """
+    for _ in range(2):
+        x_0 = align_translation(x_0, x_1, batch, n_atoms)
+        x_0 = pair_by_permutation(x_0, x_1, species, n_atoms)
+    return align_translation(x_0, x_1, batch, n_atoms)

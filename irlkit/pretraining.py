@@ -28,7 +28,7 @@ from irlkit.interpolants import (
     SqrtGamma,
     TrigonometricPath,
     center,
-    pair_by_permutation,
+    pair_with_data,
 )
 from irlkit.model import FlowModel
 
@@ -67,7 +67,7 @@ class PretrainingConfig:
         max_grad_norm: Gradient-norm clip.
         cell_weight: Weight of the cell's losses against the positions'.
         denoiser_weight: Weight of the denoiser's losses against the velocities'.
-        pair_by_permutation: Reorder base positions to the shortest total distance.
+        pairing: Shift and reorder base positions towards the data (`pair_with_data`).
         validate_every: Steps between validations and checkpoints.
         seed: Of weights, data order and draws.
     """
@@ -85,7 +85,7 @@ class PretrainingConfig:
     max_grad_norm: float = 1.0
     cell_weight: float = 0.05
     denoiser_weight: float = 1.0
-    pair_by_permutation: bool = True
+    pairing: bool = True
     validate_every: int = 1000
     seed: int = 0
 
@@ -132,7 +132,7 @@ def interpolant_losses(
         model: Trained model.
         x_1: Data, cells in the standard orientation.
         generator: Draws times, base samples and latent noise; on the CPU.
-        pairing: Pair base positions with the data by minimum permutation.
+        pairing: Pair base positions with the data (`interpolants.pair_with_data`).
 
     Returns:
         Losses with gradients.
@@ -146,7 +146,7 @@ def interpolant_losses(
     data = {"pos": x_1.pos, "cell": x_1.cell}
     base = {"pos": x_0.pos, "cell": x_0.cell}
     if pairing:
-        base["pos"] = pair_by_permutation(base["pos"], data["pos"], x_1.n_atoms)
+        base["pos"] = pair_with_data(base["pos"], data["pos"], x_1.species, x_1.batch, x_1.n_atoms)
     times = {"pos": t[x_1.batch][:, None], "cell": t[:, None, None]}
     noise = {
         name: torch.randn(data[name].shape, generator=generator).to(device, dtype)
@@ -228,9 +228,7 @@ class _State:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        losses = interpolant_losses(
-            self.model, batch, self.generator, pairing=config.pair_by_permutation
-        )
+        losses = interpolant_losses(self.model, batch, self.generator, pairing=config.pairing)
         total = losses.total(config)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -403,7 +401,7 @@ def _validation_losses(
     draws = 4
     sums: dict[str, float] = {}
     for _ in range(draws):
-        losses = interpolant_losses(model, batch, generator, pairing=config.pair_by_permutation)
+        losses = interpolant_losses(model, batch, generator, pairing=config.pairing)
         named = {f"validation_velocity_{k}": v for k, v in losses.velocity.items()}
         named |= {f"validation_denoiser_{k}": v for k, v in losses.denoiser.items()}
         named["validation_loss"] = losses.total(config)

@@ -23,8 +23,10 @@ from irlkit.interpolants import (
     VanishingEpsilon,
     VarianceExplodingPath,
     VariancePreservingPath,
+    align_translation,
     center,
     pair_by_permutation,
+    pair_with_data,
     time_derivative,
 )
 
@@ -138,25 +140,63 @@ def test_center_removes_each_mean():
     assert torch.allclose(centered[2:].mean(0), torch.zeros(3), atol=1e-6)
 
 
-def test_pairing_permutes_within_structures_and_never_lengthens():
+def squared_distances(x_0, x_1, n_atoms):
+    difference = x_1 - x_0
+    squares = (difference - difference.round()).square().sum(1)
+    return torch.stack([part.sum() for part in squares.split(n_atoms.tolist())])
+
+
+def test_permutation_stays_within_equal_atoms_and_never_lengthens():
     generator = torch.Generator().manual_seed(3)
     n_atoms = torch.tensor([1, 5, 3])
+    species = torch.tensor([3, 8, 8, 8, 5, 5, 1, 2, 6])
     x_0, x_1 = torch.rand(2, 9, 3, generator=generator).unbind(0)
-
-    def lengths(a):
-        difference = a - x_1
-        squares = (difference - difference.round()).square().sum(1)
-        return torch.stack([part.sum() for part in squares.split(n_atoms.tolist())])
-
-    paired = pair_by_permutation(x_0, x_1, n_atoms)
-    for before, after in zip(
-        x_0.split(n_atoms.tolist()), paired.split(n_atoms.tolist()), strict=True
-    ):
-        assert sorted(before.tolist()) == sorted(after.tolist())
-    assert bool((lengths(paired) <= lengths(x_0) + 1e-7).all())
-    assert lengths(paired).sum() < lengths(x_0).sum()
+    paired = pair_by_permutation(x_0, x_1, species, n_atoms)
+    assert sorted(x_0[1:4].tolist()) == sorted(paired[1:4].tolist())
+    # Equal species in different structures are not exchanged.
+    assert torch.equal(paired[4], x_0[4]) and torch.equal(paired[5:], x_0[5:])
+    before, after = (squared_distances(x, x_1, n_atoms) for x in (x_0, paired))
+    assert bool((after <= before + 1e-7).all()) and after[1] < before[1]
     # A permuted copy of the data is undone completely.
-    torch.testing.assert_close(pair_by_permutation(x_1.flip(0), x_1, torch.tensor([9])), x_1)
+    restored = pair_by_permutation(
+        x_1.flip(0), x_1, torch.ones(9, dtype=torch.long), torch.tensor([9])
+    )
+    torch.testing.assert_close(restored, x_1)
+
+
+def test_translation_is_the_best_of_a_fine_grid():
+    generator = torch.Generator().manual_seed(4)
+    n_atoms = torch.tensor([1, 2, 2, 2])
+    batch = torch.arange(4).repeat_interleave(n_atoms)
+    x_0, x_1 = torch.rand(2, 7, 3, generator=generator, dtype=torch.float64).unbind(0)
+    shifted = align_translation(x_0, x_1, batch, n_atoms)
+    difference = (x_1 - shifted) - (x_1 - shifted).round()
+    assert float(center(difference, batch, n_atoms).sub(difference).abs().max()) < 1e-9
+    ours = squared_distances(shifted, x_1, n_atoms)
+    for axis in range(3):
+        grid = torch.arange(0, 1, 0.01, dtype=torch.float64)
+        others = torch.stack(
+            [
+                squared_distances(shifted + step * torch.eye(3)[axis].double(), x_1, n_atoms)
+                for step in grid
+            ]
+        )
+        assert bool((ours <= others.min(0).values + 1e-9).all())
+    # All that moved is each structure as a whole.
+    moved = shifted - x_0
+    torch.testing.assert_close(moved[1], moved[2])
+
+
+def test_pairing_undoes_a_shift_and_a_permutation():
+    generator = torch.Generator().manual_seed(5)
+    x_1 = torch.rand(4, 3, generator=generator)
+    species = torch.tensor([1, 8, 8, 8])
+    x_0 = (x_1[[0, 3, 1, 2]] + torch.tensor([0.3, 0.9, 0.5])) % 1
+    n_atoms = torch.tensor([4])
+    paired = pair_with_data(x_0, x_1, species, torch.zeros(4, dtype=torch.long), n_atoms)
+    assert float(squared_distances(paired, x_1, n_atoms)) <= float(
+        squared_distances(x_0, x_1, n_atoms)
+    )
 
 
 def test_cells_and_parameters_are_inverse():

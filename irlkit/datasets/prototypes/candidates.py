@@ -189,7 +189,7 @@ FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
 
 
 def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """All (structure type, elements) pairs to relax, in a random order.
+    """All (structure type, elements) pairs to relax: elements, then compounds in a random order.
 
     Half-Heusler compounds appear three times, once with each element on the fourfold-coordinated
     inner site.
@@ -214,4 +214,5 @@ def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
                     candidates[(name, order)] = None
     shuffled = list(candidates)
     rng.shuffle(shuffled)
-    return shuffled
+    # Elements first: every hull needs them, however many candidates are taken.
+    return sorted(shuffled, key=lambda candidate: len(candidate[1]) > 1)

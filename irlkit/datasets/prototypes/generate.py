@@ -27,7 +27,7 @@ MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
-N_CANDIDATES = 6000  # of the shuffled enumeration
+N_CANDIDATES = 5500  # of the shuffled enumeration
 
 _calculator: Any = None
 
@@ -85,11 +85,7 @@ def relax_all(raw: Path, workers: int, limit: int) -> None:
     from tqdm.auto import tqdm
 
     candidates = enumerate_candidates()[:limit]
-    done: set[tuple[str, tuple[str, ...]]] = set()
-    if raw.exists():
-        for line in raw.read_text().splitlines():
-            record = json.loads(line)
-            done.add((record["prototype"], tuple(record["elements"])))
+    done = {_key(record) for record in _read(raw)} if raw.exists() else set()
     todo = [candidate for candidate in candidates if candidate not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
@@ -98,6 +94,14 @@ def relax_all(raw: Path, workers: int, limit: int) -> None:
         for record in tqdm(results, total=len(todo), desc="relaxing", mininterval=30):
             out.write(json.dumps(record) + "\n")
             out.flush()
+
+
+def _read(raw: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in raw.read_text().splitlines()]
+
+
+def _key(record: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    return record["prototype"], tuple(record["elements"])
 
 
 def split_of(formula: str) -> str:
@@ -135,11 +139,12 @@ def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) ->
     return "other"
 
 
-def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
+def build_table(raw: Path, limit: int | None = None) -> tuple[Any, dict[str, int]]:
     """Filter, deduplicate, label and split the relaxed candidates.
 
     Args:
         raw: JSON-lines file of `relax_all`.
+        limit: Use only the first so many candidates; None: all records.
 
     Returns:
         DataFrame with one row per kept structure, and how many candidates each filter dropped.
@@ -154,7 +159,10 @@ def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
     warnings.filterwarnings("ignore")
     dropped: dict[str, int] = defaultdict(int)
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    records = [json.loads(line) for line in raw.read_text().splitlines()]
+    records = sorted(_read(raw), key=_key)
+    if limit is not None:
+        wanted = set(enumerate_candidates()[:limit])
+        records = [record for record in records if _key(record) in wanted]
     for record in records:
         if "error" in record:
             dropped["failed"] += 1
@@ -243,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if not arguments.skip_relaxation:
         relax_all(arguments.raw, arguments.workers, arguments.limit)
-    table, dropped = build_table(arguments.raw)
+    table, dropped = build_table(arguments.raw, arguments.limit)
     table.to_parquet(arguments.out, compression="zstd", index=False)
     print(json.dumps(dropped, indent=2))
     print(f"{arguments.out}: {len(table)} structures, {arguments.out.stat().st_size / 1e6:.2f} MB")
