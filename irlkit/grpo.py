@@ -112,7 +112,7 @@ class GRPOConfig:
     n_steps: int | tuple[int, ...] = 10
     n_ppo_epochs: int = 4
     clip_eps: float = 0.3
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     policy_weight: float | Mapping[str, float] = 1.0
     kl_weight: float | Mapping[str, float] = 0.0
     distillation_weight: float | Mapping[str, float] = 0.0

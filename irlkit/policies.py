@@ -281,7 +281,7 @@ class AnnealingPolicy(Policy):
         model: frozen pretrained model.
         annealing: schedule to train, moved to the model's device and dtype; None makes a zero
             ``LearnedAnnealing``.
-        noise: field -> sigma(t).
+        noise: field -> sigma(t), relative to the velocity; None means 0.3 for both fields.
         ref_noise: field -> sigma_ref(t); None means ``noise``.
 
     Raises:
@@ -298,7 +298,7 @@ class AnnealingPolicy(Policy):
         ref_noise: Mapping[str, NoiseSchedule] | None = None,
     ) -> None:
         if noise is None:
-            noise = {field: ConstantNoise(0.1) for field in FIELD_NAMES}
+            noise = {field: ConstantNoise(0.3) for field in FIELD_NAMES}
         super().__init__(model, noise, ref_noise)
         annealing = LearnedAnnealing() if annealing is None else annealing
         self.annealing = annealing.to(next(model.parameters()))
