@@ -1,0 +1,17 @@
+"""What the notebooks do, as functions: each notebook only calls, shows and explains."""
+
+from irlkit.experiments.claims import Claim, claims_table
+from irlkit.experiments.handcrafted import subset
+from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
+from irlkit.experiments.velocity_annealing import VelocityAnnealing
+
+__all__ = [
+    "PRESETS",
+    "Claim",
+    "Preset",
+    "Rung",
+    "VelocityAnnealing",
+    "claims_table",
+    "resolve",
+    "subset",
+]

@@ -1,0 +1,218 @@
+"""How large an experiment is: presets, and parameters that override them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from irlkit.grpo import GRPOConfig
+from irlkit.schedules import check_n_steps
+
+FEW_SEEDS: Mapping[str, int] = {"none": 1, "handcrafted": 3, "learned": 3}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A round of a sweep: the best so far are tried again, with more effort.
+
+    Attributes:
+        n_trials: how many coefficients, the best of the round before.
+        n_structures: of the validation split, about.
+        n_steps: integration steps.
+    """
+
+    n_trials: int
+    n_structures: int
+    n_steps: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Size and settings of notebook 04.
+
+    Attributes:
+        name: of the preset.
+        n_steps: few integration steps, where the claims are tested.
+        train_steps: numbers of steps of rollouts, of which each iteration draws one.
+        train_at_n_steps: rollouts have n_steps as well.
+        step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
+        reference_steps: many steps, which the handcrafted annealing is tuned for.
+        test_size: structures of the test split, about; None: all.
+        seeds: of training, and of the base samples of the evaluation.
+        n_seeds_at_reference: schedule -> how many of the seeds are evaluated at reference_steps,
+            where one evaluation takes longer than at all other numbers of steps.
+        iterations: of GRPO, per seed.
+        grpo: further arguments of ``GRPOConfig``.
+        annealing: arguments of ``LearnedAnnealing``.
+        noise: field -> constant noise scale of rollouts.
+        few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
+        reference_sweep: rounds of the handcrafted sweep for reference_steps, on validation.
+        candidates: coefficients (pos, cell) that every sweep tries besides its own.
+        max_batch: structures per network call; small ones stay in a processor's cache.
+    """
+
+    name: str
+    n_steps: int = 10
+    train_steps: tuple[int, ...] = (5, 10, 20, 50)
+    train_at_n_steps: bool = True
+    step_counts: tuple[int, ...] = (5, 10, 20, 50, 100, 500)
+    reference_steps: int = 500
+    test_size: int | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    n_seeds_at_reference: Mapping[str, int] = field(default_factory=lambda: dict(FEW_SEEDS))
+    iterations: int = 60
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    annealing: Mapping[str, Any] = field(default_factory=lambda: {"condition_on_dt": True})
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.3, "cell": 0.3})
+    few_step_sweep: tuple[int, int] = (24, 256)
+    reference_sweep: tuple[Rung, ...] = (Rung(16, 64, 100), Rung(4, 96, 500))
+    candidates: tuple[tuple[float, float], ...] = ()
+    max_batch: int | None = 64
+
+    def __post_init__(self) -> None:
+        counts = (self.n_steps, self.reference_steps, *self.train_steps, *self.step_counts)
+        for n_steps in (*counts, *(rung.n_steps for rung in self.reference_sweep)):
+            check_n_steps(n_steps)
+        if self.n_steps >= self.reference_steps:
+            raise ValueError(
+                f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
+                f"got {self.n_steps}"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+        if isinstance(self.iterations, bool) or self.iterations < 1:
+            raise ValueError(f"iterations must be a positive integer, got {self.iterations!r}")
+        self.config(0)  # Checks the settings of GRPO.
+
+    def config(self, seed: int) -> GRPOConfig:
+        """Settings of a training run."""
+        steps = {*self.train_steps, self.n_steps} if self.train_at_n_steps else {*self.train_steps}
+        settings = {"n_steps": tuple(sorted(steps)), "max_batch": self.max_batch, **self.grpo}
+        return GRPOConfig(seed=seed, **settings)
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """All numbers of steps to evaluate, ascending."""
+        return tuple(sorted({*self.step_counts, self.n_steps, self.reference_steps}))
+
+    def seeds_for(self, schedule: str, n_steps: int) -> tuple[int, ...]:
+        """Seeds to evaluate a schedule ("none", "handcrafted" or "learned") with."""
+        if n_steps < self.reference_steps:
+            return self.seeds
+        return self.seeds[: self.n_seeds_at_reference.get(schedule, len(self.seeds))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON can hold them."""
+        return {**asdict(self), "grpo": self.config(self.seeds[0]).to_dict()}
+
+
+# --------------------------------------------------------------------------------------------------
+# The one place to tune.
+# --------------------------------------------------------------------------------------------------
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        # About a minute on two cores: shows that everything works, not how well.
+        Preset(
+            "quick",
+            train_steps=(5, 10, 20),
+            step_counts=(5, 10, 20, 50),
+            reference_steps=100,
+            test_size=64,
+            seeds=(0, 1),
+            iterations=12,
+            grpo={
+                "n_groups": 6,
+                "group_size": 16,
+                "validate_every": 4,
+                "validation_n_steps": 10,
+                "validation_size": 48,
+            },
+            few_step_sweep=(20, 48),
+            reference_sweep=(Rung(8, 32, 100),),
+            max_batch=48,
+        ),
+        # Less than ten minutes on two cores.
+        Preset(
+            "laptop",
+            iterations=60,
+            grpo={
+                "n_groups": 8,
+                "group_size": 32,
+                "validate_every": 10,
+                "validation_n_steps": (5, 10, 20),
+                "validation_size": 128,
+            },
+        ),
+        # The paper's numbers, for a GPU: trained at 100 steps (section 4.3), 16 groups of 64
+        # (Appendix F), without regularisation.
+        Preset(
+            "paper",
+            train_steps=(100,),
+            train_at_n_steps=False,
+            step_counts=(5, 10, 20, 50, 100, 200, 500),
+            iterations=200,
+            grpo={
+                "n_groups": 16,
+                "group_size": 64,
+                "validate_every": 5,
+                "validation_n_steps": 100,
+                "learning_rate": 1e-3,
+            },
+            annealing={"condition_on_dt": False},
+            few_step_sweep=(50, 1024),
+            reference_sweep=(Rung(48, 512, 500), Rung(6, 2048, 500)),
+            max_batch=None,
+        ),
+    )
+}
+
+
+def resolve(
+    preset: str = "laptop",
+    *,
+    n_steps: int | None = None,
+    iterations: int | None = None,
+    n_groups: int | None = None,
+    group_size: int | None = None,
+    seeds: Iterable[int] | int | str | None = None,
+) -> Preset:
+    """A preset with the parameters that were given; None keeps what the preset says.
+
+    Args:
+        preset: a name in ``PRESETS``.
+        n_steps: see ``Preset``.
+        iterations: see ``Preset``.
+        n_groups: compositions per iteration.
+        group_size: structures per composition.
+        seeds: numbers, or as a command line has them: one number, or a text such as "0,1,2".
+
+    Raises:
+        ValueError: no such preset, or a value that makes no sense.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
+    chosen = PRESETS[preset]
+    given = {"n_steps": n_steps, "iterations": iterations, "seeds": _seeds(seeds)}
+    grpo = {"n_groups": n_groups, "group_size": group_size}
+    return replace(
+        chosen,
+        **{name: value for name, value in given.items() if value is not None},
+        grpo={**chosen.grpo, **{name: value for name, value in grpo.items() if value is not None}},
+    )
+
+
+def _seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | None:
+    if seeds is None:
+        return None
+    if isinstance(seeds, str):
+        try:
+            return tuple(int(part) for part in seeds.strip("[]() ").split(",") if part.strip())
+        except ValueError:
+            raise ValueError(f"seeds must be integers such as '0,1,2', got {seeds!r}") from None
+    return (seeds,) if isinstance(seeds, int) else tuple(seeds)

@@ -1,0 +1,521 @@
+"""The experiment of notebook 04: velocity annealing, none, handcrafted and learned (section 4.3).
+
+Base samples depend on nothing but seed and compositions. All schedules and numbers of steps are
+therefore compared from the same x_0, and differences between them are paired.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from irlkit import datasets, metrics
+from irlkit.crystals import CrystalBatch
+from irlkit.datasets import CrystalDataset
+from irlkit.experiments import results
+from irlkit.experiments.claims import Claim, annealing_claims
+from irlkit.experiments.handcrafted import SWEEP_RANGE, best_of, subset, sweep
+from irlkit.experiments.presets import Preset, Rung
+from irlkit.model import FlowModel, load_pretrained
+from irlkit.policies import AnnealingPolicy
+from irlkit.rewards import CRMSEReward
+from irlkit.sampler import integrate
+from irlkit.schedules import (
+    FIELD_NAMES,
+    Annealing,
+    ConstantNoise,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    annealing_on_grid,
+    save_annealing,
+    time_grid,
+)
+from irlkit.trainer import GRPOTrainer
+
+SWEEP_SEED = 1_000_003
+"""Seed of the base samples of sweeps: another one than those of evaluations."""
+
+
+class VelocityAnnealing:
+    """Compares annealing schedules of one pretrained model on one data set.
+
+    Args:
+        checkpoint: name of a shipped model or path of a checkpoint.
+        dataset: name of a shipped data set or path of a data file.
+        preset: size and settings.
+        device: of the network; structures are matched on the CPU.
+        out_dir: folder for results; made when needed.
+        n_workers: processes that match structures; None: one per core on machines with more than
+            four cores, else none (matching is then as fast in this process).
+        progress: show bars.
+
+    Attributes:
+        model: the pretrained model, frozen.
+        train, validation, test: splits; the evaluation and the sweeps use parts of the latter two.
+        learned: seed -> trained schedule.
+        history: training history with a column "seed".
+        evaluation: one row per evaluation on the test split.
+        structures: one row per generated test structure.
+        sweeps: number of steps -> trials of the handcrafted sweep for it.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or data file.
+        ValueError: a checkpoint or data file that is none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        dataset: str | Path,
+        preset: Preset,
+        *,
+        device: str | torch.device = "cpu",
+        out_dir: str | Path = "runs/04",
+        n_workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.checkpoint, self.dataset = str(checkpoint), str(dataset)
+        self.preset = preset
+        self.out_dir = Path(out_dir)
+        self.progress = progress
+        self.model: FlowModel = load_pretrained(checkpoint, device).requires_grad_(False)
+        splits = [
+            datasets.load(dataset, split=name, progress=progress)
+            for name in ("train", "val", "test")
+        ]
+        self.train, self.validation, whole_test = splits
+        self.split_sizes = {s.split: len(s) for s in splits}
+        self.test = subset(whole_test, preset.test_size)
+        if n_workers is None:
+            n_cores = torch.multiprocessing.cpu_count()
+            n_workers = n_cores if n_cores > 4 else 0
+        self.pool = metrics.MatchPool(n_workers)
+        self.learned: dict[int, LearnedAnnealing] = {}
+        self.best_iteration: dict[int, int] = {}
+        self.sweeps: dict[int, pd.DataFrame] = {}
+        self.seconds: dict[str, float] = {}
+        self._histories: list[pd.DataFrame] = []
+        self._rows: list[dict[str, Any]] = []
+        self._tables: list[pd.DataFrame] = []
+
+    # ----------------------------------------------------------------------------------------------
+    # What is there
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.device
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Training history of all seeds."""
+        return pd.concat(self._histories, ignore_index=True) if self._histories else pd.DataFrame()
+
+    @property
+    def evaluation(self) -> pd.DataFrame:
+        """One row per evaluation: schedule, tuned_at, pos, cell, n_steps, seed and metrics.
+
+        "tuned_at" is the number of steps that a handcrafted schedule was tuned for, "pos" and
+        "cell" are its coefficients; they are nan for other schedules.
+        """
+        return pd.DataFrame(self._rows)
+
+    @property
+    def structures(self) -> pd.DataFrame:
+        """One row per evaluation and test structure."""
+        return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
+
+    def summary(self) -> pd.DataFrame:
+        """Sizes of model and data, for people."""
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        rows = {
+            "model": f"{self.checkpoint}: {n_parameters:,} parameters on {self.device}",
+            "data set": f"{self.dataset}: "
+            + ", ".join(f"{size} {name}" for name, size in self.split_sizes.items()),
+            "evaluated": f"{len(self.test)} test structures, "
+            f"{len(self.test.references())} compositions",
+            "training": f"{self.preset.iterations} iterations of "
+            f"{self.preset.config(0).n_groups} groups of {self.preset.config(0).group_size}, "
+            f"seeds {', '.join(map(str, self.preset.seeds))}",
+            "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
+        }
+        return pd.DataFrame({"": rows})
+
+    # ----------------------------------------------------------------------------------------------
+    # Generation and evaluation
+    # ----------------------------------------------------------------------------------------------
+
+    def base_sample(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
+        """x_0 of a seed, the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.model.sample_base(batch, generator).to(self.device)
+
+    def generate(
+        self, batch: CrystalBatch, n_steps: int, annealing: Annealing, seed: int, **options: Any
+    ) -> Any:
+        """Generate for the compositions of `batch` from x_0 of `seed`; see ``integrate``."""
+        return integrate(
+            self.model,
+            batch.to(self.device),
+            n_steps,
+            annealing=annealing,
+            x_0=self.base_sample(batch, seed),
+            max_batch=self.preset.max_batch,
+            **options,
+        )
+
+    def measure(
+        self, data: CrystalDataset, n_steps: int, annealing: Annealing, seed: int
+    ) -> metrics.Metrics:
+        """Metrics of one structure generated per structure of `data`."""
+        generated = self.generate(data.batch, n_steps, annealing, seed)
+        return metrics.evaluate(generated.to("cpu"), data, self.pool)
+
+    def evaluate(
+        self, schedule: str, n_steps: int | Iterable[int] | None = None, tuned_at: int | None = None
+    ) -> pd.DataFrame:
+        """Evaluate a schedule on the test split for every seed, and keep the results.
+
+        Args:
+            schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
+                "learned", of each training seed.
+            n_steps: numbers of steps; None takes those of the preset.
+            tuned_at: None means the many steps of the reference.
+
+        Returns:
+            The new rows of ``evaluation``.
+
+        Raises:
+            ValueError: an unknown schedule.
+            KeyError: its sweep or training was not run yet.
+        """
+        if schedule not in ("none", "handcrafted", "learned"):
+            raise ValueError(f"schedule must be none, handcrafted or learned, got {schedule!r}")
+        if n_steps is None:
+            n_steps = self.preset.evaluation_steps
+        counts = [n_steps] if isinstance(n_steps, int) else sorted(n_steps)
+        if schedule == "handcrafted":
+            tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
+        jobs = [(k, seed) for k in counts for seed in self.preset.seeds_for(schedule, k)]
+        rows: list[dict[str, Any]] = []
+        with (
+            self._timed(f"evaluation of {schedule}"),
+            tqdm(total=sum(k for k, _ in jobs), disable=not self.progress, unit="step") as bar,
+        ):
+            bar.set_description(schedule if tuned_at is None else f"{schedule} ({tuned_at})")
+            for k, seed in jobs:
+                annealing = self.annealing(schedule, seed, tuned_at)
+                started = time.perf_counter()
+                measured = self.measure(self.test, k, annealing, seed)
+                linear = annealing if isinstance(annealing, LinearAnnealing) else None
+                labels = {
+                    "schedule": schedule,
+                    "tuned_at": np.nan if tuned_at is None else tuned_at,
+                    "pos": np.nan if linear is None else linear.pos,
+                    "cell": np.nan if linear is None else linear.cell,
+                    "n_steps": k,
+                    "seed": seed,
+                }
+                seconds = time.perf_counter() - started
+                rows.append({**labels, **measured.summary(), "seconds": seconds})
+                self._tables.append(measured.table.assign(**labels))
+                bar.update(k)
+        self._rows += rows
+        return pd.DataFrame(rows)
+
+    def annealing(self, schedule: str, seed: int = 0, tuned_at: int | None = None) -> Annealing:
+        """A schedule by its name; see ``evaluate``."""
+        if schedule == "none":
+            return NoAnnealing()
+        if schedule == "learned":
+            return self.learned[seed]
+        return self.best_handcrafted(self.preset.reference_steps if tuned_at is None else tuned_at)
+
+    def metrics_table(self, *n_steps: int) -> pd.DataFrame:
+        """Mean metrics over seeds, for people.
+
+        Args:
+            *n_steps: numbers of steps; none: all.
+        """
+        rows = self.evaluation
+        if n_steps:
+            rows = rows[rows["n_steps"].isin(n_steps)]
+        columns = ["metre", "crmse", "match_rate", "rmse", "valid_rate"]
+        keys = ["schedule", "tuned_at", "pos", "cell", "n_steps"]
+        table = rows.groupby(keys, dropna=False, sort=False)[columns].mean().round(3).reset_index()
+        return table.astype({"tuned_at": "Int64"}).astype(object).fillna("")
+
+    def named_schedules(self) -> dict[str, Annealing]:
+        """The schedules of the comparison, by what they are called; the learned one first."""
+        seed = self.preset.seeds[0]
+        handcrafted = {f"handcrafted, for {k} steps": best_of(t) for k, t in self.sweeps.items()}
+        return {"learned": self.learned[seed], **handcrafted, "none": NoAnnealing()}
+
+    def few_structures(self, size: int = 8) -> CrystalDataset:
+        """Some test structures: half that the learned schedule finds in few steps, half others."""
+        found = np.isfinite(self._rmsd("learned", self.preset.seeds[0]))
+        good, bad = np.flatnonzero(found), np.flatnonzero(~found)
+        n_bad = min(len(bad), max(size // 2, size - len(good)))
+        rows = np.concatenate([good[: size - n_bad], bad[:n_bad]])
+        return self.test.select(torch.from_numpy(np.sort(rows)))
+
+    # ----------------------------------------------------------------------------------------------
+    # Handcrafted schedules
+    # ----------------------------------------------------------------------------------------------
+
+    def sweep_few_steps(self) -> pd.DataFrame:
+        """Seek the best handcrafted annealing for n_steps (Appendix H)."""
+        n_trials, n_structures = self.preset.few_step_sweep
+        return self._sweep((Rung(n_trials, n_structures, self.preset.n_steps),))
+
+    def sweep_reference(self) -> pd.DataFrame:
+        """Seek the best handcrafted annealing for reference_steps."""
+        return self._sweep(self.preset.reference_sweep)
+
+    def _sweep(self, rungs: Sequence[Rung]) -> pd.DataFrame:
+        n_steps = rungs[-1].n_steps
+        with self._timed(f"sweep at {n_steps} steps"):
+            self.sweeps[n_steps] = sweep(
+                lambda data, k, annealing: self.measure(data, k, annealing, SWEEP_SEED),
+                self.validation,
+                rungs,
+                self.preset.candidates,
+                self.progress,
+            )
+        return self.sweeps[n_steps]
+
+    def best_handcrafted(self, n_steps: int) -> LinearAnnealing:
+        """The best of the sweep for so many steps, which must have been run."""
+        return best_of(self.sweeps[n_steps])
+
+    def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
+        """Metrics of the first learned schedule on the structures of a sweep's last round."""
+        n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
+        data = subset(self.validation, n_structures)
+        return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
+
+    # ----------------------------------------------------------------------------------------------
+    # Learned schedules
+    # ----------------------------------------------------------------------------------------------
+
+    def train_schedules(self) -> pd.DataFrame:
+        """Learn a schedule with GRPO for every seed and keep the best by validation reward.
+
+        Returns:
+            The history of all seeds.
+        """
+        known = CrystalDataset(
+            self.train.name,
+            None,
+            CrystalBatch.concatenate([self.train.batch, self.validation.batch]),
+            pd.concat([self.train.table, self.validation.table], ignore_index=True),
+        )
+        size = self.preset.grpo.get("validation_size")
+        validation = subset(self.validation, size)
+        with self._timed("training"), CRMSEReward(known, self.pool) as reward:
+            for seed in self.preset.seeds:
+                generator = torch.Generator().manual_seed(seed)
+                annealing = LearnedAnnealing(**self.preset.annealing, generator=generator)
+                policy = AnnealingPolicy(
+                    self.model,
+                    annealing.to(self.device),
+                    {field: ConstantNoise(scale) for field, scale in self.preset.noise.items()},
+                )
+                trainer = GRPOTrainer(
+                    policy,
+                    reward,
+                    self.train,
+                    self.preset.config(seed),
+                    validation=validation,
+                    out_dir=self.out_dir / "training" / f"seed_{seed}",
+                )
+                trainer.run(self.preset.iterations, progress=self.progress)
+                trainer.restore_best()
+                self.learned[seed] = annealing
+                assert trainer.best is not None  # A validation split was given.
+                self.best_iteration[seed] = int(trainer.best["iteration"])
+                self._histories.append(trainer.history.assign(seed=seed))
+        return self.history
+
+    def schedule_curves(self, n_steps: int | None = None) -> pd.DataFrame:
+        """1 + s(t) of all schedules (Fig. 5).
+
+        Args:
+            n_steps: the grid, and the step size where a schedule depends on it; None takes few.
+
+        Returns:
+            Columns schedule, tuned_at, seed, field, t, factor.
+        """
+        n_steps = self.preset.n_steps if n_steps is None else n_steps
+        entries: list[tuple[str, float, float, Annealing]] = [
+            ("learned", np.nan, seed, annealing) for seed, annealing in self.learned.items()
+        ]
+        entries += [("handcrafted", k, np.nan, self.best_handcrafted(k)) for k in self.sweeps]
+        times = time_grid(n_steps, self.model.dtype, self.device)
+        parts = []
+        for schedule, tuned_at, seed, annealing in entries:
+            with torch.no_grad():
+                s = annealing_on_grid(annealing, times)
+            parts += [
+                pd.DataFrame(
+                    {
+                        "schedule": schedule,
+                        "tuned_at": tuned_at,
+                        "seed": seed,
+                        "field": field,
+                        "t": times[:-1].cpu().double().numpy(),
+                        "factor": 1.0 + s[field].cpu().double().numpy(),
+                    }
+                )
+                for field in FIELD_NAMES
+            ]
+        return pd.concat(parts, ignore_index=True)
+
+    def smallest_factor(self) -> float:
+        """Smallest 1 + s(t) of the learned schedules on the grids of all numbers of steps."""
+        curves = [self.schedule_curves(k) for k in self.preset.evaluation_steps]
+        return min(float(c.loc[c["schedule"] == "learned", "factor"].min()) for c in curves)
+
+    # ----------------------------------------------------------------------------------------------
+    # Results
+    # ----------------------------------------------------------------------------------------------
+
+    def example(self, seed: int | None = None) -> tuple[int, dict[str, list[CrystalBatch]]]:
+        """A test structure that the learned schedule finds in few steps and no annealing does not.
+
+        Returns:
+            Its number, and per title the states of the integration; the last is the reference.
+        """
+        few = self.preset.n_steps
+        seed = self.preset.seeds[0] if seed is None else seed
+        rmsd = {schedule: self._rmsd(schedule, seed) for schedule in ("learned", "none")}
+        n_atoms = self.test.batch.n_atoms.numpy()
+        # Best first: found by the learned schedule only; then several atoms, but not too many.
+        score = (
+            4.0 * np.isfinite(rmsd["learned"])
+            + 2.0 * ~np.isfinite(rmsd["none"])
+            + ((n_atoms >= 4) & (n_atoms <= 10))
+            - np.nan_to_num(rmsd["learned"], nan=0.5)
+        )
+        number = int(score.argmax())
+        reference = self.test.batch[number]
+        # Drawn for all of the split, so that it is that of the evaluation.
+        x_0 = self.base_sample(self.test.batch, seed)[number]
+        shown = {}
+        for schedule, title in (("none", "no annealing"), ("learned", "learned annealing")):
+            _, states = integrate(
+                self.model,
+                reference.to(self.device),
+                few,
+                annealing=self.annealing(schedule, seed),
+                x_0=x_0,
+                record=True,
+            )
+            shown[title] = [state.to("cpu") for state in states]
+        return number, {**shown, "reference": [reference]}
+
+    def claims(self) -> list[Claim]:
+        """What holds of the paper's claims."""
+        return annealing_claims(self.evaluation, self.preset, self.smallest_factor())
+
+    def to_results(self, parameters: Mapping[str, Any], claims: list[Claim]) -> dict:
+        """Everything that goes into results.json."""
+        evaluation = []
+        for row in self._rows:
+            is_handcrafted = row["schedule"] == "handcrafted"
+            coefficients = {name: row[name] for name in FIELD_NAMES} if is_handcrafted else None
+            entry = {k: v for k, v in row.items() if k not in FIELD_NAMES}
+            evaluation.append({**entry, "coefficients": coefficients})
+        rewards = self.history
+        return {
+            "parameters": {**parameters, "settings": self.preset.to_dict()},
+            "environment": {**results.environment(self.device), "seconds": self.seconds},
+            "dataset": {
+                "name": self.dataset,
+                "split_sizes": self.split_sizes,
+                "n_test_structures": len(self.test),
+                "n_skipped": len(self.test.skipped),
+                "checkpoint": self.checkpoint,
+            },
+            "evaluation": evaluation,
+            "handcrafted_sweep": [
+                {
+                    "n_steps": n_steps,
+                    "split": "val",
+                    "range": [0.0, SWEEP_RANGE],
+                    "best": asdict(self.best_handcrafted(n_steps)),
+                    "trials": trials.to_dict("records"),
+                }
+                for n_steps, trials in self.sweeps.items()
+            ],
+            "training": {
+                "iterations": self.preset.iterations,
+                "seconds": self.seconds.get("training"),
+                "best_iteration": self.best_iteration,
+                "best_validation_reward": (
+                    rewards.groupby("seed")["validation_reward"].max().to_dict()
+                    if len(rewards)
+                    else {}
+                ),
+            },
+            "claims": [asdict(claim) for claim in claims],
+        }
+
+    def write(
+        self,
+        parameters: Mapping[str, Any],
+        claims: list[Claim],
+        figures: Mapping[str, Any] | None = None,
+    ) -> list[Path]:
+        """Write results.json, tables, learned schedules and figures to `out_dir`.
+
+        Args:
+            parameters: of the notebook.
+            claims: of ``claims``.
+            figures: name -> plotly figure.
+
+        Returns:
+            The files.
+        """
+        paths = []
+        for seed, annealing in self.learned.items():
+            path = self.out_dir / f"schedule_seed_{seed}.safetensors"
+            metadata = {
+                "seed": seed,
+                "checkpoint": self.checkpoint,
+                "dataset": self.dataset,
+                "iteration": self.best_iteration[seed],
+                "train_steps": list(self.preset.config(seed).step_choices),
+            }
+            save_annealing(annealing, path, metadata)
+            paths.append(path)
+        for name in ("history", "evaluation", "structures"):
+            paths.append(results.write_table(getattr(self, name), self.out_dir / f"{name}.parquet"))
+        paths += results.write_figures(figures or {}, self.out_dir / "figures")
+        data = self.to_results(parameters, claims)
+        return [*paths, results.write_json(data, self.out_dir / "results.json")]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _rmsd(self, schedule: str, seed: int) -> np.ndarray:
+        """Displacement of each test structure in few steps, nan where unmatched."""
+        table = self.structures
+        keep = (table["schedule"] == schedule) & (table["n_steps"] == self.preset.n_steps)
+        return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()[-len(self.test) :]
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
