@@ -36,7 +36,9 @@ _MAX_VOLUME = 1e15
 """pymatgen's tolerance of a lattice grows with its volume, and with it the time: past this volume,
 a cubic cell of 1e5 Å, it takes any basis for a Niggli basis."""
 _MAX_ELEMENTS = 1 << 22
-"""Length of the temporary arrays that the search is cut into."""
+"""Size of temporary arrays that needs more memory than a processor's cache, but not too much."""
+_CACHED_ELEMENTS = 1 << 13
+"""Pairs of atoms for which displacements are computed at once; measured to be fastest."""
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,15 @@ class RmsdMatcher:
             return None
         ratios = distances[:, None] / target_lengths
         close = (ratios < 1 + self.ltol) & (ratios > 1 / (1 + self.ltol))
-        units = (integers @ cell) / np.where(distances == 0, np.inf, distances)[:, None]
-        angles = np.degrees(np.arccos(np.clip(units @ units.T, -1, 1)))
         choices = [np.flatnonzero(close[:, k]) for k in range(3)]
-
-        def match(j: int, k: int, angle: float) -> np.ndarray:
-            return np.abs(angles[np.ix_(choices[j], choices[k])] - angle) <= self.angle_tol
-
-        alpha, beta = match(1, 2, target_angles[0]), match(0, 2, target_angles[1])
-        gamma = match(0, 1, target_angles[2])
+        units = [(integers[choice] @ cell) / distances[choice, None] for choice in choices]
+        angles = [
+            np.degrees(np.arccos(np.clip(units[j] @ units[k].T, -1, 1)))
+            for j, k in ((1, 2), (0, 2), (0, 1))
+        ]
+        alpha, beta, gamma = (
+            np.abs(angles[k] - target_angles[k]) <= self.angle_tol for k in range(3)
+        )
         step = max(1, _MAX_ELEMENTS // max(1, alpha.size))
         triples = [np.empty((0, 3), dtype=np.int64)]
         for begin in range(0, len(gamma), step):
@@ -219,12 +221,11 @@ class RmsdMatcher:
             triples.append(found)
         chosen = np.concatenate(triples)
         points = np.stack([choices[k][chosen[:, k]] for k in range(3)], axis=1)
-        matrices = integers[points]
-        points = points[np.rint(np.abs(_determinants(matrices))) == 1]
+        regular = np.rint(np.abs(_determinants(integers[points]))) == 1
+        points, (a, b, c) = points[regular], chosen[regular].T
         if not len(points):
             return None
-        a, b, c = points.T
-        basis_angles = np.stack([angles[b, c], angles[c, a], angles[a, b]], axis=1)
+        basis_angles = np.stack([angles[0][b, c], angles[1][a, c], angles[2][a, b]], axis=1)
         return (
             integers[points],
             (distances[points] + target_lengths) / 2,
@@ -269,11 +270,10 @@ class RmsdMatcher:
         lll_tolerance = _fractional_tolerance(lll, norm[used], self.stol)
         best = np.full(len(structures), np.inf)
         exact = min(_EXACT, self.stol)
-        size = 256
-        largest = max(64, _MAX_ELEMENTS // (8 * n * n))
+        size = max(16, _CACHED_ELEMENTS // n**2)
         waiting = np.arange(len(basis))
         while len(waiting):
-            part, waiting = np.split(waiting, [min(size, largest)])
+            part, waiting = waiting[:size], waiting[size:]
             m, u = basis[part], compact[part]
             moved = reference.pos + shifts[m, translation[part]][:, None, :]
             values = norm[m] * _displacements(
@@ -285,7 +285,6 @@ class RmsdMatcher:
             best[settled] = values[values < exact][first]
             if len(settled):
                 waiting = waiting[~np.isin(owner[basis[waiting]], settled)]
-            size *= 2
         return np.where(best < self.stol, best, np.nan)
 
 
@@ -454,14 +453,19 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("...k,...k->...", a, b)
 
 
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cross products of rows; NumPy's own spends its time on preparing the axes."""
+    return a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]]
+
+
 def _cofactors(matrices: np.ndarray) -> np.ndarray:
     """Cross products of the rows, so that the inverse is the transpose over the determinant."""
     a, b, c = matrices[:, 0], matrices[:, 1], matrices[:, 2]
-    return np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+    return np.stack([_cross(b, c), _cross(c, a), _cross(a, b)], axis=1)
 
 
 def _determinants(matrices: np.ndarray) -> np.ndarray:
-    return _dot(np.cross(matrices[:, 0], matrices[:, 1]), matrices[:, 2])
+    return _dot(_cross(matrices[:, 0], matrices[:, 1]), matrices[:, 2])
 
 
 def _inverse(matrices: np.ndarray) -> np.ndarray:
