@@ -162,7 +162,12 @@ class VelocityAnnealing:
         return self.model.sample_base(batch, generator).to(self.device)
 
     def generate(
-        self, batch: CrystalBatch, n_steps: int, annealing: Annealing, seed: int, **options: Any
+        self,
+        batch: CrystalBatch,
+        n_steps: int,
+        annealing: Annealing | None,
+        seed: int,
+        **options: Any,
     ) -> Any:
         """Generate for the compositions of `batch` from x_0 of `seed`; see ``integrate``."""
         return integrate(
@@ -176,7 +181,7 @@ class VelocityAnnealing:
         )
 
     def measure(
-        self, data: CrystalDataset, n_steps: int, annealing: Annealing, seed: int
+        self, data: CrystalDataset, n_steps: int, annealing: Annealing | None, seed: int
     ) -> metrics.Metrics:
         """Metrics of one structure generated per structure of `data`."""
         generated = self.generate(data.batch, n_steps, annealing, seed)
@@ -197,8 +202,7 @@ class VelocityAnnealing:
             The new rows of ``evaluation``.
 
         Raises:
-            ValueError: an unknown schedule.
-            KeyError: its sweep or training was not run yet.
+            ValueError: an unknown schedule, or its sweep or training was not run yet.
         """
         if schedule not in ("none", "handcrafted", "learned"):
             raise ValueError(f"schedule must be none, handcrafted or learned, got {schedule!r}")
@@ -238,9 +242,13 @@ class VelocityAnnealing:
         """A schedule by its name; see ``evaluate``."""
         if schedule == "none":
             return NoAnnealing()
-        if schedule == "learned":
-            return self.learned[seed]
-        return self.best_handcrafted(self.preset.reference_steps if tuned_at is None else tuned_at)
+        if schedule == "handcrafted":
+            return self.best_handcrafted(
+                self.preset.reference_steps if tuned_at is None else tuned_at
+            )
+        if seed not in self.learned:
+            raise ValueError(f"schedule of seed {seed} is not learned yet; call train_schedules")
+        return self.learned[seed]
 
     def metrics_table(self, *n_steps: int) -> pd.DataFrame:
         """Mean metrics over seeds, for people.
@@ -296,7 +304,17 @@ class VelocityAnnealing:
         return self.sweeps[n_steps]
 
     def best_handcrafted(self, n_steps: int) -> LinearAnnealing:
-        """The best of the sweep for so many steps, which must have been run."""
+        """The best of the sweep for so many steps.
+
+        Raises:
+            ValueError: that sweep was not run.
+        """
+        if n_steps not in self.sweeps:
+            raise ValueError(
+                f"there was no sweep for {n_steps} steps; call sweep_reference for "
+                f"{self.preset.reference_steps}, sweep_few_steps for "
+                f"{self.preset.n_steps}"
+            )
         return best_of(self.sweeps[n_steps])
 
     def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
@@ -315,21 +333,17 @@ class VelocityAnnealing:
         Returns:
             The history of all seeds.
         """
-        known = CrystalDataset(
-            self.train.name,
-            None,
-            CrystalBatch.concatenate([self.train.batch, self.validation.batch]),
-            pd.concat([self.train.table, self.validation.table], ignore_index=True),
-        )
-        size = self.preset.grpo.get("validation_size")
-        validation = subset(self.validation, size)
-        with self._timed("training"), CRMSEReward(known, self.pool) as reward:
+        validation = subset(self.validation, self.preset.grpo.get("validation_size"))
+        with (
+            self._timed("training"),
+            CRMSEReward(self.train, self.pool) as reward,
+            CRMSEReward(validation, self.pool) as validation_reward,
+        ):
             for seed in self.preset.seeds:
                 generator = torch.Generator().manual_seed(seed)
-                annealing = LearnedAnnealing(**self.preset.annealing, generator=generator)
                 policy = AnnealingPolicy(
                     self.model,
-                    annealing.to(self.device),
+                    LearnedAnnealing(**self.preset.annealing, generator=generator),
                     {field: ConstantNoise(scale) for field, scale in self.preset.noise.items()},
                 )
                 trainer = GRPOTrainer(
@@ -338,11 +352,12 @@ class VelocityAnnealing:
                     self.train,
                     self.preset.config(seed),
                     validation=validation,
+                    validation_reward=validation_reward,
                     out_dir=self.out_dir / "training" / f"seed_{seed}",
                 )
                 trainer.run(self.preset.iterations, progress=self.progress)
                 trainer.restore_best()
-                self.learned[seed] = annealing
+                self.learned[seed] = policy.annealing
                 assert trainer.best is not None  # A validation split was given.
                 self.best_iteration[seed] = int(trainer.best["iteration"])
                 self._histories.append(trainer.history.assign(seed=seed))

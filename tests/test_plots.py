@@ -1,0 +1,233 @@
+"""Figures are judged by their data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from irlkit import plots
+from irlkit.crystals import CrystalBatch
+
+EVALUATION = pd.DataFrame(
+    [
+        {"schedule": s, "tuned_at": k, "n_steps": n, "seed": seed, "metre": m + 0.1 * seed}
+        for s, k, m in (("none", np.nan, 0.1), ("handcrafted", 500, 0.3), ("handcrafted", 10, 0.2))
+        for n in (10, 500)
+        for seed in (0, 1)
+    ]
+).assign(crmse=0.4, valid_rate=1.0)
+
+
+def by_name(figure, name, **where):
+    """The only trace of that name (and with these attributes)."""
+    (trace,) = (
+        t for t in figure.data if t.name == name and all(t[k] == v for k, v in where.items())
+    )
+    return trace
+
+
+def test_band_reaches_from_the_lowest_to_the_highest_row():
+    table = pd.DataFrame({"x": [1, 1, 2, 2, 3], "y": [1.0, 3.0, 2.0, 6.0, np.nan]})
+    band, line = plots.line_with_band(table, "x", "y", "name", plots.RED)
+    assert list(line.x) == [1, 2] and list(line.y) == [2.0, 4.0]
+    assert list(band.x) == [1, 2, 2, 1] and list(band.y) == [1.0, 2.0, 6.0, 3.0]
+    assert not band.showlegend
+
+
+def test_one_row_per_abscissa_has_no_band():
+    table = pd.DataFrame({"x": [1, 2], "y": [1.0, 2.0]})
+    (line,) = plots.line_with_band(table, "x", "y", "name", plots.RED)
+    assert list(line.y) == [1.0, 2.0]
+
+
+def test_nothing_but_nan_is_an_empty_line():
+    table = pd.DataFrame({"x": [1, 2], "y": [np.nan, np.nan]})
+    (line,) = plots.line_with_band(table, "x", "y", "name", plots.RED)
+    assert len(line.x) == 0
+
+
+def test_metrics_vs_steps_has_a_line_per_schedule_and_panel():
+    figure = plots.metrics_vs_steps(EVALUATION, ("metre", "crmse"), mark=10)
+    line = by_name(figure, "handcrafted, tuned at 500 steps", yaxis="y")
+    assert list(line.x) == [10, 500]
+    np.testing.assert_allclose(line.y, 0.35)
+    assert by_name(figure, "no annealing", yaxis="y2").y[0] == 0.4
+    colors = {t.line.color for t in figure.data if t.mode == "lines+markers" and t.yaxis == "y"}
+    assert len(colors) == 3
+    assert figure.layout.xaxis.type == "log" and list(figure.layout.xaxis.tickvals) == [10, 500]
+    assert figure.layout.yaxis.range == (0, 1)
+
+
+def test_one_schedule_without_tuning_and_one_number_of_steps():
+    rows = EVALUATION[EVALUATION["schedule"] == "none"].drop(columns="tuned_at").head(1)
+    figure = plots.metrics_vs_steps(rows, ("metre",))
+    assert list(by_name(figure, "no annealing").x) == [10]
+
+
+def test_training_curves_mark_the_best_of_each_seed():
+    history = pd.DataFrame(
+        {
+            "iteration": [0, 1, 2] * 2,
+            "seed": [0] * 3 + [1] * 3,
+            "reward": [np.nan, 0.1, 0.2, np.nan, 0.3, 0.4],
+            "validation_reward": [0.1, np.nan, 0.3, 0.5, np.nan, 0.2],
+        }
+    )
+    figure = plots.training_curves(history)
+    for seed, iteration, best in ((0, 2, 0.3), (1, 0, 0.5)):
+        star = by_name(figure, f"best of seed {seed}")
+        assert (star.x[0], star.y[0]) == (iteration, best)
+    rollouts, validation = (t for t in figure.data if t.name == "mean of seeds")
+    np.testing.assert_allclose(rollouts.y, [0.2, 0.3])
+    np.testing.assert_allclose(validation.y, [0.3, 0.25])
+
+
+def test_a_seed_without_validation_has_no_star():
+    history = pd.DataFrame(
+        {"iteration": [1], "seed": [0], "reward": [0.1], "validation_reward": [np.nan]}
+    )
+    assert len(by_name(plots.training_curves(history), "best of seed 0").x) == 0
+
+
+def test_annealing_schedules_show_factors_per_field():
+    t = [0.0, 0.5]
+    rows = [
+        ("learned", np.nan, 0, "pos", [1.0, 2.0]),
+        ("learned", np.nan, 1, "pos", [3.0, 4.0]),
+        ("handcrafted", 10, np.nan, "pos", [1.0, 6.0]),
+        ("learned", np.nan, 0, "cell", [5.0, 5.0]),
+    ]
+    curves = pd.concat(
+        pd.DataFrame(
+            {"schedule": s, "tuned_at": k, "seed": seed, "field": f, "t": t, "factor": factor}
+        )
+        for s, k, seed, f, factor in rows
+    )
+    figure = plots.annealing_schedules(curves, few=10)
+    assert list(by_name(figure, "learned annealing", xaxis="x").y) == [2.0, 3.0]
+    assert list(by_name(figure, "learned annealing", xaxis="x2").y) == [5.0, 5.0]
+    assert list(by_name(figure, "handcrafted, tuned at 10 steps").y) == [1.0, 6.0]
+    assert "positions" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize(("metric", "best"), [("crmse", 2.0), ("metre", 3.0)])
+def test_sweep_orders_trials_and_circles_the_best(metric, best):
+    trials = pd.DataFrame(
+        {
+            "pos": [1.0, 2.0, 3.0],
+            "cell": [0.0, 1.0, 2.0],
+            "crmse": [0.3, 0.2, 0.4],
+            "metre": [0.1, 0.2, 0.3],
+        }
+    )
+    figure = plots.sweep_results(trials, metric, {"learned": 0.1})
+    assert list(by_name(figure, "best").x) == [best]
+    values = list(by_name(figure, "handcrafted").y)
+    assert values == sorted(trials[metric], reverse=metric == "metre")
+    assert list(by_name(figure, "learned").y) == [0.1, 0.1]
+
+
+def test_a_sweep_without_trials_is_refused():
+    with pytest.raises(ValueError, match="at least one trial"):
+        plots.sweep_results(pd.DataFrame({"pos": [], "cell": [], "crmse": []}))
+
+
+def test_schedule_and_structures_always_has_the_same_traces():
+    curves = {"pos": np.array([1.0, 2.0]), "cell": np.array([3.0, 3.0])}
+    t = np.array([0.0, 0.5])
+    counts = set()
+    for rmsd in ([0.1, np.nan], [np.nan, np.nan], [0.1, 0.2]):
+        table = pd.DataFrame({"formula": ["NaCl", "NaCl"], "rmsd": rmsd})
+        figure = plots.schedule_and_structures(t, curves, table)
+        counts.add(len(figure.data))
+        found = np.isfinite(rmsd)
+        np.testing.assert_allclose(by_name(figure, "matched").y, np.nan_to_num(rmsd))
+        np.testing.assert_allclose(by_name(figure, "no match").y, np.where(found, 0, 0.5))
+    assert counts == {4}
+    assert len(set(by_name(figure, "matched").x)) == 2, "polymorphs must not share a bar"
+
+
+@pytest.fixture
+def states(small_batch):
+    """One structure on its way through three states."""
+    start = small_batch[2]
+    return [start.replace(cell=(1 + 0.1 * i) * start.cell) for i in range(3)]
+
+
+def test_trajectories_hold_every_state(states):
+    figure = plots.trajectories({"generated": states, "reference": states[-1:]}, "title")
+    assert [frame.name for frame in figure.frames] == ["0", "1", "2"]
+    assert len(figure.layout.sliders[0].steps) == 3
+    n_traces = len(figure.data)
+    assert all(len(frame.data) == n_traces == len(frame.traces) for frame in figure.frames)
+    assert {trace.scene for trace in figure.data} == {"scene", "scene2"}
+    expected = (states[0].pos % 1) @ states[0].cell[0]
+    atoms = [t for t in figure.frames[0].data if t.mode == "markers" and t.scene == "scene"]
+    shown = np.concatenate([np.stack([t.x, t.y, t.z], axis=1) for t in atoms])
+    assert sorted(map(tuple, shown.round(3))) == sorted(map(tuple, expected.numpy().round(3)))
+    # The figure itself is the last frame, which the slider stands at.
+    np.testing.assert_array_equal(figure.data[1].x, figure.frames[-1].data[1].x)
+    assert figure.layout.sliders[0].active == 2
+
+
+def test_one_state_is_a_still_picture(states):
+    figure = plots.trajectories({"reference": states[:1]})
+    assert not figure.frames and not figure.layout.sliders
+
+
+def test_cell_edges_are_twelve_lines(states):
+    cell = by_name(plots.trajectories({"a": states[:1]}), "cell")
+    assert np.isnan(np.array(cell.x, dtype=float)).sum() == 12
+    corners = torch.cat([torch.zeros(1, 3), states[0].cell[0].sum(0, keepdim=True)]).numpy()
+    assert np.nanmax(cell.x) >= corners[1, 0] - 1e-3
+
+
+def test_axes_hold_all_states_and_scales_are_equal(states):
+    scene = plots.trajectories({"a": states}).layout.scene
+    corner = states[-1].cell[0].sum(0)
+    assert scene.xaxis.range[1] >= corner[0]
+    ratio = (scene.xaxis.range[1] - scene.xaxis.range[0]) / scene.aspectratio.x
+    assert ratio == pytest.approx(
+        (scene.zaxis.range[1] - scene.zaxis.range[0]) / scene.aspectratio.z
+    )
+
+
+def test_a_hundred_atoms_of_many_elements():
+    batch = CrystalBatch(
+        torch.arange(1, 101), torch.rand(100, 3), 9 * torch.eye(3)[None], torch.tensor([100])
+    )
+    figure = plots.trajectories({"a": [batch]})
+    assert len(figure.data) == 101
+    assert {t.marker.color for t in figure.data if t.mode == "markers"} == set(plots.COLORS)
+
+
+@pytest.mark.parametrize("panels", [{}, {"a": []}])
+def test_no_state_is_refused(panels):
+    with pytest.raises(ValueError, match="at least one"):
+        plots.trajectories(panels)
+
+
+def test_several_structures_in_a_state_are_refused(small_batch):
+    with pytest.raises(ValueError, match="'a' must hold one structure"):
+        plots.trajectories({"a": [small_batch]})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        plots.metrics_vs_steps,
+        plots.training_curves,
+        plots.annealing_schedules,
+        plots.sweep_results,
+        lambda table: plots.schedule_and_structures(np.zeros(1), {}, table),
+    ],
+)
+def test_missing_columns_are_named(function):
+    with pytest.raises(ValueError, match=r"lacks the columns .* it has \['a'\]"):
+        function(pd.DataFrame({"a": [1]}))
+
+
+def test_schedules_have_names_and_colours():
+    assert plots.schedule_name("handcrafted") == "handcrafted"
+    assert plots.schedule_name("handcrafted", 500.0) == "handcrafted, tuned at 500 steps"
+    assert plots.schedule_color("handcrafted", 10, few=10) != plots.schedule_color("handcrafted")
