@@ -39,15 +39,15 @@ def random_structures(rng, count, skew):
         yield rng.random((int(rng.integers(1, 5)), 3)), rng.permutation(cell)
 
 
-@pytest.mark.parametrize("skew", [0, 2, 4])
+@pytest.mark.parametrize("skew", [0, 1, 3])
 def test_distance_is_exact_below_the_cutoff(skew):
-    structures = list(random_structures(np.random.default_rng(skew), 40, skew))
+    structures = list(random_structures(np.random.default_rng(skew), 30, skew))
     cutoff = 0.5
     result = validity.check(make_batch(*structures), 0.0, cutoff, 0.0)
     # A sheared cell needs many images, its reduced one few: skew² + 2 in each direction suffice.
     expected = np.array([brute_force_distance(p, c, 4 + skew * (skew + 1)) for p, c in structures])
     below = expected < cutoff
-    assert 5 < below.sum() < 35
+    assert 3 < below.sum() < 27
     np.testing.assert_allclose(result.min_distance[below], expected[below], rtol=1e-9)
     assert (result.min_distance[~below] >= expected[~below] * (1 - 1e-9)).all()
     np.testing.assert_array_equal(result.valid, ~below)
