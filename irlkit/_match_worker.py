@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from pymatgen.core import Lattice
 
 from irlkit.matcher import PreparedStructure, RmsdMatcher
 
@@ -93,25 +94,28 @@ class MatchSession:
 
     def _match(self, key: int, items: Sequence[Item]) -> list[Result]:
         results: list[Result] = []
+        # Structures of one composition with one reference: rows of results, places in them.
         groups: dict[tuple[int, bytes], list[tuple[int, int, PreparedStructure]]] = {}
+        targets: dict[int, PreparedStructure] = {}
         for index, numbers, pos, cell, references in items:
             result, status = np.full(len(references), np.nan), DONE
-            prepared = [(k, self._reference(key, i)) for k, i in enumerate(references)]
-            usable = [(k, reference) for k, reference in prepared if reference is not None]
+            found = [(k, self._reference(key, i)) for k, i in enumerate(references)]
+            usable = [(k, reference) for k, reference in found if reference is not None]
+            lattice = Lattice(cell)
             try:
-                possible = self.matcher.possible(numbers, cell, [entry[1] for entry in usable])
+                possible = self.matcher.possible(numbers, lattice, [entry[1] for entry in usable])
                 if possible:
-                    structure = self.matcher.prepare(numbers, pos, cell)
-                    for k in (usable[i][0] for i in possible):
+                    structure = self.matcher.prepare(numbers, pos, lattice)
+                    for k, reference in (usable[i] for i in possible):
+                        targets[references[k]] = reference
                         group = groups.setdefault((references[k], structure.numbers.tobytes()), [])
                         group.append((len(results), k, structure))
             except _ERRORS:
                 # Lattices without a Niggli cell, for which pymatgen raises, match nothing.
                 status = FAILED
             results.append((index, result, status))
-        for (reference, _), group in groups.items():
-            target = self._prepared[key][reference]
-            values = self.matcher.rmsds([structure for _, _, structure in group], target)
+        for (target, _), group in groups.items():
+            values = self.matcher.rmsds([entry[2] for entry in group], targets[target])
             for (row, k, _), value in zip(group, values, strict=True):
                 results[row][1][k] = value
         return results
@@ -120,7 +124,8 @@ class MatchSession:
         prepared = self._prepared[key]
         if index not in prepared:
             try:
-                prepared[index] = self.matcher.prepare(*self._arrays[key][index])
+                numbers, pos, cell = self._arrays[key][index]
+                prepared[index] = self.matcher.prepare(numbers, pos, Lattice(cell))
             except ValueError:
                 prepared[index] = None
         return prepared[index]

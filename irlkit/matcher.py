@@ -81,23 +81,22 @@ class RmsdMatcher:
                 raise ValueError(f"{name} must be positive, got {value}")
         self.stol, self.ltol, self.angle_tol = float(stol), float(ltol), float(angle_tol)
 
-    def prepare(self, numbers: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> PreparedStructure:
+    def prepare(self, numbers: np.ndarray, pos: np.ndarray, lattice: Lattice) -> PreparedStructure:
         """Brings one structure to its primitive Niggli cell.
 
         Args:
             numbers: Atomic numbers, shape (n,).
             pos: Fractional coordinates, shape (n, 3).
-            cell: Lattice vectors as rows, Å, shape (3, 3).
+            lattice: Not singular.
 
         Raises:
             ValueError: the lattice cannot be reduced.
         """
-        lattice = Lattice(cell)
         if not lattice.volume < _MAX_VOLUME:
             raise ValueError(f"cell must be below {_MAX_VOLUME:g} Å³, got {lattice.volume:g}")
         reduced = lattice.get_niggli_reduced_lattice()
         if reduced != lattice:
-            pos = (pos @ cell) @ np.linalg.inv(reduced.matrix) % 1.0
+            pos = (pos @ lattice.matrix) @ np.linalg.inv(reduced.matrix) % 1.0
         matrix = np.array(reduced.matrix)
         if _may_be_reducible(numbers, pos, np.linalg.norm(matrix, axis=1)):
             structure = Structure(reduced, _elements(numbers), pos).get_primitive_structure()
@@ -145,23 +144,23 @@ class RmsdMatcher:
         return self._search(structures, reference, owner, integers, lengths, angles)
 
     def possible(
-        self, numbers: np.ndarray, cell: np.ndarray, references: Sequence[PreparedStructure]
+        self, numbers: np.ndarray, lattice: Lattice, references: Sequence[PreparedStructure]
     ) -> list[int]:
         """References that may match, judged before the structure is prepared.
 
         Args:
             numbers: Atomic numbers of the structure, shape (n,).
-            cell: Lattice vectors as rows, Å, shape (3, 3); not singular.
+            lattice: Not singular.
             references: Candidates.
 
         Returns:
             Indices into `references`.
         """
         count = np.bincount(numbers, minlength=128)
-        n, volume = len(numbers), abs(np.linalg.det(cell))
+        n, volume = len(numbers), lattice.volume
         # The longest of any three independent lattice vectors is at least as long as the last
         # Gram-Schmidt vector of any basis; that of the LLL basis is a good bound.
-        lll = Lattice(cell).lll_matrix
+        lll = lattice.lll_matrix
         height = volume / np.linalg.norm(np.cross(lll[0], lll[1]))
         possible = []
         for i, reference in enumerate(references):

@@ -211,10 +211,10 @@ def test_cells_far_from_any_reference_are_settled_at_once(references, local_pool
 def test_a_structure_that_takes_too_long_counts_as_unmatched(generated, references, monkeypatch):
     original = RmsdMatcher.prepare
 
-    def slow(self, numbers, pos, cell):
+    def slow(self, numbers, pos, lattice):
         if len(numbers) == 9:  # quartz
             time.sleep(10)
-        return original(self, numbers, pos, cell)
+        return original(self, numbers, pos, lattice)
 
     pairs = [(0, 0), (24, 6), (44, 11)]
     with MatchPool(n_workers=0, timeout=0.2) as pool:
