@@ -508,7 +508,8 @@ def _fixed_axes(states: Sequence[CrystalBatch]) -> dict[str, Any]:
         for i, name in enumerate("xyz")
     }
     ratio = dict(zip("xyz", (size / size.max()).tolist(), strict=True))
-    return {**axes, "aspectmode": "manual", "aspectratio": ratio}
+    camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
+    return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}
 
 
 def _need(table: pd.DataFrame, *columns: str) -> None:

@@ -325,7 +325,6 @@ def make(files, out_dir, preset=TINY):
         files / "salts.csv",
         preset,
         out_dir=out_dir,
-        n_workers=0,
         progress=False,
     )
 

@@ -9,8 +9,6 @@ from typing import Any
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import check_n_steps
 
-FEW_SEEDS: Mapping[str, int] = {"none": 1, "handcrafted": 3, "learned": 3}
-
 
 @dataclass(frozen=True)
 class Rung:
@@ -41,7 +39,7 @@ class Preset:
         test_size: structures of the test split, about; None: all.
         seeds: of training, and of the base samples of the evaluation.
         n_seeds_at_reference: schedule -> how many of the seeds are evaluated at reference_steps,
-            where one evaluation takes longer than at all other numbers of steps.
+            where one evaluation takes longer than at all other numbers of steps; all, if not given.
         iterations: of GRPO, per seed.
         grpo: further arguments of ``GRPOConfig``.
         annealing: arguments of ``LearnedAnnealing``.
@@ -50,6 +48,7 @@ class Preset:
         reference_sweep: rounds of the handcrafted sweep for reference_steps, on validation.
         candidates: coefficients (pos, cell) that every sweep tries besides its own.
         max_batch: structures per network call; small ones stay in a processor's cache.
+        n_workers: processes that match structures; None: one per core, 0: in this process.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Preset:
     reference_steps: int = 500
     test_size: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    n_seeds_at_reference: Mapping[str, int] = field(default_factory=lambda: dict(FEW_SEEDS))
+    n_seeds_at_reference: Mapping[str, int] = field(default_factory=dict)
     iterations: int = 60
     grpo: Mapping[str, Any] = field(default_factory=dict)
     annealing: Mapping[str, Any] = field(default_factory=lambda: {"condition_on_dt": True})
@@ -69,6 +68,7 @@ class Preset:
     reference_sweep: tuple[Rung, ...] = (Rung(16, 64, 100), Rung(4, 96, 500))
     candidates: tuple[tuple[float, float], ...] = ()
     max_batch: int | None = 64
+    n_workers: int | None = None
 
     def __post_init__(self) -> None:
         counts = (self.n_steps, self.reference_steps, *self.train_steps, *self.step_counts)
@@ -136,10 +136,13 @@ PRESETS: dict[str, Preset] = {
             few_step_sweep=(20, 48),
             reference_sweep=(Rung(8, 32, 100),),
             max_batch=48,
+            n_workers=0,
         ),
         # Less than ten minutes on two cores.
         Preset(
             "laptop",
+            test_size=600,
+            n_seeds_at_reference={"none": 1, "learned": 1},
             iterations=60,
             grpo={
                 "n_groups": 8,

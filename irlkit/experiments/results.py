@@ -82,6 +82,6 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
     paths = []
     for name, figure in figures.items():
         path = folder / f"{name}.html"
-        figure.write_html(path, include_plotlyjs="directory")
+        figure.write_html(path, include_plotlyjs="directory", auto_play=False)
         paths.append(path)
     return paths

@@ -55,8 +55,6 @@ class VelocityAnnealing:
         preset: size and settings.
         device: of the network; structures are matched on the CPU.
         out_dir: folder for results; made when needed.
-        n_workers: processes that match structures; None: one per core on machines with more than
-            four cores, else none (matching is then as fast in this process).
         progress: show bars.
 
     Attributes:
@@ -81,7 +79,6 @@ class VelocityAnnealing:
         *,
         device: str | torch.device = "cpu",
         out_dir: str | Path = "runs/04",
-        n_workers: int | None = None,
         progress: bool = True,
     ) -> None:
         self.checkpoint, self.dataset = str(checkpoint), str(dataset)
@@ -96,10 +93,7 @@ class VelocityAnnealing:
         self.train, self.validation, whole_test = splits
         self.split_sizes = {s.split: len(s) for s in splits}
         self.test = subset(whole_test, preset.test_size)
-        if n_workers is None:
-            n_cores = torch.multiprocessing.cpu_count()
-            n_workers = n_cores if n_cores > 4 else 0
-        self.pool = metrics.MatchPool(n_workers)
+        self.pool = metrics.MatchPool(preset.n_workers)
         self.learned: dict[int, LearnedAnnealing] = {}
         self.best_iteration: dict[int, int] = {}
         self.sweeps: dict[int, pd.DataFrame] = {}
