@@ -205,30 +205,39 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     """1 + s(t), what velocities are multiplied by, a panel per field (Fig. 5).
 
     Args:
-        curves: columns schedule, tuned_at, seed, field, t, factor; seeds of the learned schedule
-            are drawn as lines, since each is a schedule of its own, with their mean.
-        few: the small number of steps, which one handcrafted schedule was tuned for.
+        curves: columns schedule, tuned_at, seed, n_steps, field, t, factor; seeds make a band. A
+            schedule on several grids has a line for each, in another colour.
+        few: the small number of steps; a handcrafted schedule tuned for it has its own colour.
 
     Raises:
         ValueError: a column is missing.
     """
-    _need(curves, "schedule", "tuned_at", "seed", "field", "t", "factor")
+    _need(curves, "schedule", "tuned_at", "seed", "n_steps", "field", "t", "factor")
     titles = [FIELD_LABELS[field] for field in ("pos", "cell")]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
     for column, field in enumerate(("pos", "cell"), start=1):
-        panel = curves[curves["field"] == field]
-        for (schedule, tuned_at), rows in panel.groupby(
+        for (schedule, tuned_at), rows in curves[curves["field"] == field].groupby(
             ["schedule", "tuned_at"], dropna=False, sort=False
         ):
             name, color = schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, few)
-            traces = line_with_band(rows, "t", "factor", name, color, legend=column == 1)
-            figure.add_traces(traces, rows=1, cols=column)
+            grids = list(rows.groupby("n_steps", sort=False))
+            for (n_steps, on_grid), shade, dash in zip(
+                grids, (color, PURPLE, GREEN, SKY), (None, "dot", "dash", "dashdot"), strict=False
+            ):
+                label = name if len(grids) == 1 else f"{name}, {n_steps} steps"
+                figure.add_traces(
+                    line_with_band(
+                        on_grid, "t", "factor", label, shade, legend=column == 1, dash=dash
+                    ),
+                    rows=1,
+                    cols=column,
+                )
         figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)
         figure.add_hline(0.0, line={"color": GREY, "width": 1}, row=1, col=column)
     figure.update_xaxes(title="time t", range=[0, 1])
     figure.update_yaxes(title="1 + s(t)", row=1, col=1)
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return style(figure, 420)
+    return style(figure, 430)
 
 
 def sweep_results(

@@ -373,7 +373,8 @@ def test_learned_schedules_are_those_with_the_best_validation(finished):
 
 def test_curves_are_those_of_the_schedules(finished):
     curves = finished.schedule_curves()
-    assert len(curves) == 2 * 3 * (2 + 2)
+    # Two learned ones at few, fewest and most steps, two handcrafted ones at few; two fields.
+    assert len(curves) == 2 * (2 * (3 + 2 + 6) + 2 * 3)
     best = finished.best_handcrafted(6)
     rows = curves[(curves["tuned_at"] == 6) & (curves["field"] == "pos")]
     np.testing.assert_allclose(rows["factor"], 1 + best.pos * rows["t"], rtol=1e-5)

@@ -92,19 +92,20 @@ def test_a_seed_without_validation_has_no_star():
 def test_annealing_schedules_show_factors_per_field():
     t = [0.0, 0.5]
     rows = [
-        ("learned", np.nan, 0, "pos", [1.0, 2.0]),
-        ("learned", np.nan, 1, "pos", [3.0, 4.0]),
-        ("handcrafted", 10, np.nan, "pos", [1.0, 6.0]),
-        ("learned", np.nan, 0, "cell", [5.0, 5.0]),
+        ("learned", np.nan, 0, 10, "pos", [1.0, 2.0]),
+        ("learned", np.nan, 1, 10, "pos", [3.0, 4.0]),
+        ("learned", np.nan, 0, 5, "pos", [9.0, 9.0]),
+        ("handcrafted", 10, np.nan, 10, "pos", [1.0, 6.0]),
+        ("learned", np.nan, 0, 10, "cell", [5.0, 5.0]),
     ]
+    names = ("schedule", "tuned_at", "seed", "n_steps", "field")
     curves = pd.concat(
-        pd.DataFrame(
-            {"schedule": s, "tuned_at": k, "seed": seed, "field": f, "t": t, "factor": factor}
-        )
-        for s, k, seed, f, factor in rows
+        pd.DataFrame({**dict(zip(names, row, strict=False)), "t": t, "factor": row[-1]})
+        for row in rows
     )
     figure = plots.annealing_schedules(curves, few=10)
-    assert list(by_name(figure, "learned annealing", xaxis="x").y) == [2.0, 3.0]
+    assert list(by_name(figure, "learned annealing, 10 steps", xaxis="x").y) == [2.0, 3.0]
+    assert list(by_name(figure, "learned annealing, 5 steps", xaxis="x").y) == [9.0, 9.0]
     assert list(by_name(figure, "learned annealing", xaxis="x2").y) == [5.0, 5.0]
     assert list(by_name(figure, "handcrafted, tuned at 10 steps").y) == [1.0, 6.0]
     assert "positions" in figure.layout.annotations[0].text

@@ -357,44 +357,47 @@ class VelocityAnnealing:
                 self._histories.append(trainer.history.assign(seed=seed))
         return self.history
 
-    def schedule_curves(self, n_steps: int | None = None) -> pd.DataFrame:
+    def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
         """1 + s(t) of all schedules (Fig. 5).
 
         Args:
-            n_steps: the grid, and the step size where a schedule depends on it; None takes few.
+            *n_steps: grids, whose step size learned schedules may depend on; handcrafted ones are
+                given on the first alone. None: few steps, and where the step size matters, the
+                smallest and largest numbers of steps as well.
 
         Returns:
-            Columns schedule, tuned_at, seed, field, t, factor.
+            Columns schedule, tuned_at, seed, n_steps, field, t, factor.
         """
-        n_steps = self.preset.n_steps if n_steps is None else n_steps
-        entries: list[tuple[str, float, float, Annealing]] = [
-            ("learned", np.nan, seed, annealing) for seed, annealing in self.learned.items()
+        if not n_steps:
+            few, counts = self.preset.n_steps, self.preset.evaluation_steps
+            more = (counts[0], counts[-1]) if self.preset.annealing.get("condition_on_dt") else ()
+            n_steps = (few, *(k for k in more if k != few))
+        entries: list[tuple[str, float, float, int, Annealing]] = [
+            ("learned", np.nan, seed, k, annealing)
+            for k in n_steps
+            for seed, annealing in self.learned.items()
         ]
-        entries += [("handcrafted", k, np.nan, self.best_handcrafted(k)) for k in self.sweeps]
-        times = time_grid(n_steps, self.model.dtype, self.device)
+        entries += [
+            ("handcrafted", k, np.nan, n_steps[0], self.best_handcrafted(k)) for k in self.sweeps
+        ]
         parts = []
-        for schedule, tuned_at, seed, annealing in entries:
+        for schedule, tuned_at, seed, k, annealing in entries:
+            times = time_grid(k, self.model.dtype, self.device)
+            labels = {"schedule": schedule, "tuned_at": tuned_at, "seed": seed, "n_steps": k}
             with torch.no_grad():
                 s = annealing_on_grid(annealing, times)
-            parts += [
-                pd.DataFrame(
-                    {
-                        "schedule": schedule,
-                        "tuned_at": tuned_at,
-                        "seed": seed,
-                        "field": field,
-                        "t": times[:-1].cpu().double().numpy(),
-                        "factor": 1.0 + s[field].cpu().double().numpy(),
-                    }
-                )
-                for field in FIELD_NAMES
-            ]
+            for field in FIELD_NAMES:
+                curve = {
+                    "t": times[:-1].cpu().double().numpy(),
+                    "factor": 1.0 + s[field].cpu().double().numpy(),
+                }
+                parts.append(pd.DataFrame({**labels, "field": field, **curve}))
         return pd.concat(parts, ignore_index=True)
 
     def smallest_factor(self) -> float:
         """Smallest 1 + s(t) of the learned schedules on the grids of all numbers of steps."""
-        curves = [self.schedule_curves(k) for k in self.preset.evaluation_steps]
-        return min(float(c.loc[c["schedule"] == "learned", "factor"].min()) for c in curves)
+        curves = self.schedule_curves(*self.preset.evaluation_steps)
+        return float(curves.loc[curves["schedule"] == "learned", "factor"].min())
 
     # ----------------------------------------------------------------------------------------------
     # Results
