@@ -7,7 +7,7 @@ grey is medium, so that figures are readable on light and dark pages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +24,9 @@ COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 FIELD_LABELS = {"pos": "atomic positions", "cell": "lattice vectors"}
 METRIC_LABELS = {
     "metre": "METRe (share of references)",
-    "crmse": "cRMSE, in (V/N)^(1/3)",
+    "crmse": "cRMSE, in (V/N)<sup>1/3</sup>",
     "match_rate": "match rate",
-    "rmse": "RMSE, in (V/N)^(1/3)",
+    "rmse": "RMSE, in (V/N)<sup>1/3</sup>",
     "valid_rate": "share of valid structures",
 }
 # The 12 edges of a cell as one line, with gaps.
@@ -72,12 +72,16 @@ def line_with_band(
         dash: of the line.
 
     Returns:
-        The band, if any `x` has several rows, and the line.
+        The band, if any `x` has several rows, and the line; with a single `x`, a point with an
+        error bar instead of the band.
     """
     groups = table.dropna(subset=[y]).groupby(x)[y]
-    mean, low, high = groups.mean(), groups.min(), groups.max()
+    counts, mean, low, high = groups.size(), groups.mean(), groups.min(), groups.max()
     traces = []
-    if len(mean) and groups.count().max() > 1:
+    error = None
+    if len(mean) == 1:
+        error = {"array": (high - mean).to_numpy(), "arrayminus": (mean - low).to_numpy()}
+    elif len(mean) and counts.to_numpy().max() > 1:
         red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
         traces.append(
             go.Scatter(
@@ -104,25 +108,34 @@ def line_with_band(
             legendgroup=name,
             showlegend=legend,
             line=line,
+            error_y=error,
         )
     )
     return traces
 
 
-def schedule_name(schedule: str, tuned_at: float | None = None) -> str:
-    """What a schedule is called in figures."""
+def schedule_name(schedule: str, tuned_at: float = np.nan) -> str:
+    """What a schedule is called in figures; `tuned_at` is nan unless it was tuned by hand."""
     names = {"none": "no annealing", "learned": "learned annealing"}
     if schedule in names:
         return names[schedule]
-    tuned = tuned_at is not None and np.isfinite(tuned_at)
-    return f"handcrafted, tuned at {int(tuned_at)} steps" if tuned else "handcrafted"
+    return "handcrafted" if np.isnan(tuned_at) else f"handcrafted, tuned at {tuned_at:.0f} steps"
 
 
-def schedule_color(schedule: str, tuned_at: float | None = None, few: int | None = None) -> str:
+def schedule_color(schedule: str, tuned_at: float = np.nan, few: int | None = None) -> str:
     """One colour per schedule in all figures; `few` tells two handcrafted ones apart."""
     if schedule == "handcrafted":
         return ORANGE if few is not None and tuned_at == few else BLUE
     return {"none": GREY, "learned": RED}[schedule]
+
+
+def _by_schedule(table: pd.DataFrame, few: int | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Name, colour and rows of each schedule in a table, in the table's order."""
+    keys = ["schedule", "tuned_at"]
+    for schedule, tuned_at in table[keys].drop_duplicates().itertuples(index=False):
+        same = table["tuned_at"].isna() if np.isnan(tuned_at) else table["tuned_at"] == tuned_at
+        rows = table[(table["schedule"] == schedule) & same]
+        yield schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, few), rows
 
 
 def metrics_vs_steps(
@@ -147,10 +160,7 @@ def metrics_vs_steps(
     figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
     if "tuned_at" not in evaluation:
         evaluation = evaluation.assign(tuned_at=np.nan)
-    for (schedule, tuned_at), rows in evaluation.groupby(
-        ["schedule", "tuned_at"], dropna=False, sort=False
-    ):
-        name, color = schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, mark)
+    for name, color, rows in _by_schedule(evaluation, mark):
         for column, metric in enumerate(metrics, start=1):
             traces = line_with_band(rows, "n_steps", metric, name, color, legend=column == 1)
             figure.add_traces(traces, rows=1, cols=column)
@@ -216,10 +226,7 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     titles = [FIELD_LABELS[field] for field in ("pos", "cell")]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
     for column, field in enumerate(("pos", "cell"), start=1):
-        for (schedule, tuned_at), rows in curves[curves["field"] == field].groupby(
-            ["schedule", "tuned_at"], dropna=False, sort=False
-        ):
-            name, color = schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, few)
+        for name, color, rows in _by_schedule(curves[curves["field"] == field], few):
             grids = list(rows.groupby("n_steps", sort=False))
             for (n_steps, on_grid), shade, dash in zip(
                 grids, (color, PURPLE, GREEN, SKY), (None, "dot", "dash", "dashdot"), strict=False
@@ -365,7 +372,7 @@ def schedule_and_structures(
         figure.add_bar(x=names, y=height, name=name, marker={"color": color}, row=1, col=2)
     figure.update_xaxes(title="time t", range=[0, 1], row=1, col=1)
     figure.update_yaxes(title="1 + s(t)", row=1, col=1)
-    figure.update_yaxes(title="RMSD, in (V/N)^(1/3)", range=[0, stol], row=1, col=2)
+    figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
     figure.update_layout(barmode="stack", legend={"orientation": "h", "y": -0.35})
     return style(figure, 400)
 

@@ -40,6 +40,12 @@ def test_one_row_per_abscissa_has_no_band():
     assert list(line.y) == [1.0, 2.0]
 
 
+def test_a_single_abscissa_has_an_error_bar():
+    table = pd.DataFrame({"x": [1, 1, 1], "y": [1.0, 2.0, 6.0]})
+    (point,) = plots.line_with_band(table, "x", "y", "name", plots.RED)
+    assert (point.y[0], point.error_y.array[0], point.error_y.arrayminus[0]) == (3.0, 3.0, 2.0)
+
+
 def test_nothing_but_nan_is_an_empty_line():
     table = pd.DataFrame({"x": [1, 2], "y": [np.nan, np.nan]})
     (line,) = plots.line_with_band(table, "x", "y", "name", plots.RED)

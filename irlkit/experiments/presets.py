@@ -201,7 +201,7 @@ def resolve(
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     chosen = PRESETS[preset]
-    given = {"n_steps": n_steps, "iterations": iterations, "seeds": _seeds(seeds)}
+    given: dict[str, Any] = {"n_steps": n_steps, "iterations": iterations, "seeds": _seeds(seeds)}
     grpo = {"n_groups": n_groups, "group_size": group_size}
     return replace(
         chosen,

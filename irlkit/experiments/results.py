@@ -25,7 +25,7 @@ _PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "paperm
 
 def environment(device: torch.device | str) -> dict[str, Any]:
     """Versions and machine."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
