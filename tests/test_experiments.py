@@ -356,6 +356,12 @@ def test_every_schedule_is_evaluated_for_every_seed_and_number_of_steps(finished
     assert len(finished.metrics_table(3)) == 4
 
 
+def test_a_cell_that_is_run_again_replaces_what_was_there(finished):
+    before = finished.evaluation.drop(columns="seconds")
+    finished.evaluate("none", 2)
+    pd.testing.assert_frame_equal(finished.evaluation.drop(columns="seconds"), before)
+
+
 def test_base_samples_depend_on_the_seed_alone(finished):
     batch = finished.test.batch
     first, again, other = (finished.base_sample(batch, seed) for seed in (0, 0, 1))
@@ -400,7 +406,7 @@ def test_some_structures_to_play_with(finished):
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
-    paths = finished.write({"preset": "quick", "seeds": None}, judged)
+    paths = experiments.write_results(finished, {"preset": "quick", "seeds": None}, judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),

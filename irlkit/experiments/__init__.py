@@ -3,6 +3,7 @@
 from irlkit.experiments.claims import Claim, claims_table
 from irlkit.experiments.handcrafted import subset
 from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
+from irlkit.experiments.results import write_results
 from irlkit.experiments.velocity_annealing import VelocityAnnealing
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "claims_table",
     "resolve",
     "subset",
+    "write_results",
 ]

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit.schedules import write_atomically
+from irlkit.experiments.claims import Claim
+from irlkit.experiments.handcrafted import SWEEP_RANGE
+from irlkit.schedules import FIELD_NAMES, save_annealing, write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from irlkit.experiments.velocity_annealing import VelocityAnnealing
 
 _PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "papermill")
 
@@ -85,3 +90,83 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
         figure.write_html(path, include_plotlyjs="directory", auto_play=False)
         paths.append(path)
     return paths
+
+
+def to_results(
+    experiment: VelocityAnnealing, parameters: Mapping[str, Any], claims: list[Claim]
+) -> dict:
+    """Everything that goes into results.json."""
+    evaluation = []
+    for row in experiment.evaluation.to_dict("records"):
+        coefficients = {field: row.pop(field) for field in FIELD_NAMES}
+        tuned = row["schedule"] == "handcrafted"
+        row["tuned_at"] = int(row["tuned_at"]) if tuned else None
+        evaluation.append({**row, "coefficients": coefficients if tuned else None})
+    rewards = experiment.history
+    return {
+        "parameters": {**parameters, "settings": experiment.preset.to_dict()},
+        "environment": {**environment(experiment.device), "seconds": experiment.seconds},
+        "dataset": {
+            "name": experiment.dataset,
+            "split_sizes": experiment.split_sizes,
+            "n_test_structures": len(experiment.test),
+            "n_skipped": len(experiment.test.skipped),
+            "checkpoint": experiment.checkpoint,
+        },
+        "evaluation": evaluation,
+        "handcrafted_sweep": [
+            {
+                "n_steps": n_steps,
+                "split": "val",
+                "range": [0.0, SWEEP_RANGE],
+                "best": asdict(experiment.best_handcrafted(n_steps)),
+                "trials": trials.to_dict("records"),
+            }
+            for n_steps, trials in experiment.sweeps.items()
+        ],
+        "training": {
+            "iterations": experiment.preset.iterations,
+            "seconds": experiment.seconds.get("training"),
+            "best_iteration": experiment.best_iteration,
+            "best_validation_reward": (
+                rewards.groupby("seed")["validation_reward"].max().to_dict() if len(rewards) else {}
+            ),
+        },
+        "claims": [asdict(claim) for claim in claims],
+    }
+
+
+def write_results(
+    experiment: VelocityAnnealing,
+    parameters: Mapping[str, Any],
+    claims: list[Claim],
+    figures: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write results.json, tables, learned schedules and figures to `out_dir`.
+
+    Args:
+        experiment: after its evaluations.
+        parameters: of the notebook.
+        claims: of ``claims``.
+        figures: name -> plotly figure.
+
+    Returns:
+        The files.
+    """
+    paths = []
+    for seed, annealing in experiment.learned.items():
+        path = experiment.out_dir / f"schedule_seed_{seed}.safetensors"
+        metadata = {
+            "seed": seed,
+            "checkpoint": experiment.checkpoint,
+            "dataset": experiment.dataset,
+            "iteration": experiment.best_iteration[seed],
+            "train_steps": list(experiment.preset.config(seed).step_choices),
+        }
+        save_annealing(annealing, path, metadata)
+        paths.append(path)
+    for name in ("history", "evaluation", "structures"):
+        paths.append(write_table(getattr(experiment, name), experiment.out_dir / f"{name}.parquet"))
+    paths += write_figures(figures or {}, experiment.out_dir / "figures")
+    data = to_results(experiment, parameters, claims)
+    return [*paths, write_json(data, experiment.out_dir / "results.json")]

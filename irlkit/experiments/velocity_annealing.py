@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from tqdm.auto import tqdm
 from irlkit import datasets, metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
-from irlkit.experiments import results
 from irlkit.experiments.claims import Claim, annealing_claims
-from irlkit.experiments.handcrafted import SWEEP_RANGE, best_of, subset, sweep
+from irlkit.experiments.handcrafted import best_of, subset, sweep
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.policies import AnnealingPolicy
@@ -37,7 +35,6 @@ from irlkit.schedules import (
     LinearAnnealing,
     NoAnnealing,
     annealing_on_grid,
-    save_annealing,
     time_grid,
 )
 from irlkit.trainer import GRPOTrainer
@@ -99,8 +96,7 @@ class VelocityAnnealing:
         self.sweeps: dict[int, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
         self._histories: list[pd.DataFrame] = []
-        self._rows: list[dict[str, Any]] = []
-        self._tables: list[pd.DataFrame] = []
+        self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
 
     # ----------------------------------------------------------------------------------------------
     # What is there
@@ -123,12 +119,13 @@ class VelocityAnnealing:
         "tuned_at" is the number of steps that a handcrafted schedule was tuned for, "pos" and
         "cell" are its coefficients; they are nan for other schedules.
         """
-        return pd.DataFrame(self._rows)
+        return pd.DataFrame([row for row, _ in self._evaluated.values()])
 
     @property
     def structures(self) -> pd.DataFrame:
         """One row per evaluation and test structure."""
-        return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
+        tables = [table for _, table in self._evaluated.values()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def summary(self) -> pd.DataFrame:
         """Sizes of model and data, for people."""
@@ -186,6 +183,8 @@ class VelocityAnnealing:
     ) -> pd.DataFrame:
         """Evaluate a schedule on the test split for every seed, and keep the results.
 
+        What was evaluated before is evaluated again and replaced.
+
         Args:
             schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
                 "learned", of each training seed.
@@ -205,13 +204,14 @@ class VelocityAnnealing:
         counts = [n_steps] if isinstance(n_steps, int) else sorted(n_steps)
         if schedule == "handcrafted":
             tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
+        name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
         jobs = [(k, seed) for k in counts for seed in self.preset.seeds_for(schedule, k)]
         rows: list[dict[str, Any]] = []
         with (
-            self._timed(f"evaluation of {schedule}"),
+            self._timed(f"evaluation of {name}"),
             tqdm(total=sum(k for k, _ in jobs), disable=not self.progress, unit="step") as bar,
         ):
-            bar.set_description(schedule if tuned_at is None else f"{schedule} ({tuned_at})")
+            bar.set_description(name)
             for k, seed in jobs:
                 annealing = self.annealing(schedule, seed, tuned_at)
                 started = time.perf_counter()
@@ -227,9 +227,11 @@ class VelocityAnnealing:
                 }
                 seconds = time.perf_counter() - started
                 rows.append({**labels, **measured.summary(), "seconds": seconds})
-                self._tables.append(measured.table.assign(**labels))
+                self._evaluated[schedule, tuned_at, k, seed] = (
+                    rows[-1],
+                    measured.table.assign(**labels),
+                )
                 bar.update(k)
-        self._rows += rows
         return pd.DataFrame(rows)
 
     def annealing(self, schedule: str, seed: int = 0, tuned_at: int | None = None) -> Annealing:
@@ -333,6 +335,7 @@ class VelocityAnnealing:
             CRMSEReward(self.train, self.pool) as reward,
             CRMSEReward(validation, self.pool) as validation_reward,
         ):
+            self._histories = []
             for seed in self.preset.seeds:
                 generator = torch.Generator().manual_seed(seed)
                 policy = AnnealingPolicy(
@@ -441,93 +444,16 @@ class VelocityAnnealing:
         """What holds of the paper's claims."""
         return annealing_claims(self.evaluation, self.preset, self.smallest_factor())
 
-    def to_results(self, parameters: Mapping[str, Any], claims: list[Claim]) -> dict:
-        """Everything that goes into results.json."""
-        evaluation = []
-        for row in self._rows:
-            is_handcrafted = row["schedule"] == "handcrafted"
-            coefficients = {name: row[name] for name in FIELD_NAMES} if is_handcrafted else None
-            entry = {k: v for k, v in row.items() if k not in FIELD_NAMES}
-            evaluation.append({**entry, "coefficients": coefficients})
-        rewards = self.history
-        return {
-            "parameters": {**parameters, "settings": self.preset.to_dict()},
-            "environment": {**results.environment(self.device), "seconds": self.seconds},
-            "dataset": {
-                "name": self.dataset,
-                "split_sizes": self.split_sizes,
-                "n_test_structures": len(self.test),
-                "n_skipped": len(self.test.skipped),
-                "checkpoint": self.checkpoint,
-            },
-            "evaluation": evaluation,
-            "handcrafted_sweep": [
-                {
-                    "n_steps": n_steps,
-                    "split": "val",
-                    "range": [0.0, SWEEP_RANGE],
-                    "best": asdict(self.best_handcrafted(n_steps)),
-                    "trials": trials.to_dict("records"),
-                }
-                for n_steps, trials in self.sweeps.items()
-            ],
-            "training": {
-                "iterations": self.preset.iterations,
-                "seconds": self.seconds.get("training"),
-                "best_iteration": self.best_iteration,
-                "best_validation_reward": (
-                    rewards.groupby("seed")["validation_reward"].max().to_dict()
-                    if len(rewards)
-                    else {}
-                ),
-            },
-            "claims": [asdict(claim) for claim in claims],
-        }
-
-    def write(
-        self,
-        parameters: Mapping[str, Any],
-        claims: list[Claim],
-        figures: Mapping[str, Any] | None = None,
-    ) -> list[Path]:
-        """Write results.json, tables, learned schedules and figures to `out_dir`.
-
-        Args:
-            parameters: of the notebook.
-            claims: of ``claims``.
-            figures: name -> plotly figure.
-
-        Returns:
-            The files.
-        """
-        paths = []
-        for seed, annealing in self.learned.items():
-            path = self.out_dir / f"schedule_seed_{seed}.safetensors"
-            metadata = {
-                "seed": seed,
-                "checkpoint": self.checkpoint,
-                "dataset": self.dataset,
-                "iteration": self.best_iteration[seed],
-                "train_steps": list(self.preset.config(seed).step_choices),
-            }
-            save_annealing(annealing, path, metadata)
-            paths.append(path)
-        for name in ("history", "evaluation", "structures"):
-            paths.append(results.write_table(getattr(self, name), self.out_dir / f"{name}.parquet"))
-        paths += results.write_figures(figures or {}, self.out_dir / "figures")
-        data = self.to_results(parameters, claims)
-        return [*paths, results.write_json(data, self.out_dir / "results.json")]
-
     # ----------------------------------------------------------------------------------------------
 
     def _rmsd(self, schedule: str, seed: int) -> np.ndarray:
         """Displacement of each test structure in few steps, nan where unmatched."""
         table = self.structures
         keep = (table["schedule"] == schedule) & (table["n_steps"] == self.preset.n_steps)
-        return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()[-len(self.test) :]
+        return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.seconds[name] = time.perf_counter() - started
