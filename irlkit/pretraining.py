@@ -75,18 +75,18 @@ class PretrainingConfig:
     kind: str = "linear-ode"
     hidden_dim: int = 128
     n_layers: int = 4
-    n_freqs: int = 32
+    n_freqs: int = 16
     time_dim: int = 128
-    iterations: int = 20_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    ema_decay: float = 0.999
+    iterations: int = 75_000
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    warmup: int = 500
+    ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
-    cell_weight: float = 0.05
+    cell_weight: float = 0.02
     denoiser_weight: float = 1.0
     pairing: bool = True
-    validate_every: int = 1000
+    validate_every: int = 2500
     seed: int = 0
 
     def __post_init__(self) -> None:

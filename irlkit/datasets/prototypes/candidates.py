@@ -22,6 +22,9 @@ def _combine(*groups: str) -> list[tuple[str, ...]]:
     ]
 
 
+#: CHGNet collapses close-packed hydrogen to a point, which no neighbour list survives.
+EXCLUDED = {("A1 (fcc)", ("H",))}
+
 #: (compositions, structure types, how many compositions at most); elements in the order A, B, X.
 FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
     # Elements
@@ -215,4 +218,5 @@ def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
     shuffled = list(candidates)
     rng.shuffle(shuffled)
     # Elements first: every hull needs them, however many candidates are taken.
-    return sorted(shuffled, key=lambda candidate: len(candidate[1]) > 1)
+    ordered = sorted(shuffled, key=lambda candidate: len(candidate[1]) > 1)
+    return [candidate for candidate in ordered if candidate not in EXCLUDED]

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import warnings
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
-N_CANDIDATES = 5500  # of the shuffled enumeration
+N_CANDIDATES = 5200  # of the shuffled enumeration
 
 _calculator: Any = None
 
@@ -89,10 +90,15 @@ def relax_all(raw: Path, workers: int, limit: int) -> None:
     todo = [candidate for candidate in candidates if candidate not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker) as pool, raw.open("a") as out:
-        results = pool.imap_unordered(relax_candidate, todo)
-        for record in tqdm(results, total=len(todo), desc="relaxing", mininterval=30):
-            out.write(json.dumps(record) + "\n")
+    # Unlike multiprocessing.Pool, an executor says so when a worker dies instead of waiting.
+    with (
+        ProcessPoolExecutor(workers, context, initializer=_start_worker) as executor,
+        raw.open("a") as out,
+    ):
+        futures = [executor.submit(relax_candidate, candidate) for candidate in todo]
+        results = as_completed(futures)
+        for future in tqdm(results, total=len(todo), desc="relaxing", mininterval=30):
+            out.write(json.dumps(future.result()) + "\n")
             out.flush()
 
 
