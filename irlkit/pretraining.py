@@ -77,7 +77,7 @@ class PretrainingConfig:
     n_layers: int = 4
     n_freqs: int = 16
     time_dim: int = 128
-    iterations: int = 75_000
+    iterations: int = 60_000
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup: int = 500
