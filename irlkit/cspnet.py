@@ -172,7 +172,8 @@ class CSPLayer(nn.Module):
         """
         width = h.shape[1]
         n_pair = features.sines.shape[1]
-        linear, second_linear = self.edge_mlp[0], self.edge_mlp[2]
+        linear, _, second_linear, _ = self.edge_mlp
+        assert isinstance(linear, nn.Linear)
         w_i, w_j, w_gram, w_sin, w_cos = linear.weight.split(
             [width, width, 9, n_pair, n_pair], dim=1
         )
