@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
+from irlkit.files import write_atomically
 from irlkit.interpolants import Interpolant
 
 FORMAT = "irlkit-flow-model-1"
@@ -152,15 +153,7 @@ class FlowModel(nn.Module):
         tensors = {
             name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
         }
-        data = save(tensors, metadata={"irlkit": json.dumps(description)})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(target.name + ".part")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
+        write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> FlowModel:
@@ -201,7 +194,7 @@ class FlowModel(nn.Module):
                 BaseDistribution(**{k: tuple(v) for k, v in description["base"].items()}),
                 description["info"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path: {source} is a safetensors file, but not a model of this package "
                 f"({type(error).__name__}: {error})"

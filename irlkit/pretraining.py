@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from torch import Tensor
 from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
+from irlkit.files import write_atomically
 from irlkit.interpolants import (
     T_MAX,
     T_MIN,
@@ -125,8 +127,7 @@ def interpolant_losses(
     """Losses (2) and (5) at one stratified random time per structure.
 
     With latent noise both signs of z are evaluated at the same draw (antithetic pairs), which
-    keeps the loss finite in
-    variance where the derivative of gamma diverges.
+    keeps the variance of the loss finite where the derivative of gamma diverges.
 
     Args:
         model: Trained model.
@@ -251,26 +252,23 @@ class _State:
         return values | {"loss": float(total.detach())}
 
     def save(self, path: Path) -> None:
-        """Write aside, sync, rename."""
-        aside = path.with_name(path.name + ".part")
-        with aside.open("wb") as file:
-            torch.save(
-                {
-                    "config": asdict(self.config),
-                    "model": self.model.state_dict(),
-                    "average": self.average.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "generator": self.generator.get_state(),
-                    "order": self.order,
-                    "iteration": self.iteration,
-                    "seconds": self.seconds,
-                    "history": self.history,
-                },
-                file,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        """Write the checkpoint; the old one stays until the new one is complete."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "config": asdict(self.config),
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "order": self.order,
+                "iteration": self.iteration,
+                "seconds": self.seconds,
+                "history": self.history,
+            },
+            buffer,
+        )
+        write_atomically(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -375,7 +373,8 @@ def pretrain(
                 row |= dict(evaluate(state.average))
             state.history.append(row)
             if folder is not None:
-                pd.DataFrame(state.history).to_parquet(folder / "history.parquet")
+                history = pd.DataFrame(state.history).to_parquet(index=False)
+                write_atomically(folder / "history.parquet", history)
                 state.save(folder / "checkpoint.pt")
                 state.average.save(folder / "model.safetensors")
     model = state.average

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
+from irlkit.files import write_atomically
 from irlkit.interpolants import T_MAX, T_MIN
 
 FIELD_NAMES = ("pos", "cell")
@@ -363,18 +363,3 @@ def _read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     if header.get("kind") not in _KINDS:
         raise ValueError(f"{path}: unknown kind of annealing {header.get('kind')!r}")
     return header, tensors
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file aside, sync it and rename it, so that ``path`` is never half-written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

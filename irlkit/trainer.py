@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
+from irlkit.files import write_atomically
 from irlkit.grpo import GRPOConfig, group_advantages, grpo_loss
 from irlkit.policies import Policy
 from irlkit.sampler import Trajectory, integrate, rollout
-from irlkit.schedules import write_atomically
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
@@ -347,9 +347,8 @@ class GRPOTrainer:
 
     def _write_history(self) -> None:
         if self.out_dir is not None and self._history:
-            buffer = io.BytesIO()
-            self.history.to_parquet(buffer, index=False)
-            write_atomically(self.out_dir / "history.parquet", buffer.getvalue())
+            data = self.history.to_parquet(index=False)
+            write_atomically(self.out_dir / "history.parquet", data)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""

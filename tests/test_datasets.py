@@ -11,7 +11,7 @@ import pytest
 import torch
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from irlkit import datasets
+from irlkit import datasets, files
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import cache, loading, parsing, readers
 
@@ -382,7 +382,7 @@ def test_failed_write_leaves_nothing(tmp_path, cache_folder, monkeypatch):
     def full(*arguments, **names):
         raise OSError("no space left")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.warns(UserWarning, match="no space left"):
         datasets.load(path)
     assert list(cache_folder.iterdir()) == []

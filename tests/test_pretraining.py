@@ -1,5 +1,7 @@
 """Training: losses against their definition, reproducibility, resume, errors."""
 
+import os
+
 import pandas as pd
 import pytest
 import torch
@@ -124,9 +126,13 @@ def test_errors(dataset, tmp_path):
         PretrainingConfig(iterations=0)
     with pytest.raises(ValueError, match="dataset: training needs two structures or more, got 1"):
         pretrain(dataset.select([0]), PretrainingConfig(**TINY), progress=False)
-    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="is not a pretraining checkpoint"):
-        pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
+    for content in (b"", b"garbage", [1, 2], {"weights": torch.zeros(2)}, {"config": os.system}):
+        if isinstance(content, bytes):
+            (tmp_path / "checkpoint.pt").write_bytes(content)
+        else:  # The last one holds code, which must not be run.
+            torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match="is not a pretraining checkpoint"):
+            pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
     (tmp_path / "checkpoint.pt").unlink()
     pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
     with pytest.raises(ValueError, match="belongs to a run with other settings"):

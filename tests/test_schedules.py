@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from irlkit import schedules
 from irlkit.schedules import (
     ConstantNoise,
     LearnedAnnealing,
@@ -189,17 +188,3 @@ def test_wrong_files(tmp_path):
         load_annealing(other)
     with pytest.raises(ValueError, match="annealing must be one of"):
         save_annealing(lambda t, dt: {}, other)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    schedules.write_atomically(path, b"old")
-
-    def fail(descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(schedules.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        schedules.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets.dataset import Skipped
+from irlkit.files import write_atomically
 
 FORMAT = 1
 """To be raised when what is stored, or how structures are parsed, changes."""
@@ -76,25 +76,20 @@ def read(entry_key: str) -> Entry | None:
 def write(entry_key: str, entry: Entry) -> None:
     """Stores an entry; a reader sees it whole or not at all."""
     batch, table, skipped = entry
-    temporary = None
     try:
-        folder().mkdir(parents=True, exist_ok=True)
         pairs = [(record.record, record.reason) for record in skipped]
-        with tempfile.NamedTemporaryFile(dir=folder(), suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(
-                file,
-                species=batch.species.numpy(),
-                pos=batch.pos.numpy(),
-                cell=batch.cell.numpy(),
-                n_atoms=batch.n_atoms.numpy(),
-                table=np.frombuffer(table.to_parquet(), dtype=np.uint8),
-                skipped=np.frombuffer(json.dumps(pairs).encode(), dtype=np.uint8),
-            )
-        temporary.replace(folder() / f"{entry_key}.npz")
+        content = io.BytesIO()
+        np.savez(
+            content,
+            species=batch.species.numpy(),
+            pos=batch.pos.numpy(),
+            cell=batch.cell.numpy(),
+            n_atoms=batch.n_atoms.numpy(),
+            table=np.frombuffer(table.to_parquet(), dtype=np.uint8),
+            skipped=np.frombuffer(json.dumps(pairs).encode(), dtype=np.uint8),
+        )
+        write_atomically(folder() / f"{entry_key}.npz", content.getvalue())
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         _warn("write", error)
 
 
