@@ -415,15 +415,15 @@ def metre_evaluation(
     """An `evaluate` for `pretrain`: METRe and cRMSE of plain Euler integration.
 
     Args:
-        validation: Reference structures; the first `n_structures` are used.
-        n_structures: At most so many references.
+        validation: Reference structures.
+        n_structures: About how many of them to use, all polymorphs of each composition.
         n_steps: Integration steps, without annealing.
         seed: Of the base samples, the same at every call.
     """
     from irlkit.metrics import MatchPool, evaluate
     from irlkit.sampler import integrate
 
-    references = validation.select(slice(0, n_structures))
+    references = validation.subset(n_structures)
 
     def compute(model: FlowModel) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)

@@ -207,6 +207,29 @@ def test_select_and_references(tmp_path):
     assert chosen.references()["NaCl"].tolist() == [0]
 
 
+def test_subsets_are_nested_and_keep_compositions_whole(tmp_path):
+    lengths = (1.0, 1.05, 1.1)
+    elements = [("Na", "Cl", 1), ("K", "Cl", 3), ("Mg", "O", 2), ("Li", "F", 1), ("Ca", "O", 3)]
+    structures = [
+        rock_salt(cation, anion, 5.0, length)
+        for cation, anion, count in elements
+        for length in lengths[:count]
+    ]
+    whole = datasets.load(write_csv(tmp_path / "set.csv", structures))
+    counts = {formula: len(rows) for formula, rows in whole.references().items()}
+    before = set()
+    for size in range(1, len(whole)):
+        part = whole.subset(size)
+        assert size <= len(part) < size + 3
+        assert all(len(rows) == counts[name] for name, rows in part.references().items())
+        ids = set(part.table["material_id"])
+        assert before <= ids
+        before = ids
+    assert whole.subset(None) is whole.subset(99) is whole
+    with pytest.raises(ValueError, match="size must be a positive number of structures or None"):
+        whole.subset(0)
+
+
 def test_composition_without_reference(tmp_path):
     dataset = datasets.load(write_csv(tmp_path / "set.csv", STRUCTURES))
     batch = CrystalBatch.from_formulas(["Na Cl", "Na2 Cl", "K Cl"])

@@ -13,7 +13,9 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit import experiments
 from irlkit.base_distribution import BaseDistribution
+from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
+from irlkit.datasets import CrystalDataset
 from irlkit.experiments import claims, handcrafted, results
 from irlkit.experiments.presets import PRESETS, Rung
 from irlkit.model import FlowModel
@@ -191,43 +193,17 @@ def test_environment_names_versions():
 # Handcrafted sweep
 # --------------------------------------------------------------------------------------------------
 
-COUNTS = (1, 3, 2, 1, 1, 2, 4, 1)
 
-
-class Polymorphs:
-    """As much of a data set as a subset needs: compositions with several structures each."""
-
-    def __init__(self, rows=None):
-        self.labels = np.repeat(np.arange(len(COUNTS)), COUNTS)
-        self.rows = np.arange(len(self.labels)) if rows is None else rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def references(self):
-        labels = self.labels[self.rows]
-        return {f"X{i}": np.flatnonzero(labels == i) for i in sorted(set(labels))}
-
-    def select(self, index):
-        return Polymorphs(self.rows[index.numpy()])
-
-
-def test_subsets_are_nested_and_keep_compositions_whole():
-    whole = Polymorphs()
-    before = set()
-    for size in range(1, len(whole)):
-        part = experiments.subset(whole, size)
-        assert size <= len(part) < size + max(COUNTS)
-        labels = whole.labels[part.rows]
-        assert all((labels == i).sum() == COUNTS[i] for i in set(labels))
-        assert before <= set(part.rows.tolist())
-        before = set(part.rows.tolist())
-    assert experiments.subset(whole, None) is experiments.subset(whole, 99) is not None
-
-
-def test_a_subset_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="size must be a positive number"):
-        experiments.subset(Polymorphs(), 0)
+@pytest.fixture
+def polymorphs():
+    """Fifteen structures of eight compositions."""
+    species = torch.arange(1, 9).repeat_interleave(torch.tensor([1, 3, 2, 1, 1, 2, 4, 1]))
+    n = len(species)
+    batch = CrystalBatch(
+        species, torch.zeros(n, 3), torch.eye(3).repeat(n, 1, 1), torch.ones_like(species)
+    )
+    table = {"material_id": range(n), "formula": batch.reduced_formulas(), "n_atoms": 1}
+    return CrystalDataset("polymorphs", None, batch, pd.DataFrame(table))
 
 
 class Measure:
@@ -243,24 +219,24 @@ class Measure:
         return SimpleNamespace(summary=lambda: summary)
 
 
-def test_a_sweep_begins_without_annealing_and_finds_the_best():
+def test_a_sweep_begins_without_annealing_and_finds_the_best(polymorphs):
     measure = Measure()
     rungs = (Rung(24, 4, 10),)
-    trials = handcrafted.sweep(measure, Polymorphs(), rungs, progress=False)
+    trials = handcrafted.sweep(measure, polymorphs, rungs, progress=False)
     assert len(trials) == 24 and len(trials.drop_duplicates(["pos", "cell"])) == 24
     assert measure.calls[0][2] == LinearAnnealing(0.0, 0.0)
     assert trials[["pos", "cell"]].to_numpy().max() <= handcrafted.SWEEP_RANGE
     assert trials[["pos", "cell"]].to_numpy().max() > 0.9 * handcrafted.SWEEP_RANGE
     best = handcrafted.best_of(trials)
     assert abs(best.pos - 6) < 3 and abs(best.cell - 2) < 3
-    again = handcrafted.sweep(Measure(), Polymorphs(), rungs, progress=False)
+    again = handcrafted.sweep(Measure(), polymorphs, rungs, progress=False)
     pd.testing.assert_frame_equal(trials, again)
 
 
-def test_later_rounds_take_the_best_with_more_effort():
+def test_later_rounds_take_the_best_with_more_effort(polymorphs):
     measure = Measure()
     rungs = (Rung(8, 3, 10), Rung(2, 8, 100))
-    trials = handcrafted.sweep(measure, Polymorphs(), rungs, ((6.0, 2.0),), progress=False)
+    trials = handcrafted.sweep(measure, polymorphs, rungs, ((6.0, 2.0),), progress=False)
     assert list(trials["round"]) == [0] * 9 + [1] * 2
     assert measure.calls[0][2] == LinearAnnealing(6.0, 2.0)
     assert measure.calls[-1][0] > measure.calls[0][0]
@@ -271,9 +247,9 @@ def test_later_rounds_take_the_best_with_more_effort():
     assert len(last) == 2 and last["crmse"].is_monotonic_increasing
 
 
-def test_a_sweep_without_rounds_is_refused():
+def test_a_sweep_without_rounds_is_refused(polymorphs):
     with pytest.raises(ValueError, match="at least one round"):
-        handcrafted.sweep(Measure(), Polymorphs(), ())
+        handcrafted.sweep(Measure(), polymorphs, ())
 
 
 # --------------------------------------------------------------------------------------------------

@@ -87,6 +87,27 @@ class CrystalDataset:
             skipped=self.skipped,
         )
 
+    def subset(self, size: int | None, seed: int = 0) -> CrystalDataset:
+        """About so many structures: whole compositions, all polymorphs of each.
+
+        Smaller subsets are part of larger ones.
+
+        Args:
+            size: Number of structures, positive; the last composition may exceed it. None: all.
+            seed: Of the order in which compositions are taken.
+
+        Raises:
+            ValueError: size < 1.
+        """
+        if size is not None and size < 1:
+            raise ValueError(f"size must be a positive number of structures or None, got {size!r}")
+        if size is None or size >= len(self):
+            return self
+        groups = list(self.references().values())
+        order = np.random.default_rng(seed).permutation(len(groups))
+        enough = int(np.searchsorted(np.cumsum([len(groups[i]) for i in order]), size)) + 1
+        return self.select(np.sort(np.concatenate([groups[i] for i in order[:enough]])))
+
     @cached_property
     def structures(self) -> list[Structure]:
         """pymatgen structures in the order of `batch`, made once."""

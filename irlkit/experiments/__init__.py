@@ -1,7 +1,6 @@
 """What the notebooks do, as functions: each notebook only calls, shows and explains."""
 
 from irlkit.experiments.claims import Claim, claims_table
-from irlkit.experiments.handcrafted import subset
 from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
 from irlkit.experiments.results import write_results
 from irlkit.experiments.velocity_annealing import VelocityAnnealing
@@ -14,6 +13,5 @@ __all__ = [
     "VelocityAnnealing",
     "claims_table",
     "resolve",
-    "subset",
     "write_results",
 ]

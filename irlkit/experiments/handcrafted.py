@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import qmc
 from tqdm.auto import tqdm
 
@@ -61,7 +59,7 @@ def sweep(
             if number:
                 best = last_round(pd.DataFrame(rows))[: rung.n_trials]
                 trials = list(best[["pos", "cell"]].itertuples(index=False, name=None))
-            part = subset(data, rung.n_structures)
+            part = data.subset(rung.n_structures)
             for pos, cell in trials:
                 measured = measure(part, rung.n_steps, LinearAnnealing(pos, cell))
                 labels = {"round": number, "n_steps": rung.n_steps, "pos": pos, "cell": cell}
@@ -80,27 +78,3 @@ def best_of(trials: pd.DataFrame) -> LinearAnnealing:
     """The best annealing of a sweep."""
     best = last_round(trials).iloc[0]
     return LinearAnnealing(float(best["pos"]), float(best["cell"]))
-
-
-def subset(dataset: CrystalDataset, size: int | None, seed: int = 0) -> CrystalDataset:
-    """About so many structures of a data set: whole compositions, all polymorphs of each.
-
-    Smaller subsets are part of larger ones.
-
-    Args:
-        dataset: whole set or split.
-        size: number of structures, positive; the last composition may exceed it. None: all.
-        seed: of the order of compositions.
-
-    Raises:
-        ValueError: size < 1.
-    """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be a positive number of structures or None, got {size!r}")
-    if size is None or size >= len(dataset):
-        return dataset
-    groups = list(dataset.references().values())
-    order = np.random.default_rng(seed).permutation(len(groups))
-    enough = int(np.searchsorted(np.cumsum([len(groups[i]) for i in order]), size)) + 1
-    rows = np.concatenate([groups[i] for i in order[:enough]])
-    return dataset.select(torch.from_numpy(np.sort(rows)))

@@ -21,7 +21,7 @@ from irlkit import datasets, metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.claims import Claim, annealing_claims
-from irlkit.experiments.handcrafted import best_of, subset, sweep
+from irlkit.experiments.handcrafted import best_of, sweep
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.policies import AnnealingPolicy
@@ -89,7 +89,7 @@ class VelocityAnnealing:
         ]
         self.train, self.validation, whole_test = splits
         self.split_sizes = {s.split: len(s) for s in splits}
-        self.test = subset(whole_test, preset.test_size)
+        self.test = whole_test.subset(preset.test_size)
         self.pool = metrics.MatchPool(preset.n_workers)
         self.learned: dict[int, LearnedAnnealing] = {}
         self.best_iteration: dict[int, int] = {}
@@ -316,7 +316,7 @@ class VelocityAnnealing:
     def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
         """Metrics of the first learned schedule on the structures of a sweep's last round."""
         n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
-        data = subset(self.validation, n_structures)
+        data = self.validation.subset(n_structures)
         return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
 
     # ----------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class VelocityAnnealing:
         Returns:
             The history of all seeds.
         """
-        validation = subset(self.validation, self.preset.grpo.get("validation_size"))
+        validation = self.validation.subset(self.preset.grpo.get("validation_size"))
         with (
             self._timed("training"),
             CRMSEReward(self.train, self.pool) as reward,
