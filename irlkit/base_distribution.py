@@ -37,14 +37,6 @@ def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
     return lengths[:, :, None] * torch.stack(rows, 1)
 
 
-def parameters_from_cell(cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths in Å and angles in degrees, each of shape (B, 3), of cells of shape (B, 3, 3)."""
-    lengths = cell.norm(dim=2)
-    unit = cell / lengths[:, :, None]
-    cosines = (unit[:, [1, 0, 0]] * unit[:, [2, 2, 1]]).sum(2).clamp(-1, 1)
-    return lengths, torch.rad2deg(cosines.acos())
-
-
 @dataclass(frozen=True)
 class BaseDistribution:
     """Where generation starts.

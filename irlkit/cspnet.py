@@ -1,20 +1,17 @@
 """CSPNet, the network of DiffCSP and OMatG, evaluated without a per-pair concatenation.
 
 The function is that of OMatG's ``CSPNetFull`` under its parameter names. With LN a layer norm, psi
-the Fourier features
-of the coordinate difference, and all ordered pairs i, j (i = j included) inside each structure,
-one layer is
+the Fourier features of the coordinate difference, and all ordered pairs i, j (i = j included)
+inside each structure, one layer is
 
     h_i <- h_i + phi_h(LN(h)_i, mean_j phi_e(LN(h)_i, LN(h)_j, L L^T, psi(x_j - x_i)))
 
 Three identities make it cheap and change nothing:
 
 1. The first linear map of phi_e is a sum of maps of its four arguments, so what depends on one
-atom or on one structure
-   is computed once per atom or structure.
+   atom or on one structure is computed once per atom or structure.
 2. psi(x_i - x_j) is psi(x_j - x_i) with the sines negated, so unordered pairs suffice; psi is the
-same in all layers and
-   in every network evaluated at the same positions.
+   same in all layers and in every network evaluated at the same positions.
 3. Which pairs exist depends on the numbers of atoms alone (`PairTopology`).
 """
 
@@ -41,8 +38,7 @@ class PairTopology:
         first: Smaller atom index of each unordered pair, shape (P,).
         second: Larger atom index of each unordered pair, shape (P,).
         receiver: Receiving atom of each directed edge, shape (2 P + n,): the unordered pairs, the
-            same pairs reversed,
-            and the self-edges.
+            same pairs reversed, and the self-edges.
     """
 
     n_atoms: Tensor
@@ -99,8 +95,7 @@ class PairFeatures:
             n_freqs: Number of frequencies K, k = 0 ... K - 1.
         """
         difference = pos[topology.second] - pos[topology.first]
-        # Subtracting the nearest integer keeps large arguments accurate; the features do not see
-        # it.
+        # The features do not see the nearest integer; without it, large arguments stay accurate.
         difference = difference - difference.round()
         frequencies = 2 * math.pi * torch.arange(n_freqs, device=pos.device, dtype=pos.dtype)
         angles = (difference[:, :, None] * frequencies).flatten(1)

@@ -1,9 +1,8 @@
 """Stochastic interpolants x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z (Eq. 1).
 
-A `Path` gives alpha and beta, a `Gamma` gives gamma; an `Interpolant` combines them for one field
-and knows whether the
-field lives on a torus. Derivatives come from forward-mode differentiation, so a new path is two
-short functions.
+A `Path` gives alpha and beta, another function gamma; an `Interpolant` combines them for one field
+and knows whether the field lives on a torus. Derivatives come from forward-mode differentiation,
+so a new path is two short functions.
 """
 
 from __future__ import annotations
@@ -320,10 +319,12 @@ def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) 
     sums[0].index_add_(0, batch, angle.sin())
     sums[1].index_add_(0, batch, angle.cos())
     shift = torch.atan2(sums[0], sums[1]) / (2 * math.pi)
+    last = n_atoms.cumsum(0) - 1
     for _ in range(4):  # the circular mean is close; the nearest images settle in a few rounds
         rest = difference - shift[batch]
         rest = rest - rest.round()
-        shift = shift + (rest - center(rest, batch, n_atoms))[n_atoms.cumsum(0) - 1]
+        # What centring takes away is the mean of each structure, here read at its last atom.
+        shift = shift + (rest - center(rest, batch, n_atoms))[last]
     return x_0 + shift[batch]
 
 

@@ -41,6 +41,17 @@ def test_saved_model_computes_the_same(model, small_batch, tmp_path):
         assert torch.equal(outputs[0].denoiser[field], outputs[1].denoiser[field])
 
 
+def test_pair_features_can_be_shared(model, small_batch):
+    batch = small_batch.to(dtype=torch.float32)
+    conditioning = model.prepare(batch)
+    features = model.pair_features(batch.pos, conditioning)
+    plain, shared = (
+        model.velocity(0.3, batch.pos, batch.cell, conditioning, features=given).velocity
+        for given in (None, features)
+    )
+    assert torch.equal(plain["pos"], shared["pos"]) and torch.equal(plain["cell"], shared["cell"])
+
+
 def test_base_sample_is_seeded_and_keeps_compositions(model, small_batch):
     first, second = (
         model.sample_base(small_batch, torch.Generator().manual_seed(5)) for _ in range(2)

@@ -1,6 +1,7 @@
 """The package's own files agree with one another."""
 
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -8,8 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import irlkit
+import irlkit.datasets
+from irlkit import metrics, sampler
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,6 +77,20 @@ def test_wheel_holds_every_file_of_the_package(tmp_path, monkeypatch):
     assert "irlkit/py.typed" in files
     assert files <= packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
+
+
+def test_what_is_in_the_box_needs_no_network(monkeypatch):
+    def refuse(*arguments, **names):
+        raise OSError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    test = irlkit.datasets.load("prototypes", split="test").subset(4)
+    model = irlkit.load_pretrained("linear-ode")
+    generator = torch.Generator().manual_seed(0)
+    generated = sampler.integrate(model, test.batch, 3, generator=generator)
+    with metrics.MatchPool(1) as pool:
+        assert metrics.evaluate(generated, test, pool).n_structures == len(test)
 
 
 def test_import_loads_no_heavy_optional_package():

@@ -1,6 +1,7 @@
 """Training: losses against their definition, reproducibility, resume, errors."""
 
 import os
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
+from irlkit.interpolants import time_derivative
 from irlkit.pretraining import (
+    KINDS,
     PretrainingConfig,
     build_model,
     interpolant_losses,
@@ -81,14 +84,42 @@ def test_velocity_target_has_no_center_of_mass_motion(dataset):
     assert float(loss.velocity["cell"].detach()) > 0.0
 
 
-def test_antithetic_loss_is_the_mean_over_both_signs(dataset):
-    """With zero outputs the denoiser's loss is exactly mean(z^2), whatever the sign."""
+def test_antithetic_losses_follow_their_definition(dataset, monkeypatch):
+    """z is read off the two states; with a zero velocity the mixed terms of +z and -z cancel."""
     config = PretrainingConfig(kind="trig-sde-gamma", **TINY)
-    model = build_model(dataset, config)
-    torch.nn.init.zeros_(model.network.coord_out_2.weight)
-    loss = interpolant_losses(model, dataset.batch, torch.Generator().manual_seed(0))
+    model = build_model(dataset, config).double()
+    torch.nn.init.zeros_(model.network.coord_out.weight)
+    batch = dataset.batch.to(dtype=torch.float64)
+    velocity, calls = model.velocity, []
+
+    def record(t, pos, cell, conditioning, heads):
+        output = velocity(t, pos, cell, conditioning, heads)
+        calls.append((t, pos, cell, output))
+        return output
+
+    monkeypatch.setattr(model, "velocity", record)
+    with torch.no_grad():
+        loss = interpolant_losses(model, batch, torch.Generator().manual_seed(0))
+    (t, plus, cell, first), (_, minus, same_cell, second) = calls
+    assert torch.equal(cell, same_cell)
+    t = t[batch.batch][:, None]
+    difference = plus - minus
+    z = (difference - difference.round()) / (2 * model.gamma("pos", t))
+    assert 0.5 < float(z.std()) < 1.5
+    denoiser = 0.5 * sum(
+        (output.denoiser["pos"] - sign * z).square().mean()
+        for sign, output in ((1, first), (-1, second))
+    )
     assert set(loss.denoiser) == {"pos"}
-    assert 0.3 < float(loss.denoiser["pos"].detach()) < 2.0
+    torch.testing.assert_close(loss.denoiser["pos"], denoiser)
+
+    model.interpolants["pos"] = replace(model.interpolants["pos"], gamma=None)
+    with torch.no_grad():
+        noiseless = interpolant_losses(model, batch, torch.Generator().manual_seed(0))
+    extra = time_derivative(KINDS["trig-sde-gamma"]["pos"].gamma, t) * z
+    torch.testing.assert_close(
+        loss.velocity["pos"], noiseless.velocity["pos"] + extra.square().mean()
+    )
 
 
 def test_same_seed_same_bits_and_resume_equals_no_stop(dataset, tmp_path):
