@@ -52,6 +52,27 @@ def test_readme_opens_with_two_commands_that_exist():
     assert tests.rstrip().endswith("&& pytest")
 
 
+def test_readme_commands_have_arguments_that_exist(monkeypatch):
+    """The command lines and notebook parameters of the README's blocks are parsed, not run."""
+    from irlkit import pretraining
+
+    class Parsed(Exception):
+        pass
+
+    def load(name, split):
+        raise Parsed(name)
+
+    monkeypatch.setattr(irlkit.datasets, "load", load)
+    commands = README.replace("\\\n", " ")
+    (arguments,) = re.findall(r"python -m irlkit\.pretraining (.*?) &&", commands)
+    with pytest.raises(Parsed, match="perov_5"):
+        pretraining.main(arguments.split())
+    notebook = (ROOT / "notebooks" / "04_velocity_annealing.ipynb").read_text(encoding="utf-8")
+    named = re.findall(r" -p (\w+) ", " ".join(re.findall(r"papermill notebooks.*", commands)))
+    assert {"dataset", "checkpoint", "out_dir"} <= set(named)
+    assert all(f'"{name} = ' in notebook for name in named)
+
+
 def test_readme_links_to_files_that_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
