@@ -94,9 +94,13 @@ class PretrainingConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {sorted(KINDS)}, got {self.kind!r}")
-        for name in ("iterations", "batch_size", "validate_every", "learning_rate"):
-            if getattr(self, name) <= 0:
+        positive = ("iterations", "batch_size", "validate_every", "learning_rate", "max_grad_norm")
+        for name in positive:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("warmup", "cell_weight", "denoiser_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected zero or more, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
 
@@ -194,7 +198,13 @@ def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel
 
 
 class _State:
-    """All that changes during training, and its checkpoint file."""
+    """All that changes during training, and its checkpoint file.
+
+    Args:
+        model: To be trained.
+        config: Settings.
+        n_train: Number of training structures.
+    """
 
     def __init__(self, model: FlowModel, config: PretrainingConfig, n_train: int) -> None:
         self.config = config
@@ -279,7 +289,7 @@ class _State:
         try:
             stored = torch.load(path, weights_only=True, map_location=self.model.device)
             config = stored["config"]
-        except Exception as error:
+        except Exception as error:  # a damaged file can make torch.load raise nearly anything
             raise ValueError(
                 f"out_dir: {path} is not a pretraining checkpoint ({error}); "
                 "delete it to start anew"

@@ -7,11 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 import irlkit
+from irlkit import datasets
 from irlkit.base_distribution import BaseDistribution
 from irlkit.cspnet import CSPNet
 from irlkit.interpolants import Interpolant
-from irlkit.model import FlowModel
+from irlkit.metrics import MatchPool, evaluate
+from irlkit.model import PRETRAINED, FlowModel
 from irlkit.pretraining import KINDS
+from irlkit.sampler import integrate
+from irlkit.schedules import LinearAnnealing
 
 
 @pytest.fixture
@@ -115,3 +119,21 @@ def test_shipped_models_load_and_say_how_they_were_made():
         assert shipped.info["dataset"] == "prototypes"
         assert shipped.info["config"]["kind"] == name
         assert shipped.interpolants == KINDS[name]
+        cards = [path.read_text(encoding="utf-8") for path in PRETRAINED.glob("*.md")]
+        assert any(name in card for card in cards)
+
+
+def test_shipped_model_predicts_structures():
+    """Well below what its card says, for a few structures and steps."""
+    model = irlkit.load_pretrained("linear-ode")
+    test = datasets.load("prototypes", split="test").subset(64)
+    generated = integrate(
+        model,
+        test.batch,
+        50,
+        annealing=LinearAnnealing(5.0, 1.0),
+        generator=torch.Generator().manual_seed(0),
+    )
+    with MatchPool(n_workers=0) as pool:
+        metrics = evaluate(generated, test, pool)
+    assert metrics.metre > 0.6 and metrics.crmse < 0.28

@@ -153,8 +153,14 @@ def test_same_seed_same_bits_and_resume_equals_no_stop(dataset, tmp_path):
 def test_errors(dataset, tmp_path):
     with pytest.raises(ValueError, match="kind: expected one of"):
         PretrainingConfig(kind="no-such-kind")
-    with pytest.raises(ValueError, match="iterations: expected a positive number, got 0"):
-        PretrainingConfig(iterations=0)
+    for setting, message in (
+        ({"iterations": 0}, "iterations: expected a positive number, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, got nan"),
+        ({"warmup": -1}, "warmup: expected zero or more, got -1"),
+        ({"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PretrainingConfig(**setting)
     with pytest.raises(ValueError, match="dataset: training needs two structures or more, got 1"):
         pretrain(dataset.select([0]), PretrainingConfig(**TINY), progress=False)
     for content in (b"", b"garbage", [1, 2], {"weights": torch.zeros(2)}, {"config": os.system}):
