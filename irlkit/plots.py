@@ -44,6 +44,7 @@ def style(figure: go.Figure, height: int = 400) -> go.Figure:
         font={"color": GREY, "size": 13},
         margin={"l": 65, "r": 20, "t": 50, "b": 60},
         hoverlabel={"namelength": -1},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
     )
     figure.update_xaxes(**axis, linecolor=GREY, ticks="outside")
     figure.update_yaxes(**axis, linecolor=GREY, ticks="outside")
@@ -273,7 +274,7 @@ def sweep_results(
         "color": ordered[metric],
         "colorscale": "Cividis",
         "reversescale": metric in ("crmse", "rmse"),
-        "colorbar": {"title": {"text": metric}, "x": 0.41, "thickness": 12},
+        "colorbar": {"title": {"text": label.split(",")[0]}, "x": 0.41, "thickness": 12},
         "line": {"color": GREY, "width": 1},
     }
     hover = [
@@ -371,7 +372,7 @@ def schedule_and_structures(
     for (name, height), color in zip(heights.items(), (GREEN, GREY), strict=True):
         figure.add_bar(x=names, y=height, name=name, marker={"color": color}, row=1, col=2)
     figure.update_xaxes(title="time t", range=[0, 1], row=1, col=1)
-    figure.update_yaxes(title="1 + s(t)", row=1, col=1)
+    figure.update_yaxes(title="1 + s(t)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
     figure.update_layout(barmode="stack", legend={"orientation": "h", "y": -0.35})
     return style(figure, 400)
@@ -456,6 +457,7 @@ def _animate(
                 "type": "buttons",
                 "x": 0.08,
                 "y": -0.08,
+                "bgcolor": "rgba(136,136,136,0.2)",
                 "buttons": [{"label": "Play", "method": "animate", "args": [None, play]}],
             }
         ],
@@ -523,7 +525,8 @@ def _fixed_axes(states: Sequence[CrystalBatch]) -> dict[str, Any]:
         }
         for i, name in enumerate("xyz")
     }
-    ratio = dict(zip("xyz", (size / size.max()).tolist(), strict=True))
+    # Larger than 1: a cell then fills its panel whichever way it is turned.
+    ratio = dict(zip("xyz", (1.5 * size / np.linalg.norm(size)).tolist(), strict=True))
     camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}
 

@@ -80,7 +80,7 @@ class ScheduleExplorer:
         n_steps: number of steps to begin with.
         n_points: control points per field.
         seed: of the base sample, the same for every schedule.
-        max_factor: upper end of the sliders for 1 + s.
+        max_factor: upper end of the sliders for 1 + s; None: somewhat above all schedules.
         step_counts: numbers of steps to choose from, besides `n_steps`.
 
     Attributes:
@@ -101,7 +101,7 @@ class ScheduleExplorer:
         n_steps: int = 10,
         n_points: int = 5,
         seed: int = 0,
-        max_factor: float = 16.0,
+        max_factor: float | None = None,
         step_counts: Sequence[int] = (3, 5, 10, 20, 50),
     ) -> None:
         if not schedules:
@@ -113,6 +113,13 @@ class ScheduleExplorer:
         self._pool = metrics.MatchPool(0)
         self._live: go.FigureWidget | None = None
         self._follow = True
+        if max_factor is None:
+            points = [
+                ControlPointAnnealing.from_annealing(schedule, n_points, n_steps)
+                for schedule in self.schedules.values()
+            ]
+            largest = max(1.0 + value for point in points for value in (*point.pos, *point.cell))
+            max_factor = float(max(8.0, np.ceil(1.25 * largest)))
         self.start = ipywidgets.Dropdown(options=list(self.schedules), description="begin with")
         counts = sorted({*step_counts, n_steps})
         self.n_steps = ipywidgets.SelectionSlider(
@@ -226,7 +233,8 @@ class ScheduleExplorer:
             except ImportError as error:
                 self.message.value += f"<br>No live figure: {error}"
                 return
-            self.controls.children = (*self.controls.children, self._live)
+            note = ipywidgets.HTML("This figure follows the controls; the one above them stays.")
+            self.controls.children = (*self.controls.children, note, self._live)
             return
         with self._live.batch_update():
             for trace, fresh in zip(self._live.data, new.data, strict=True):

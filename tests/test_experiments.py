@@ -21,6 +21,7 @@ from irlkit.experiments.presets import PRESETS, Rung
 from irlkit.model import FlowModel
 from irlkit.pretraining import KINDS
 from irlkit.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
+from irlkit.trainer import GRPOTrainer
 
 # --------------------------------------------------------------------------------------------------
 # Presets
@@ -157,7 +158,27 @@ def test_what_was_not_measured_does_not_hold():
 def test_claims_table_is_readable():
     table = claims.claims_table(judge(evaluation(learned_5=0.1)))
     assert list(table.columns) == ["claim", "value", "target", "holds", "kind"]
-    assert table["kind"][5] == "aim" and table["holds"][5] == "NO"
+    assert table["kind"][6] == "aim" and table["holds"][6] == "NO", "numbered from 1"
+    assert " " not in table["target"][1], "breaks over two lines"
+
+
+def test_the_conclusion_is_computed():
+    table = evaluation(learned_10=(0.7, 0.75, 0.8), learned_5=0.1).assign(n_structures=100)
+    preset = PRESETS["laptop"]
+    text = claims.annealing_conclusion(table, preset, judge(table))
+    assert "| learned, 10 steps | 0.750 (0.700 to 0.800) |" in text
+    assert "| none, 10 steps | not measured | not measured |" in text
+    judged = judge(table)
+    n_required = sum(claim.required for claim in judged)
+    n_held = sum(claim.holds for claim in judged if claim.required)
+    assert f"**{n_held} of {n_required} claims hold.**" in text
+    failing = [i for i, claim in enumerate(judged, start=1) if not claim.holds]
+    assert failing and all(f"{i} (" in text for i in failing) and "6 (aim)" in text
+    assert "With 100 test structures" in text and "4.3 percentage points" in text
+    assert "quick" not in text
+    assert "quick" in claims.annealing_conclusion(table, PRESETS["quick"], judged)
+    good = evaluation().assign(n_structures=100)
+    assert "9 of 9 claims hold.** With" in claims.annealing_conclusion(good, preset, judge(good))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -366,12 +387,14 @@ def test_curves_are_those_of_the_schedules(finished):
 
 def test_example_starts_from_one_noise_and_ends_at_the_evaluated_structure(finished):
     number, panels = finished.example()
-    none, learned = panels["no annealing"], panels["learned annealing"]
+    none, learned, reference = panels.values()
+    assert [title.split(":")[0] for title in panels][:2] == ["no annealing", "learned annealing"]
+    assert all("RMSD" in title or "no match" in title for title in list(panels)[:2])
     assert len(none) == len(learned) == 4
     assert torch.equal(none[0].pos, learned[0].pos)
     whole = finished.generate(finished.test.batch, 3, finished.learned[0], 0)
     torch.testing.assert_close(learned[-1].pos, whole[number].pos, atol=1e-4, rtol=0)
-    assert torch.equal(panels["reference"][0].species, learned[0].species)
+    assert torch.equal(reference[0].species, learned[0].species)
 
 
 def test_some_structures_to_play_with(finished):
@@ -426,6 +449,65 @@ def test_the_order_of_things_is_explained(files, tmp_path):
     with pytest.raises(ValueError, match="train_schedules"):
         experiment.evaluate("learned")
     assert "tiny" not in experiment.summary().to_string()
+
+
+def test_interrupted_training_goes_on_where_it_was(files, tmp_path, finished, monkeypatch):
+    experiment = make(files, tmp_path)
+    iterate, count = GRPOTrainer._iterate, iter(range(99))
+
+    def interrupted(trainer):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return iterate(trainer)
+
+    monkeypatch.setattr(GRPOTrainer, "_iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="iteration 1 of 2 of seed 0; run this cell again"):
+        experiment.train_schedules()
+    assert not experiment.learned, "half a training is no schedule"
+    assert len(experiment.history) == 2
+    experiment.train_schedules()
+    assert next(count) == 5, "two iterations of two seeds, and the one that was interrupted"
+    assert set(experiment.learned) == set(TINY.seeds)
+    for seed, annealing in experiment.learned.items():
+        for name, value in annealing.state_dict().items():
+            assert torch.equal(value, finished.learned[seed].state_dict()[name])
+    # Once finished, a further call begins anew.
+    experiment.train_schedules()
+    assert next(count) == 10 and len(experiment.history) == 2 * 3
+
+
+def test_an_interrupt_before_the_first_validation_starts_anew(files, tmp_path, monkeypatch):
+    """And not from what an earlier run has left in the same folder."""
+    make(files, tmp_path, replace(TINY, seeds=(0,))).train_schedules()
+    experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
+    validate = GRPOTrainer.validate
+
+    def interrupted(trainer):
+        monkeypatch.setattr(GRPOTrainer, "validate", validate)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GRPOTrainer, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="iteration 0 of 2"):
+        experiment.train_schedules()
+    assert not len(experiment.history)
+    iterate, calls = GRPOTrainer._iterate, []
+    monkeypatch.setattr(GRPOTrainer, "_iterate", lambda t: calls.append(t) or iterate(t))
+    experiment.train_schedules()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(files, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here .*'cpu' always"):
+        experiments.VelocityAnnealing(
+            files / "model.safetensors", files / "salts.csv", TINY, device=device
+        )
+
+
+def test_a_folder_that_cannot_be_made(files, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out_dir: the folder .* cannot be made"):
+        make(files, tmp_path / "file" / "results")
 
 
 def test_what_is_no_checkpoint_is_named(files, tmp_path):

@@ -92,9 +92,9 @@ def test_a_live_figure_appears_and_follows(explorer):
     before = len(explorer.controls.children)
     explorer.n_steps.value = 10
     live = explorer.controls.children[-1]
-    assert len(explorer.controls.children) == before + 1
+    assert len(explorer.controls.children) == before + 2, "a note and the figure"
     explorer.sliders["cell"][0].value = 7.0
-    assert len(explorer.controls.children) == before + 1
+    assert len(explorer.controls.children) == before + 2
     assert live.data[1].y[0] == pytest.approx(7.0, abs=0.1)
 
 
@@ -133,3 +133,12 @@ def test_control_points_hold_their_values():
 def test_one_control_point_is_refused():
     with pytest.raises(ValueError, match="two or more"):
         widgets.ControlPointAnnealing((1.0,), (1.0, 2.0))
+
+
+def test_sliders_reach_somewhat_above_the_schedules(explorer):
+    assert explorer.sliders["pos"][0].max == 8.0, "at least"
+    model = explorer.model
+    steep = {"steep": LinearAnnealing(9.0, 0.5)}
+    other = widgets.ScheduleExplorer(model, explorer.dataset, steep, n_steps=4)
+    assert other.sliders["cell"][0].max == 13.0
+    np.testing.assert_allclose(values(other, "pos")[-1], 10.0, atol=0.05)

@@ -43,8 +43,9 @@ class Claim:
 
 
 def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Claims as a table for people."""
-    table = pd.DataFrame([asdict(claim) for claim in claims])
+    """Claims as a table for people, numbered from 1."""
+    table = pd.DataFrame([asdict(claim) for claim in claims], index=range(1, len(claims) + 1))
+    table["target"] = [claim.target.replace(" ", "\u00a0") for claim in claims]  # On one line.
     table["value"] = [
         "not measured" if claim.value is None else f"{claim.value:.3f}" for claim in claims
     ]
@@ -108,6 +109,59 @@ def annealing_claims(
                 )
             )
     return claims
+
+
+def annealing_conclusion(evaluation: pd.DataFrame, preset: Preset, claims: Sequence[Claim]) -> str:
+    """What the numbers say, in Markdown.
+
+    Args:
+        evaluation: columns schedule, tuned_at, n_steps, seed, n_structures, metre, crmse.
+        preset: says which steps are few and many.
+        claims: of ``annealing_claims``.
+    """
+    few, many = preset.n_steps, preset.reference_steps
+    compared = (
+        (f"learned, {few} steps", "learned", few, None),
+        (f"handcrafted for {many} steps, {many} steps", "handcrafted", many, many),
+        (f"handcrafted for {few} steps, {few} steps", "handcrafted", few, few),
+        (f"none, {few} steps", "none", few, None),
+        (f"none, {many} steps", "none", many, None),
+    )
+    lines = ["| annealing | METRe | cRMSE |", "|:--|--:|--:|"]
+    for label, schedule, n_steps, tuned_at in compared:
+        rows = _by_seed(evaluation, schedule, n_steps, tuned_at)
+        values = [_with_range(rows[metric]) for metric in ("metre", "crmse")]
+        lines.append(f"| {' | '.join([label, *values])} |")
+    held = [claim for claim in claims if claim.required and claim.holds]
+    required = [claim for claim in claims if claim.required]
+    lines += ["", f"**{len(held)} of {len(required)} claims hold.**"]
+    failing = [
+        f"{number} ({'claim' if claim.required else 'aim'})"
+        for number, claim in enumerate(claims, start=1)
+        if not claim.holds
+    ]
+    lines[-1] += f" Those that do not: number {', '.join(failing)}." if failing else ""
+    size = int(evaluation["n_structures"].max())
+    share = _by_seed(evaluation, "learned", few)["metre"].mean()
+    error = math.sqrt(share * (1 - share) / size)
+    lines[-1] += (
+        f" With {size} test structures, the standard error of a METRe of {share:.0%} is about "
+        f"{100 * error:.1f} percentage points; smaller differences mean little unless every seed "
+        "shows them."
+    )
+    if preset.name == "quick":
+        lines[-1] += (
+            " The preset *quick* only shows that everything works: do not judge the method by it."
+        )
+    return "\n".join(lines)
+
+
+def _with_range(values: pd.Series) -> str:
+    """Mean, and the range over seeds where there are several."""
+    if not len(values):
+        return "not measured"
+    text = f"{values.mean():.3f}"
+    return text if len(values) == 1 else f"{text} ({values.min():.3f} to {values.max():.3f})"
 
 
 def _by_seed(

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from irlkit import datasets, metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
-from irlkit.experiments.claims import Claim, annealing_claims
+from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclusion
 from irlkit.experiments.handcrafted import best_of, sweep
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.model import FlowModel, load_pretrained
@@ -65,7 +65,8 @@ class VelocityAnnealing:
 
     Raises:
         FileNotFoundError: no such checkpoint or data file.
-        ValueError: a checkpoint or data file that is none.
+        ValueError: a checkpoint or data file that is none, a device that is not there, or a folder
+            for results that cannot be made.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class VelocityAnnealing:
     ) -> None:
         self.checkpoint, self.dataset = str(checkpoint), str(dataset)
         self.preset = preset
-        self.out_dir = Path(out_dir)
+        self.out_dir = _make_folder(out_dir)
         self.progress = progress
-        self.model: FlowModel = load_pretrained(checkpoint, device).requires_grad_(False)
+        self.model: FlowModel = load_pretrained(checkpoint, _find_device(device))
+        self.model.requires_grad_(False)
         splits = [
             datasets.load(dataset, split=name, progress=progress)
             for name in ("train", "val", "test")
@@ -95,7 +97,7 @@ class VelocityAnnealing:
         self.best_iteration: dict[int, int] = {}
         self.sweeps: dict[int, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
-        self._histories: list[pd.DataFrame] = []
+        self._histories: dict[int, pd.DataFrame] = {}
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
 
     # ----------------------------------------------------------------------------------------------
@@ -110,7 +112,8 @@ class VelocityAnnealing:
     @property
     def history(self) -> pd.DataFrame:
         """Training history of all seeds."""
-        return pd.concat(self._histories, ignore_index=True) if self._histories else pd.DataFrame()
+        tables = list(self._histories.values())
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     @property
     def evaluation(self) -> pd.DataFrame:
@@ -140,6 +143,7 @@ class VelocityAnnealing:
             f"{self.preset.config(0).n_groups} groups of {self.preset.config(0).group_size}, "
             f"seeds {', '.join(map(str, self.preset.seeds))}",
             "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
+            "results": f"in {self.out_dir.resolve()}",
         }
         return pd.DataFrame({"": rows})
 
@@ -255,10 +259,23 @@ class VelocityAnnealing:
         rows = self.evaluation
         if n_steps:
             rows = rows[rows["n_steps"].isin(n_steps)]
-        columns = ["metre", "crmse", "match_rate", "rmse", "valid_rate"]
-        keys = ["schedule", "tuned_at", "pos", "cell", "n_steps"]
-        table = rows.groupby(keys, dropna=False, sort=False)[columns].mean().round(3).reset_index()
-        return table.astype({"tuned_at": "Int64"}).astype(object).fillna("")
+        names = {
+            "metre": "METRe",
+            "crmse": "cRMSE",
+            "match_rate": "match rate",
+            "rmse": "RMSE",
+            "valid_rate": "valid",
+        }
+        rows = rows.assign(
+            annealing=[
+                schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
+                for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
+            ]
+        )
+        groups = rows.groupby(["annealing", "n_steps"], sort=False)
+        table = groups[list(names)].mean().rename(columns=names)
+        table = table.map(lambda value: "" if np.isnan(value) else f"{value:.3f}")
+        return table.assign(seeds=groups.size()).rename_axis(index={"n_steps": "steps"})
 
     def named_schedules(self) -> dict[str, Annealing]:
         """The schedules of the comparison, by what they are called; the learned one first."""
@@ -326,17 +343,26 @@ class VelocityAnnealing:
     def train_schedules(self) -> pd.DataFrame:
         """Learn a schedule with GRPO for every seed and keep the best by validation reward.
 
+        Once finished, a further call begins anew; after an interruption, it goes on from there.
+
         Returns:
             The history of all seeds.
+
+        Raises:
+            KeyboardInterrupt: interrupted; says how far training was.
         """
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
+        if len(self.learned) == len(self.preset.seeds):
+            self._histories, self.learned, self.best_iteration = {}, {}, {}
+            del self.seconds["training"]
         with (
-            self._timed("training"),
+            self._timed("training", self.seconds.get("training", 0.0)),
             CRMSEReward(self.train, self.pool) as reward,
             CRMSEReward(validation, self.pool) as validation_reward,
         ):
-            self._histories = []
             for seed in self.preset.seeds:
+                if seed in self.learned:
+                    continue
                 generator = torch.Generator().manual_seed(seed)
                 policy = AnnealingPolicy(
                     self.model,
@@ -351,13 +377,21 @@ class VelocityAnnealing:
                     validation=validation,
                     validation_reward=validation_reward,
                     out_dir=self.out_dir / "training" / f"seed_{seed}",
+                    resume=seed in self._histories,
                 )
                 trainer.run(self.preset.iterations, progress=self.progress)
+                if len(trainer.history):
+                    self._histories[seed] = trainer.history.assign(seed=seed)
+                if trainer.iteration < self.preset.iterations:
+                    raise KeyboardInterrupt(
+                        f"training stopped at iteration {trainer.iteration} of "
+                        f"{self.preset.iterations} of seed {seed}; run this cell again to go on "
+                        "from there"
+                    )
                 trainer.restore_best()
                 self.learned[seed] = policy.annealing
                 assert trainer.best is not None  # A validation split was given.
                 self.best_iteration[seed] = int(trainer.best["iteration"])
-                self._histories.append(trainer.history.assign(seed=seed))
         return self.history
 
     def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
@@ -417,9 +451,10 @@ class VelocityAnnealing:
         rmsd = {schedule: self._rmsd(schedule, seed) for schedule in ("learned", "none")}
         n_atoms = self.test.batch.n_atoms.numpy()
         # Best first: found by the learned schedule only; then several atoms, but not too many.
+        found = {schedule: np.isfinite(values) for schedule, values in rmsd.items()}
         score = (
-            4.0 * np.isfinite(rmsd["learned"])
-            + 2.0 * ~np.isfinite(rmsd["none"])
+            4.0 * found["learned"]
+            + 2.0 * ~found["none"]
             + ((n_atoms >= 4) & (n_atoms <= 10))
             - np.nan_to_num(rmsd["learned"], nan=0.5)
         )
@@ -437,12 +472,18 @@ class VelocityAnnealing:
                 x_0=x_0,
                 record=True,
             )
-            shown[title] = [state.to("cpu") for state in states]
+            displacement = rmsd[schedule][number]
+            outcome = f"RMSD {displacement:.2f}" if found[schedule][number] else "no match"
+            shown[f"{title}: {outcome}"] = [state.to("cpu") for state in states]
         return number, {**shown, "reference": [reference]}
 
     def claims(self) -> list[Claim]:
         """What holds of the paper's claims."""
         return annealing_claims(self.evaluation, self.preset, self.smallest_factor())
+
+    def conclusion(self, claims: Sequence[Claim]) -> str:
+        """What was learned, in Markdown, from the results."""
+        return annealing_conclusion(self.evaluation, self.preset, claims)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -453,7 +494,30 @@ class VelocityAnnealing:
         return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()
 
     @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, name: str, before: float = 0.0) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.seconds[name] = before + time.perf_counter() - started
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    """The device, if it is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
+            "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
+        ) from None
+    return torch.device(device)
+
+
+def _make_folder(path: str | Path) -> Path:
+    """The folder, made now rather than after minutes of work."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out_dir: the folder {str(path)!r} cannot be made: {error}") from None
+    return Path(path)
