@@ -153,12 +153,22 @@ class CrystalBatch:
             IndexError: a number beyond the batch.
         """
         chosen = self.structure_indices(index)
+        atoms = self.atom_indices(chosen)
+        return self._unchecked(
+            self.species[atoms], self.pos[atoms], self.cell[chosen], self.n_atoms[chosen]
+        )
+
+    def atom_indices(self, structures: Tensor) -> Tensor:
+        """Numbers of the atoms of some structures, one structure after the other.
+
+        Args:
+            structures: Numbers from 0 to B - 1, int64, shape (m,).
+        """
         starts = self.n_atoms.cumsum(0) - self.n_atoms
-        n_atoms = self.n_atoms[chosen]
+        n_atoms = self.n_atoms[structures]
         new_starts = n_atoms.cumsum(0) - n_atoms
-        shift = torch.repeat_interleave(starts[chosen] - new_starts, n_atoms)
-        atoms = torch.arange(len(shift), device=self.device) + shift
-        return self._unchecked(self.species[atoms], self.pos[atoms], self.cell[chosen], n_atoms)
+        shift = torch.repeat_interleave(starts[structures] - new_starts, n_atoms)
+        return torch.arange(len(shift), device=self.device) + shift
 
     def structure_indices(self, index: Index) -> Tensor:
         """Any index that `select` takes as numbers from 0 to B - 1, int64, shape (m,)."""
@@ -261,7 +271,7 @@ class CrystalBatch:
 
     def wrap(self) -> CrystalBatch:
         """The same crystals with positions in [0, 1)."""
-        return self.replace(pos=_wrap(self.pos))
+        return self.replace(pos=wrap_positions(self.pos))
 
     def standard_orientation(self) -> CrystalBatch:
         """The same crystals, rotated: first vector along x, second in the xy plane, right-handed.
@@ -277,7 +287,7 @@ class CrystalBatch:
         lower = torch.tril(lower * torch.where(signs == 0, 1.0, signs).unsqueeze(1))
         left_handed = torch.linalg.det(self.cell) < 0
         pos = torch.where(left_handed[self.batch].unsqueeze(1), -self.pos, self.pos)
-        return self.replace(pos=_wrap(pos), cell=lower)
+        return self.replace(pos=wrap_positions(pos), cell=lower)
 
     # --- compositions ---
 
@@ -336,7 +346,7 @@ class CrystalBatch:
         # Wrapped after the cast, which can round a coordinate just below 1 up to 1.
         return cls(
             species=torch.from_numpy(np.concatenate(species).astype(np.int64)),
-            pos=_wrap(torch.from_numpy(np.concatenate(pos)).to(dtype)),
+            pos=wrap_positions(torch.from_numpy(np.concatenate(pos)).to(dtype)),
             cell=torch.from_numpy(np.stack(cell)).to(dtype),
             n_atoms=torch.tensor([len(numbers) for numbers in species], dtype=torch.int64),
         )
@@ -515,7 +525,7 @@ def _check_fields(pos: Tensor, cell: Tensor, n: int, n_structures: int) -> None:
         )
 
 
-def _wrap(pos: Tensor) -> Tensor:
+def wrap_positions(pos: Tensor) -> Tensor:
     """Fractional coordinates in [0, 1)."""
     wrapped = pos - pos.floor()
     # A tiny negative number plus one rounds to one.

@@ -29,6 +29,7 @@ import torch
 from irlkit import validity
 from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, Item, MatchSession, Result
 from irlkit.crystals import CrystalBatch
+from irlkit.system import available_cores
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -109,7 +110,7 @@ class MatchPool:
         angle_tol: float = 10.0,
     ) -> None:
         if n_workers is None:
-            n_workers = _available_cores()
+            n_workers = available_cores()
         if n_workers < 0:
             raise ValueError(
                 f"n_workers must be 0 (match in this process) or more, got {n_workers}"
@@ -441,12 +442,6 @@ class _Worker:
 def _stop(workers: list[_Worker]) -> None:
     while workers:
         workers.pop().kill()
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _as_batch(structures: CrystalBatch | Sequence[Structure]) -> CrystalBatch:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
-from irlkit.files import write_atomically
 from irlkit.interpolants import Interpolant
+from irlkit.system import write_atomically
 
 FORMAT = "irlkit-flow-model-1"
 PRETRAINED = Path(__file__).parent / "assets"

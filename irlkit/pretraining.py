@@ -21,7 +21,6 @@ from torch import Tensor
 from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
-from irlkit.files import write_atomically
 from irlkit.interpolants import (
     T_MAX,
     T_MIN,
@@ -33,6 +32,7 @@ from irlkit.interpolants import (
     pair_with_data,
 )
 from irlkit.model import FlowModel
+from irlkit.system import write_atomically
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, wrap_positions
 from irlkit.policies import (
     Outputs,
     Policy,
@@ -44,10 +44,7 @@ def advance(state: Mapping[str, Tensor], increments: Mapping[str, Tensor]) -> St
         increments: field -> unwrapped increment of the same shape.
     """
     new = {name: state[name] + increments[name] for name in FIELD_NAMES}
-    pos = new["pos"] - new["pos"].floor()
-    # A tiny negative number plus one rounds to one.
-    new["pos"] = torch.where(pos >= 1, torch.zeros_like(pos), pos)
-    return new
+    return {**new, "pos": wrap_positions(new["pos"])}
 
 
 @overload
@@ -255,12 +252,7 @@ class Trajectory:
 
     def select(self, structures: Tensor) -> Trajectory:
         """The episodes of some structures, given by index (m,)."""
-        n_atoms = self.final.n_atoms
-        starts = n_atoms.cumsum(0) - n_atoms
-        counts = n_atoms[structures]
-        shifts = starts[structures] - (counts.cumsum(0) - counts)
-        atoms = torch.arange(int(counts.sum()), device=counts.device)
-        atoms = atoms + shifts.repeat_interleave(counts)
+        atoms = self.final.atom_indices(structures)
 
         def pick(x: Tensor) -> Tensor:
             # Where every structure has one atom, both indices are the same.

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from irlkit.files import write_atomically
 from irlkit.interpolants import T_MAX, T_MIN
+from irlkit.system import write_atomically
 
 FIELD_NAMES = ("pos", "cell")
 _FORMAT = "irlkit-annealing"

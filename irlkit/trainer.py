@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
-from irlkit.files import write_atomically
 from irlkit.grpo import GRPOConfig, group_advantages, grpo_loss
 from irlkit.policies import Policy
 from irlkit.sampler import Trajectory, integrate, rollout
+from irlkit.system import write_atomically
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from irlkit import datasets, files
+from irlkit import datasets, system
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import cache, loading, parsing, readers
 
@@ -405,7 +405,7 @@ def test_failed_write_leaves_nothing(tmp_path, cache_folder, monkeypatch):
     def full(*arguments, **names):
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(system.os, "fsync", full)
     with pytest.warns(UserWarning, match="no space left"):
         datasets.load(path)
     assert list(cache_folder.iterdir()) == []
@@ -424,7 +424,7 @@ def test_workers_agree_with_one_process(monkeypatch):
     monkeypatch.setattr(parsing, "SERIAL_LIMIT", 0)
     monkeypatch.setattr(parsing, "CHUNK_SIZE", 2)
     for n_workers in (1, 2):
-        monkeypatch.setattr(parsing, "_cpu_count", lambda n=n_workers: n)
+        monkeypatch.setattr(parsing, "available_cores", lambda n=n_workers: n)
         parsed = parsing.parse_structures(payloads, niggli=True, progress=False)
         assert len(parsed) == len(expected)
         for one, other in zip(parsed, expected, strict=True):

@@ -20,7 +20,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets.dataset import Skipped
-from irlkit.files import write_atomically
+from irlkit.system import write_atomically
 
 FORMAT = 1
 """To be raised when what is stored, or how structures are parsed, changes."""

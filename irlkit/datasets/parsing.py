@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import multiprocessing
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from irlkit.crystals import MAX_ATOMIC_NUMBER
+from irlkit.system import available_cores
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -137,7 +137,7 @@ def parse_structures(
 def _run(chunks: Sequence[Sequence[Any]], niggli: bool) -> Iterator[tuple[int, list[Parsed | str]]]:
     """Yields the number and the result of each chunk as it is done."""
     parse = partial(_parse_chunk, niggli=niggli)
-    n_workers = min(_cpu_count(), len(chunks)) if sys.platform == "linux" else 1
+    n_workers = min(available_cores(), len(chunks)) if sys.platform == "linux" else 1
     if n_workers == 1:
         for i, chunk in enumerate(chunks):
             yield i, parse(chunk)
@@ -147,10 +147,3 @@ def _run(chunks: Sequence[Sequence[Any]], niggli: bool) -> Iterator[tuple[int, l
         futures = {executor.submit(parse, chunk): i for i, chunk in enumerate(chunks)}
         for future in as_completed(futures):
             yield futures[future], future.result()
-
-
-def _cpu_count() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -18,8 +18,8 @@ import torch
 
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.handcrafted import SWEEP_RANGE
-from irlkit.files import write_atomically
 from irlkit.schedules import FIELD_NAMES, save_annealing
+from irlkit.system import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

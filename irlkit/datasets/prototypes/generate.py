@@ -22,6 +22,7 @@ import numpy as np
 
 from irlkit.datasets.prototypes.candidates import enumerate_candidates
 from irlkit.datasets.prototypes.structure_types import STRUCTURE_TYPES
+from irlkit.system import available_cores
 
 FMAX = 0.05  # eV/Å, forces and stress times volume per atom
 MAX_STEPS = 120
@@ -249,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("prototypes.parquet"))
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument(
         "--limit", type=int, default=N_CANDIDATES, help="relax only the first N candidates"
     )

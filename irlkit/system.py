@@ -1,4 +1,4 @@
-"""Writing files."""
+"""What is asked of the operating system: whole files, and how many cores there are."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

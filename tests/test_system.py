@@ -1,0 +1,34 @@
+"""Files are written whole or not at all; cores are counted."""
+
+import pytest
+
+from irlkit import system
+
+
+def test_missing_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    system.write_atomically(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    system.write_atomically(path, b"old")
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(system.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        system.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cores_are_those_of_the_process(monkeypatch):
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    assert system.available_cores() == 2
+    monkeypatch.delattr(system.os, "sched_getaffinity")
+    monkeypatch.setattr(system.os, "cpu_count", lambda: None)
+    assert system.available_cores() == 1
