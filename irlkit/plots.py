@@ -34,18 +34,28 @@ _CORNERS = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1)
 _EDGES = [(i, i | bit) for i in range(8) for bit in (1, 2, 4) if not i & bit]
 
 
-def style(figure: go.Figure, height: int = 400) -> go.Figure:
-    """Give a figure the common look; changes and returns it."""
+def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> go.Figure:
+    """Give a figure the common look; changes and returns it.
+
+    Args:
+        figure: to change.
+        height: in pixels.
+        legend_below: put the legend in two rows or fewer at the lower edge, in a margin that is
+            large enough for it and the axis titles whatever the width.
+    """
     axis = {"gridcolor": "rgba(136,136,136,0.25)", "zerolinecolor": "rgba(136,136,136,0.5)"}
     figure.update_layout(
         height=height,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 65, "r": 20, "t": 50, "b": 60},
+        margin={"l": 65, "r": 20, "t": 50, "b": 115 if legend_below else 60},
         hoverlabel={"namelength": -1},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
     )
+    if legend_below:
+        below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+        figure.update_layout(legend=below)
     figure.update_xaxes(**axis, linecolor=GREY, ticks="outside")
     figure.update_yaxes(**axis, linecolor=GREY, ticks="outside")
     return figure
@@ -172,8 +182,7 @@ def metrics_vs_steps(
             figure.update_yaxes(range=[0, 1], row=1, col=column)
     if mark is not None:
         figure.add_vline(mark, line={"color": GREY, "dash": "dot", "width": 1})
-    figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return style(figure, 430)
+    return style(figure, 450, legend_below=True)
 
 
 def training_curves(history: pd.DataFrame) -> go.Figure:
@@ -244,8 +253,7 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
         figure.add_hline(0.0, line={"color": GREY, "width": 1}, row=1, col=column)
     figure.update_xaxes(title="time t", range=[0, 1])
     figure.update_yaxes(title="1 + s(t)", row=1, col=1)
-    figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return style(figure, 430)
+    return style(figure, 450, legend_below=True)
 
 
 def sweep_results(
@@ -328,8 +336,7 @@ def sweep_results(
     figure.update_yaxes(title="coefficient of lattice", row=1, col=1)
     figure.update_xaxes(title="rank of trial", row=1, col=2)
     figure.update_yaxes(title=label, row=1, col=2)
-    figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return style(figure, 430)
+    return style(figure, 450, legend_below=True)
 
 
 def schedule_and_structures(
@@ -374,8 +381,8 @@ def schedule_and_structures(
     figure.update_xaxes(title="time t", range=[0, 1], row=1, col=1)
     figure.update_yaxes(title="1 + s(t)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
-    figure.update_layout(barmode="stack", legend={"orientation": "h", "y": -0.35})
-    return style(figure, 400)
+    figure.update_layout(barmode="stack")
+    return style(figure, 420, legend_below=True)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -178,7 +178,9 @@ class ScheduleExplorer:
     def show(self) -> None:
         """Display the figure, and the controls below it."""
         display(self.figure())
-        display(self.controls)
+        controls = self.controls._repr_mimebundle_()
+        controls["text/plain"] = "Run the notebook to see the controls here."
+        display(controls, raw=True)
 
     def _measure(self) -> metrics.Metrics:
         started = time.perf_counter()

@@ -295,6 +295,8 @@ TINY = replace(
     few_step_sweep=(4, 4),
     reference_sweep=(Rung(4, 3, 4), Rung(2, 4, 6)),
     n_seeds_at_reference={"none": 1},
+    annealing={"condition_on_dt": True},
+    candidates=(),
 )
 
 

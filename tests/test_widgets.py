@@ -58,9 +58,13 @@ def test_no_output_widget_is_used(explorer):
 
 def test_show_displays_an_ordinary_figure_and_the_controls(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr(widgets, "display", shown.append)
+    monkeypatch.setattr(widgets, "display", lambda entry, raw=False: shown.append(entry))
     explorer.show()
-    assert [type(entry) for entry in shown] == [go.Figure, ipywidgets.VBox]
+    figure, controls = shown
+    assert type(figure) is go.Figure
+    view = controls["application/vnd.jupyter.widget-view+json"]
+    assert view["model_id"] == explorer.controls.model_id
+    assert "Run the notebook" in controls["text/plain"], "what a reader sees without a kernel"
 
 
 def test_sliders_make_a_schedule_and_structures(explorer):

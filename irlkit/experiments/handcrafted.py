@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 from scipy.stats import qmc
-from tqdm.auto import tqdm
 
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.presets import Rung
 from irlkit.metrics import Metrics
+from irlkit.progress import progress_bar
 from irlkit.schedules import LinearAnnealing
 
 SWEEP_RANGE = 15.0
@@ -49,7 +49,7 @@ def sweep(
     trials = list(dict.fromkeys([*candidates, *((float(p), float(c)) for p, c in points)]))
     n_later = sum(rung.n_trials for rung in rungs[1:])
     rows: list[dict[str, Any]] = []
-    with tqdm(
+    with progress_bar(
         total=len(trials) + n_later,
         disable=not progress,
         unit="trial",

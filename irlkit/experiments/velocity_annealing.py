@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from irlkit import datasets, metrics
 from irlkit.crystals import CrystalBatch
@@ -25,6 +24,7 @@ from irlkit.experiments.handcrafted import best_of, sweep
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.policies import AnnealingPolicy
+from irlkit.progress import progress_bar
 from irlkit.rewards import CRMSEReward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
@@ -213,9 +213,10 @@ class VelocityAnnealing:
         rows: list[dict[str, Any]] = []
         with (
             self._timed(f"evaluation of {name}"),
-            tqdm(total=sum(k for k, _ in jobs), disable=not self.progress, unit="step") as bar,
+            progress_bar(
+                total=sum(k for k, _ in jobs), disable=not self.progress, desc=name, unit="step"
+            ) as bar,
         ):
-            bar.set_description(name)
             for k, seed in jobs:
                 annealing = self.annealing(schedule, seed, tuned_at)
                 started = time.perf_counter()

@@ -1,0 +1,47 @@
+"""Progress bars that are still true when a notebook is opened again.
+
+The bar of ``tqdm.auto`` is a widget in a notebook, and what a saved notebook shows of a widget
+without a kernel is its beginning: 0 %. This one is text, which is saved as it was last seen.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from tqdm.std import tqdm
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """A bar for where this runs: text in the output of a notebook's cell, or the terminal.
+
+    Args:
+        **options: of ``tqdm``.
+    """
+    ipython = sys.modules.get("IPython")  # A notebook's kernel has imported it.
+    shell = None if ipython is None else ipython.get_ipython()
+    return (tqdm if getattr(shell, "kernel", None) is None else NotebookBar)(**options)
+
+
+class NotebookBar(tqdm):
+    """A tqdm bar that is a line of text in the output of a cell, updated in place.
+
+    Args:
+        **options: of ``tqdm``; ``file`` and ``ncols`` are set here.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._handle: Any = None
+        super().__init__(**options, file=io.StringIO(), ncols=100)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Show the bar as it is now."""
+        from IPython.display import display
+
+        text = {"text/plain": str(self) if msg is None else msg}
+        if self._handle is None:
+            self._handle = display(text, raw=True, display_id=True)
+        else:
+            self._handle.update(text, raw=True)
+        return True
