@@ -45,7 +45,12 @@ KINDS: dict[str, dict[str, Interpolant]] = {
         "cell": Interpolant(LinearPath()),
     },
     "trig-sde-gamma": {
-        "pos": Interpolant(TrigonometricPath(), SqrtGamma(0.049242906), periodic=True),
+        "pos": Interpolant(
+            TrigonometricPath(),
+            SqrtGamma(0.049242906),
+            periodic=True,
+            center_of_mass_free=True,
+        ),
         "cell": Interpolant(TrigonometricPath()),
     },
 }
@@ -63,7 +68,8 @@ class PretrainingConfig:
         time_dim: Size of the time embedding.
         iterations: Optimiser steps.
         batch_size: Structures per step.
-        learning_rate: Peak of Adam's learning rate, which then follows a half cosine to zero.
+        learning_rate: Peak of AdamW's learning rate, which then follows a half cosine to zero.
+        weight_decay: Of AdamW.
         warmup: Steps of linear increase to the peak.
         ema_decay: Decay of the exponential moving average of the weights, per step.
         max_grad_norm: Gradient-norm clip.
@@ -79,9 +85,10 @@ class PretrainingConfig:
     n_layers: int = 4
     n_freqs: int = 16
     time_dim: int = 128
-    iterations: int = 60_000
+    iterations: int = 45_000
     batch_size: int = 64
     learning_rate: float = 3e-3
+    weight_decay: float = 0.01
     warmup: int = 500
     ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
@@ -210,7 +217,9 @@ class _State:
         self.config = config
         self.model = model
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.iteration = 0
         self.seconds = 0.0

@@ -153,6 +153,8 @@ class LearnedAnnealing(nn.Module):
         condition_on_dt: the input is (t, f(dt)) instead of t, so that one schedule can serve every
             number of steps. f(dt) = -log10(dt) / 2 - 1, with dt held within [1e-4, 1], lies in
             [-1, 1].
+        positive: the perceptron gives ln(1 + s) instead of s, so that 1 + s(t) > 0 at all times,
+            those between and beyond the times of training included.
         generator: draws the initial weights (of all but the last layer, which is zero); without
             one they are those of seed 0.
 
@@ -166,6 +168,7 @@ class LearnedAnnealing(nn.Module):
         n_hidden_layers: int = 2,
         shared_trunk: bool = True,
         condition_on_dt: bool = False,
+        positive: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -178,6 +181,7 @@ class LearnedAnnealing(nn.Module):
             "n_hidden_layers": n_hidden_layers,
             "shared_trunk": shared_trunk,
             "condition_on_dt": condition_on_dt,
+            "positive": positive,
         }
         n_inputs = 2 if condition_on_dt else 1
         sizes = [n_inputs] + [hidden_dim] * (n_hidden_layers + 1)
@@ -215,7 +219,10 @@ class LearnedAnnealing(nn.Module):
         if self.hyperparameters["condition_on_dt"]:
             inputs.append(-0.5 * dt.clamp(1e-4, 1.0).log10().expand_as(t) - 1.0)
         features = self.trunk(torch.stack(inputs, dim=-1).to(next(self.parameters())))
-        return {field: head(features).squeeze(-1) for field, head in self.heads.items()}
+        raw = {field: head(features).squeeze(-1) for field, head in self.heads.items()}
+        if self.hyperparameters["positive"]:
+            return {field: torch.expm1(value) for field, value in raw.items()}
+        return raw
 
     @classmethod
     def from_omatg(cls, state_dict: Mapping[str, Tensor]) -> LearnedAnnealing:

@@ -26,6 +26,7 @@ ANNEALINGS = {
     "separate": LearnedAnnealing(8, 2, shared_trunk=False),
     "conditioned": LearnedAnnealing(8, 0, condition_on_dt=True),
     "double": LearnedAnnealing(8, 1).double(),
+    "positive": LearnedAnnealing(8, 1, positive=True),
 }
 
 
@@ -188,3 +189,17 @@ def test_wrong_files(tmp_path):
         load_annealing(other)
     with pytest.raises(ValueError, match="annealing must be one of"):
         save_annealing(lambda t, dt: {}, other)
+
+
+def test_positive_annealing_never_reverses_the_velocity():
+    t = torch.linspace(0, 1, 50)
+    lowest = {}
+    for positive in (False, True):
+        annealing = LearnedAnnealing(8, 1, positive=positive)
+        assert float(annealing(t, torch.full_like(t, 0.1))["pos"].abs().max()) == 0.0
+        for head in annealing.heads.values():
+            torch.nn.init.constant_(head[-1].bias, -3.0)
+        lowest[positive] = float(annealing(t, torch.full_like(t, 0.1))["pos"].min())
+    assert lowest[False] == pytest.approx(-3.0)
+    assert lowest[True] == pytest.approx(torch.expm1(torch.tensor(-3.0)).item())
+    assert lowest[True] > -1.0

@@ -32,7 +32,7 @@ class Preset:
     Attributes:
         name: of the preset.
         n_steps: few integration steps, where the claims are tested.
-        train_steps: numbers of steps of rollouts, of which each iteration draws one.
+        train_steps: further numbers of steps of rollouts; each iteration draws one.
         train_at_n_steps: rollouts have n_steps as well.
         step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
         reference_steps: many steps, which the handcrafted annealing is tuned for.
@@ -53,7 +53,7 @@ class Preset:
 
     name: str
     n_steps: int = 10
-    train_steps: tuple[int, ...] = (5, 10, 20, 50)
+    train_steps: tuple[int, ...] = ()
     train_at_n_steps: bool = True
     step_counts: tuple[int, ...] = (5, 10, 20, 50, 100, 500)
     reference_steps: int = 500
@@ -62,11 +62,11 @@ class Preset:
     n_seeds_at_reference: Mapping[str, int] = field(default_factory=dict)
     iterations: int = 60
     grpo: Mapping[str, Any] = field(default_factory=dict)
-    annealing: Mapping[str, Any] = field(default_factory=lambda: {"condition_on_dt": True})
-    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.3, "cell": 0.3})
+    annealing: Mapping[str, Any] = field(default_factory=lambda: {"positive": True})
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.5, "cell": 0.5})
     few_step_sweep: tuple[int, int] = (24, 256)
-    reference_sweep: tuple[Rung, ...] = (Rung(16, 64, 100), Rung(4, 96, 500))
-    candidates: tuple[tuple[float, float], ...] = ()
+    reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
+    candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
     max_batch: int | None = 64
     n_workers: int | None = None
 
@@ -114,23 +114,25 @@ class Preset:
 # The one place to tune.
 # --------------------------------------------------------------------------------------------------
 
+# Found by hand on the validation split, with a half-trained model, at 10 steps and 40 iterations.
+_GRPO = {"n_ppo_epochs": 8, "learning_rate": 2e-2}
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         # About a minute on two cores: shows that everything works, not how well.
         Preset(
             "quick",
-            train_steps=(5, 10, 20),
             step_counts=(5, 10, 20, 50),
             reference_steps=100,
             test_size=64,
             seeds=(0, 1),
             iterations=12,
             grpo={
+                **_GRPO,
                 "n_groups": 6,
                 "group_size": 16,
                 "validate_every": 4,
-                "validation_n_steps": 10,
                 "validation_size": 48,
             },
             few_step_sweep=(20, 48),
@@ -142,13 +144,13 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "laptop",
             test_size=600,
-            n_seeds_at_reference={"none": 1, "learned": 1},
+            n_seeds_at_reference={"none": 1},
             iterations=60,
             grpo={
+                **_GRPO,
                 "n_groups": 8,
                 "group_size": 32,
                 "validate_every": 10,
-                "validation_n_steps": (5, 10, 20),
                 "validation_size": 128,
             },
         ),
@@ -167,7 +169,6 @@ PRESETS: dict[str, Preset] = {
                 "validation_n_steps": 100,
                 "learning_rate": 1e-3,
             },
-            annealing={"condition_on_dt": False},
             few_step_sweep=(50, 1024),
             reference_sweep=(Rung(48, 512, 500), Rung(6, 2048, 500)),
             max_batch=None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from itertools import product
 
+from irlkit.datasets.prototypes.structure_types import STRUCTURE_TYPES
+
 METALS = (
     "Li Be Na Mg Al K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn "
     "Cs Ba La Ce Pr Nd Sm Gd Tb Dy Ho Er Tm Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Th U"
@@ -192,7 +194,7 @@ FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
 
 
 def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """All (structure type, elements) pairs to relax: elements, then compounds in a random order.
+    """All (structure type, elements) pairs to relax, composition by composition in a random order.
 
     Half-Heusler compounds appear three times, once with each element on the fourfold-coordinated
     inner site.
@@ -215,8 +217,14 @@ def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
                     orders += [(b, a, x), (a, x, b)]
                 for order in orders:
                     candidates[(name, order)] = None
-    shuffled = list(candidates)
-    rng.shuffle(shuffled)
-    # Elements first: every hull needs them, however many candidates are taken.
-    ordered = sorted(shuffled, key=lambda candidate: len(candidate[1]) > 1)
-    return [candidate for candidate in ordered if candidate not in EXCLUDED]
+    # Whole compositions in a random order, so that a part of the list holds all the polymorphs of
+    # the compositions in it. Elements first: every hull needs them.
+    groups: dict[frozenset[tuple[str, int]], list[tuple[str, tuple[str, ...]]]] = {}
+    for name, elements in candidates:
+        if (name, elements) not in EXCLUDED:
+            composition = frozenset(zip(elements, STRUCTURE_TYPES[name].stoichiometry, strict=True))
+            groups.setdefault(composition, []).append((name, elements))
+    order = list(groups)
+    rng.shuffle(order)
+    order.sort(key=lambda composition: len(composition) > 1)
+    return [candidate for composition in order for candidate in groups[composition]]

@@ -29,7 +29,7 @@ MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
-N_CANDIDATES = 5200  # of the shuffled enumeration
+N_CANDIDATES = 5500  # of the enumeration
 
 _calculator: Any = None
 
