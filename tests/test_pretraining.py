@@ -9,7 +9,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
-from irlkit.interpolants import time_derivative
+from irlkit.interpolants import center, time_derivative
 from irlkit.pretraining import (
     KINDS,
     PretrainingConfig,
@@ -116,7 +116,9 @@ def test_antithetic_losses_follow_their_definition(dataset, monkeypatch):
     model.interpolants["pos"] = replace(model.interpolants["pos"], gamma=None)
     with torch.no_grad():
         noiseless = interpolant_losses(model, batch, torch.Generator().manual_seed(0))
-    extra = time_derivative(KINDS["trig-sde-gamma"]["pos"].gamma, t) * z
+    extra = center(
+        time_derivative(KINDS["trig-sde-gamma"]["pos"].gamma, t) * z, batch.batch, batch.n_atoms
+    )
     torch.testing.assert_close(
         loss.velocity["pos"], noiseless.velocity["pos"] + extra.square().mean()
     )
