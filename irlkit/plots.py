@@ -238,8 +238,10 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     for column, field in enumerate(("pos", "cell"), start=1):
         for name, color, rows in _by_schedule(curves[curves["field"] == field], few):
             grids = list(rows.groupby("n_steps", sort=False))
+            # Handcrafted ones may lie on each other.
+            dashes = ("dash" if color == ORANGE else None, "dot", "dash", "dashdot")
             for (n_steps, on_grid), shade, dash in zip(
-                grids, (color, PURPLE, GREEN, SKY), (None, "dot", "dash", "dashdot"), strict=False
+                grids, (color, PURPLE, GREEN, SKY), dashes, strict=False
             ):
                 label = name if len(grids) == 1 else f"{name}, {n_steps} steps"
                 figure.add_traces(
@@ -417,15 +419,19 @@ def trajectories(panels: Mapping[str, Sequence[CrystalBatch]], title: str = "") 
         horizontal_spacing=0.02,
     )
     elements = sorted({int(z) for states in panels.values() for z in states[0].species})
-    for column, states in enumerate(panels.values(), start=1):
+    boxes = [_box(states) for states in panels.values()]
+    size = np.max([high - low for low, high in boxes], axis=0)
+    for column, (states, (low, high)) in enumerate(
+        zip(panels.values(), boxes, strict=True), start=1
+    ):
         traces = _structure_traces(states[-1], elements, legend=column == 1)
         figure.add_traces(traces, rows=[1] * len(traces), cols=[column] * len(traces))
-        figure.update_scenes(**_fixed_axes(states), row=1, col=column)
+        figure.update_scenes(**_fixed_axes((low + high) / 2, size), row=1, col=column)
     n_frames = max(len(states) for states in panels.values())
     if n_frames > 1:
         _animate(figure, list(panels.values()), elements, n_frames)
     figure.update_layout(title={"text": title}, legend={"itemsizing": "constant"})
-    return style(figure, 430)
+    return style(figure, 480)
 
 
 def _animate(
@@ -504,7 +510,7 @@ def _structure_traces(
                 z=atoms[:, 2],
                 mode="markers",
                 marker={
-                    "size": 6 + 8 * float(covalent_radii[z]),
+                    "size": 8 + 10 * float(covalent_radii[z]),
                     "color": color,
                     "line": {"color": "#444444", "width": 1},
                 },
@@ -517,14 +523,18 @@ def _structure_traces(
     return traces
 
 
-def _fixed_axes(states: Sequence[CrystalBatch]) -> dict[str, Any]:
-    """Axes that hold the cells of all states, with equal scales."""
+def _box(states: Sequence[CrystalBatch]) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest coordinates of the cells of all states, with a margin, in Å."""
     corners = np.concatenate([_CORNERS @ s.cell[0].cpu().double().numpy() for s in states])
     corners = corners[np.isfinite(corners).all(axis=1)]
     if not len(corners):
         corners = np.zeros((1, 3))
-    low, high = corners.min(axis=0) - 0.5, corners.max(axis=0) + 0.5
-    size = high - low
+    return corners.min(axis=0) - 0.5, corners.max(axis=0) + 0.5
+
+
+def _fixed_axes(center: np.ndarray, size: np.ndarray) -> dict[str, Any]:
+    """Axes of that size (Å) around a point, with equal scales."""
+    low, high = center - size / 2, center + size / 2
     axes = {
         f"{name}axis": {
             "range": [float(low[i]), float(high[i])],
@@ -532,8 +542,8 @@ def _fixed_axes(states: Sequence[CrystalBatch]) -> dict[str, Any]:
         }
         for i, name in enumerate("xyz")
     }
-    # Larger than 1: a cell then fills its panel whichever way it is turned.
-    ratio = dict(zip("xyz", (1.5 * size / np.linalg.norm(size)).tolist(), strict=True))
+    # The diagonal as long as a panel is wide, found by trying.
+    ratio = dict(zip("xyz", (3.2 * size / np.linalg.norm(size)).tolist(), strict=True))
     camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}
 

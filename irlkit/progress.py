@@ -28,12 +28,12 @@ class NotebookBar(tqdm):
     """A tqdm bar that is a line of text in the output of a cell, updated in place.
 
     Args:
-        **options: of ``tqdm``; ``file`` and ``ncols`` are set here.
+        **options: of ``tqdm``; ``file``, ``ncols`` and ``ascii`` are set here.
     """
 
     def __init__(self, **options: Any) -> None:
         self._handle: Any = None
-        super().__init__(**options, file=io.StringIO(), ncols=100)
+        super().__init__(**options, file=io.StringIO(), ncols=100, ascii=False)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Show the bar as it is now."""

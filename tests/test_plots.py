@@ -199,6 +199,14 @@ def test_axes_hold_all_states_and_scales_are_equal(states):
     )
 
 
+def test_all_panels_have_the_same_scale(states):
+    layout = plots.trajectories({"small": states[:1], "large": states[-1:]}).layout
+    for axis in ("xaxis", "yaxis", "zaxis"):
+        one, other = (layout[scene][axis].range for scene in ("scene", "scene2"))
+        assert one[1] - one[0] == pytest.approx(other[1] - other[0])
+    assert layout.scene.aspectratio == layout.scene2.aspectratio
+
+
 def test_a_hundred_atoms_of_many_elements():
     batch = CrystalBatch(
         torch.arange(1, 101), torch.rand(100, 3), 9 * torch.eye(3)[None], torch.tensor([100])
