@@ -542,8 +542,8 @@ def _fixed_axes(center: np.ndarray, size: np.ndarray) -> dict[str, Any]:
         }
         for i, name in enumerate("xyz")
     }
-    # The diagonal as long as a panel is wide, found by trying.
-    ratio = dict(zip("xyz", (3.2 * size / np.linalg.norm(size)).tolist(), strict=True))
+    # The diagonal of the box about as long as a panel is wide, found by trying.
+    ratio = dict(zip("xyz", (2.6 * size / np.linalg.norm(size)).tolist(), strict=True))
     camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}
 
