@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig, group_advantages, grpo_loss
 from irlkit.policies import Policy
+from irlkit.progress import progress_bar
 from irlkit.sampler import Trajectory, integrate, rollout
 from irlkit.system import write_atomically
 
@@ -143,7 +143,9 @@ class GRPOTrainer:
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
         complete = self._state()
-        bar = tqdm(total=iterations, initial=self.iteration, disable=not progress, unit="it")
+        bar = progress_bar(
+            total=iterations, initial=self.iteration, disable=not progress, unit="it"
+        )
         try:
             if not self._history and self.validation is not None:
                 self._record({"iteration": 0, "validation_reward": self._validate_and_keep_best()})

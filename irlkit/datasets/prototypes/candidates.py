@@ -222,9 +222,10 @@ def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
     groups: dict[frozenset[tuple[str, int]], list[tuple[str, tuple[str, ...]]]] = {}
     for name, elements in candidates:
         if (name, elements) not in EXCLUDED:
-            composition = frozenset(zip(elements, STRUCTURE_TYPES[name].stoichiometry, strict=True))
-            groups.setdefault(composition, []).append((name, elements))
-    order = list(groups)
-    rng.shuffle(order)
-    order.sort(key=lambda composition: len(composition) > 1)
-    return [candidate for composition in order for candidate in groups[composition]]
+            counts = STRUCTURE_TYPES[name].stoichiometry
+            key = frozenset(zip(elements, counts, strict=True))
+            groups.setdefault(key, []).append((name, elements))
+    shuffled = list(groups)
+    rng.shuffle(shuffled)
+    shuffled.sort(key=lambda composition: len(composition) > 1)
+    return [candidate for composition in shuffled for candidate in groups[composition]]
