@@ -63,7 +63,7 @@ class Preset:
     iterations: int = 60
     grpo: Mapping[str, Any] = field(default_factory=dict)
     annealing: Mapping[str, Any] = field(default_factory=lambda: {"positive": True})
-    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.5, "cell": 0.5})
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.15, "cell": 0.15})
     few_step_sweep: tuple[int, int] = (24, 256)
     reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
     candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
@@ -114,8 +114,9 @@ class Preset:
 # The one place to tune.
 # --------------------------------------------------------------------------------------------------
 
-# Found by hand on the validation split, with a half-trained model, at 10 steps and 40 iterations.
-_GRPO = {"n_ppo_epochs": 8, "learning_rate": 2e-2}
+# Found by hand: cRMSE of linear-ode on the validation split at 10 steps after 120 iterations was
+# 0.180, 0.157 and 0.168 for noise scales of 0.08, 0.15 and 0.3.
+_GRPO = {"n_ppo_epochs": 8, "learning_rate": 1e-2}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -145,7 +146,7 @@ PRESETS: dict[str, Preset] = {
             "laptop",
             test_size=600,
             n_seeds_at_reference={"none": 1},
-            iterations=60,
+            iterations=150,
             grpo={
                 **_GRPO,
                 "n_groups": 8,
