@@ -19,6 +19,9 @@ from irlkit.schedules import FIELD_NAMES, check_n_steps
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
 
 
+MAX_LOG_RATIO = 20.0
+
+
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """Rewards relative to their group: (r - mean) / (std + 1e-8), population std (Eq. 9).
 
@@ -70,7 +73,9 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_eps: float) ->
     """
     if not clip_eps > 0:
         raise ValueError(f"clip_eps must be positive, got {clip_eps!r}")
-    ratio = log_ratio.exp()
+    # A ratio beyond e^20 is clipped or hopeless; its exponential could overflow and with it the
+    # gradient of everything else.
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
 
 

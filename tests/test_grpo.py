@@ -533,3 +533,13 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path):
     whole = make_trainer()
     whole.run(iterations, progress=False)
     assert_same_bits(whole, resumed)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_that_would_overflow_leaves_the_gradient_finite(advantage):
+    log_ratio = torch.tensor([0.1, 500.0], requires_grad=True)
+    value = clipped_surrogate(log_ratio, torch.full((2,), advantage), 0.3)
+    value.sum().backward()
+    assert bool(torch.isfinite(value).all()) and bool(torch.isfinite(log_ratio.grad).all())
+    assert float(log_ratio.grad[0]) == pytest.approx(advantage * 2.718281828**0.1)
+    assert float(log_ratio.grad[1]) == 0.0
