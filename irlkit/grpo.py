@@ -17,8 +17,6 @@ from irlkit.sampler import Trajectory
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
-
-
 MAX_LOG_RATIO = 20.0
 
 

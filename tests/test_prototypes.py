@@ -9,6 +9,7 @@ import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from irlkit import datasets
+from irlkit.datasets.loading import split_of
 from irlkit.datasets.prototypes import generate
 from irlkit.datasets.prototypes.candidates import enumerate_candidates
 from irlkit.datasets.prototypes.structure_types import STRUCTURE_TYPES
@@ -65,7 +66,7 @@ def test_energies(table):
 
 def test_splits_keep_polymorphs_together(table):
     assert (table.groupby("formula")["split"].nunique() == 1).all()
-    assert (table["split"] == table["formula"].map(generate.split_of)).all()
+    assert (table["split"] == table["formula"].map(split_of)).all()
     shares = table["split"].value_counts(normalize=True)
     assert abs(shares["train"] - 0.8) < 0.03
     assert shares["val"] > 0.08 and shares["test"] > 0.08

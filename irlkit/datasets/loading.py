@@ -160,10 +160,10 @@ def _splits(table: pd.DataFrame) -> np.ndarray:
         return table["split"].to_numpy(dtype=object)
     by_formula = table["formula"].nunique() >= MIN_FORMULAS
     keys = table["formula" if by_formula else "material_id"]
-    return keys.map({key: _split_of(key) for key in keys.unique()}).to_numpy(dtype=object)
+    return keys.map({key: split_of(key) for key in keys.unique()}).to_numpy(dtype=object)
 
 
-def _split_of(key: str) -> str:
+def split_of(key: str) -> str:
     """Split by the hash of a text, which unlike Python's own is the same in every process."""
     position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return next(name for name, end in SPLITS.items() if position < end)

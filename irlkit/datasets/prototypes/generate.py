@@ -8,7 +8,6 @@ run that was stopped continues where it ended; the parquet file is made from it 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from irlkit.datasets.loading import split_of
 from irlkit.datasets.prototypes.candidates import enumerate_candidates
 from irlkit.datasets.prototypes.structure_types import STRUCTURE_TYPES
 from irlkit.system import available_cores
@@ -109,12 +109,6 @@ def _read(raw: Path) -> list[dict[str, Any]]:
 
 def _key(record: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     return record["prototype"], tuple(record["elements"])
-
-
-def split_of(formula: str) -> str:
-    """Split of a composition: 80 % train, 10 % val, 10 % test, by a hash of its reduced formula."""
-    draw = int.from_bytes(hashlib.sha256(formula.encode()).digest()[:8], "big") / 2**64
-    return "train" if draw < 0.8 else "val" if draw < 0.9 else "test"
 
 
 def _is_broken(structure: Any) -> bool:
