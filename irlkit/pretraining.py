@@ -93,7 +93,7 @@ class PretrainingConfig:
     ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
     cell_weight: float = 0.02
-    denoiser_weight: float = 1.0
+    denoiser_weight: float = 0.1
     pairing: bool = True
     validate_every: int = 2500
     seed: int = 0

@@ -29,7 +29,6 @@ MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
-N_CANDIDATES = 5500  # of the enumeration
 
 _calculator: Any = None
 
@@ -82,11 +81,11 @@ def relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     return record
 
 
-def relax_all(raw: Path, workers: int, limit: int) -> None:
+def relax_all(raw: Path, workers: int) -> None:
     """Relax every candidate that `raw` does not hold yet, appending to it."""
     from tqdm.auto import tqdm
 
-    candidates = enumerate_candidates()[:limit]
+    candidates = enumerate_candidates()
     done = {_key(record) for record in _read(raw)} if raw.exists() else set()
     todo = [candidate for candidate in candidates if candidate not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -140,12 +139,11 @@ def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) ->
     return "other"
 
 
-def build_table(raw: Path, limit: int | None = None) -> tuple[Any, dict[str, int]]:
+def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
     """Filter, deduplicate, label and split the relaxed candidates.
 
     Args:
         raw: JSON-lines file of `relax_all`.
-        limit: Use only the first so many candidates; None: all records.
 
     Returns:
         DataFrame with one row per kept structure, and how many candidates each filter dropped.
@@ -161,9 +159,6 @@ def build_table(raw: Path, limit: int | None = None) -> tuple[Any, dict[str, int
     dropped: dict[str, int] = defaultdict(int)
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     records = sorted(_read(raw), key=_key)
-    if limit is not None:
-        wanted = set(enumerate_candidates()[:limit])
-        records = [record for record in records if _key(record) in wanted]
     for record in records:
         if "error" in record:
             dropped["failed"] += 1
@@ -245,14 +240,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("prototypes.parquet"))
     parser.add_argument("--workers", type=int, default=available_cores())
-    parser.add_argument(
-        "--limit", type=int, default=N_CANDIDATES, help="relax only the first N candidates"
-    )
     parser.add_argument("--skip-relaxation", action="store_true", help="only rebuild the table")
     arguments = parser.parse_args(argv)
     if not arguments.skip_relaxation:
-        relax_all(arguments.raw, arguments.workers, arguments.limit)
-    table, dropped = build_table(arguments.raw, arguments.limit)
+        relax_all(arguments.raw, arguments.workers)
+    table, dropped = build_table(arguments.raw)
     table.to_parquet(arguments.out, compression="zstd", index=False)
     print(json.dumps(dropped, indent=2))
     print(f"{arguments.out}: {len(table)} structures, {arguments.out.stat().st_size / 1e6:.2f} MB")
