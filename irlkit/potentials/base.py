@@ -1,0 +1,175 @@
+"""What a potential is, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlkit import validity
+from irlkit.crystals import CrystalBatch
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Energies of B structures with n atoms in all, as NumPy arrays.
+
+    A structure has an energy if it is valid and the potential has not failed on it; everything
+    else about it is nan.
+
+    Attributes:
+        potential: Name of the potential; energies of different potentials do not compare.
+        energy_per_atom: float64, eV/atom, shape (B,).
+        valid: False for structures that `validity.check` rejects, which are not computed,
+            shape (B,).
+        failed: True for valid structures that the potential gave no finite energy for,
+            shape (B,).
+        reasons: Why, in words, by the number of the failed structure.
+        forces: float64, eV/Å, shape (n, 3); None unless asked for.
+        stress: dE/dstrain over volume, float64, eV/Å³, shape (B, 3, 3); None unless asked for.
+    """
+
+    potential: str
+    energy_per_atom: np.ndarray
+    valid: np.ndarray
+    failed: np.ndarray
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.energy_per_atom)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a potential computes for b valid structures with m atoms.
+
+    Attributes:
+        energy_per_atom: eV/atom, nan where there is none, shape (b,).
+        forces: eV/Å, shape (m, 3), or None.
+        stress: eV/Å³, shape (b, 3, 3), or None.
+        reasons: Why there is no energy, by number of the structure.
+    """
+
+    energy_per_atom: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+
+class Potential(ABC):
+    """Energies of many structures at once.
+
+    A structure that the potential cannot compute changes the energy of no other (beyond rounding)
+    and does not end the call. Potentials are context managers, which close them.
+
+    Attributes:
+        name: What results call it.
+    """
+
+    name: str
+
+    def __call__(self, batch: CrystalBatch, forces: bool = False, stress: bool = False) -> Energies:
+        """Energies of all structures that are valid (Appendix B).
+
+        Args:
+            batch: Structures on any device, positions wrapped or not.
+            forces: Compute forces as well, at several times the cost.
+            stress: Compute stresses as well, at several times the cost.
+
+        Raises:
+            ValueError: an element that the potential does not know.
+        """
+        self.check(batch)
+        valid = validity.check(batch).valid
+        n = len(batch.species)
+        energies = Energies(
+            potential=self.name,
+            energy_per_atom=np.full(len(batch), np.nan),
+            valid=valid,
+            failed=np.zeros(len(batch), dtype=bool),
+            reasons={},
+            forces=np.full((n, 3), np.nan) if forces else None,
+            stress=np.full((len(batch), 3, 3), np.nan) if stress else None,
+        )
+        rows = np.flatnonzero(valid)
+        reasons = {}
+        if len(rows):
+            detached = batch.replace(pos=batch.pos.detach(), cell=batch.cell.detach())
+            reasons = self._fill(energies, detached, rows)
+        for i in np.flatnonzero(valid & ~np.isfinite(energies.energy_per_atom)):
+            energies.energy_per_atom[i] = np.nan
+            energies.failed[i] = True
+            reasons.setdefault(int(i), "the energy is not finite")
+        return Energies(**{**vars(energies), "reasons": dict(sorted(reasons.items()))})
+
+    def _fill(self, energies: Energies, batch: CrystalBatch, rows: np.ndarray) -> dict[int, str]:
+        """Computes some structures into `energies`; where that fails, one half after the other.
+
+        Returns:
+            Why structures have no energy, by number.
+        """
+        try:
+            computed = self._compute(
+                batch[rows], energies.forces is not None, energies.stress is not None
+            )
+        except Exception as error:  # whatever a strange structure does to foreign code
+            if len(rows) == 1:
+                return {int(rows[0]): f"{type(error).__name__}: {error}"}
+            half = len(rows) // 2
+            return {
+                **self._fill(energies, batch, rows[:half]),
+                **self._fill(energies, batch, rows[half:]),
+            }
+        energies.energy_per_atom[rows] = _to_numpy(computed.energy_per_atom)
+        if energies.forces is not None and computed.forces is not None:
+            atoms = batch.atom_indices(torch.from_numpy(rows).to(batch.device)).cpu().numpy()
+            energies.forces[atoms] = _to_numpy(computed.forces)
+        if energies.stress is not None and computed.stress is not None:
+            energies.stress[rows] = _to_numpy(computed.stress)
+        return {int(rows[i]): reason for i, reason in computed.reasons.items()}
+
+    @abstractmethod
+    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
+        """Computes valid structures, at least one."""
+
+    def check(self, compositions: CrystalBatch) -> None:  # noqa: B027
+        """Raises a ValueError that names elements that the potential does not know."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends processes and frees memory."""
+
+    def __enter__(self) -> Potential:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def check_elements(name: str, compositions: CrystalBatch, known: Tensor) -> None:
+    """Raises a ValueError that names the elements of a batch that are not known.
+
+    Args:
+        name: Of the potential.
+        compositions: Structures to be computed.
+        known: Atomic numbers, int64, on the CPU.
+    """
+    species = compositions.species.unique().cpu()
+    unknown = species[~torch.isin(species, known)].tolist()
+    if unknown:
+        from pymatgen.core import Element
+
+        symbols = ", ".join(Element.from_Z(z).symbol for z in unknown)
+        raise ValueError(
+            f"the potential {name} does not know the elements {symbols}; "
+            "leave out structures with them or take another potential"
+        )
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().double().numpy()

@@ -1,0 +1,382 @@
+"""CHGNet for whole batches (Deng et al., 2023), with the weights that the package chgnet brings.
+
+The same function of a structure as the package's own model, arranged so that a batch needs few
+large operations: neighbours of all structures are found together; the first layer of each gated
+perceptron, which acts on a concatenation, is split into terms of atoms, bonds and angles, each
+computed once per atom, bond and angle; what no energy depends on is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from irlkit.crystals import CrystalBatch
+from irlkit.potentials.base import Computed, Potential, check_elements
+from irlkit.potentials.neighbors import (
+    Neighbors,
+    count_up,
+    find_neighbors,
+    reduced,
+    select_structures,
+    slices,
+)
+
+MODELS = {
+    "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+    "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+}
+"""File of each model in the package's folder of weights."""
+
+MAX_ANGLES = 1 << 19
+"""Angles of a structure above which it counts as failed: far denser than any crystal."""
+
+_CHUNK = {"cpu": 1 << 14, "cuda": 1 << 20}
+"""Bonds and angles computed at once: few enough for caches and memory, enough to outweigh
+overheads."""
+
+
+class CHGNetPotential(Potential):
+    """CHGNet, a universal potential trained on Materials Project relaxations.
+
+    Structures with an atom that has no neighbour within 6 Å count as failed, as the package
+    refuses them too, and so do structures with more than `MAX_ANGLES` angles.
+
+    Args:
+        model: Which of the package's models: "0.3.0" (PBE and PBE+U) or "r2scan".
+        device: Where to compute, such as "cpu" or "cuda".
+        dtype: Of the network's numbers, torch.float32 or torch.float64.
+
+    Raises:
+        ValueError: no such model, or another dtype.
+        ImportError: the package chgnet, which brings the weights, is missing.
+    """
+
+    def __init__(
+        self,
+        model: str = "0.3.0",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if model not in MODELS:
+            raise ValueError(f"model must be one of {sorted(MODELS)}, got {model!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.name = f"chgnet-{model}"
+        self.device = torch.device(device)
+        self._network = _Network(_weights_file(model), self.device, dtype)
+
+    def check(self, compositions: CrystalBatch) -> None:
+        """Raises a ValueError that names elements beyond plutonium, which CHGNet does not know."""
+        check_elements(self.name, compositions, torch.arange(1, 95))
+
+    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
+        network = self._network
+        batch = reduced(batch.to(self.device))
+        neighbors = find_neighbors(batch, network.cutoff)
+        n_bonds, n_angles, isolated = _sizes(batch, neighbors, network.near_cutoff)
+        reasons = {
+            i: f"an atom has no neighbour within {network.cutoff:g} Å"
+            for i in isolated.nonzero().flatten().tolist()
+        }
+        reasons |= {
+            i: f"too dense: {int(n_angles[i])} angles between bonds below "
+            f"{network.near_cutoff:g} Å, more than {MAX_ANGLES}"
+            for i in (n_angles > MAX_ANGLES).nonzero().flatten().tolist()
+        }
+        energy = torch.full((len(batch),), torch.nan, dtype=torch.float64, device=self.device)
+        force = energy.new_full((len(batch.species), 3), torch.nan) if forces else None
+        virial = energy.new_full((len(batch), 3, 3), torch.nan) if stress else None
+        limit = _CHUNK.get(self.device.type, _CHUNK["cpu"])
+        rows = (~isolated & (n_angles <= MAX_ANGLES)).nonzero().flatten()
+        for part in slices((n_bonds + n_angles)[rows], limit):
+            chosen = rows[part]
+            result = network.energies(*select_structures(batch, neighbors, chosen), forces, stress)
+            energy[chosen] = result.energy_per_atom
+            if force is not None and result.forces is not None:
+                force[batch.atom_indices(chosen)] = result.forces
+            if virial is not None and result.stress is not None:
+                virial[chosen] = result.stress
+        return Computed(energy, force, virial, reasons)
+
+
+class _Network:
+    """The network of CHGNet: atoms, bonds and angles exchange messages.
+
+    Bond p of m joins the atoms `first[p]` and `second[p]`; its two directions are numbered p and
+    p + m. Angles are ordered pairs of directed bonds that start at one atom and are both shorter
+    than the smaller cut-off.
+
+    Attributes:
+        cutoff: Longest bonds, Å.
+        near_cutoff: Longest bonds that form angles, Å.
+    """
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        arguments = saved["model_args"]
+        expected = {
+            "mlp_first": True,
+            "is_intensive": True,
+            "gMLP_norm": "layer",
+            "readout_norm": "layer",
+            "atom_conv_hidden_dim": 64,
+            "bond_conv_hidden_dim": 64,
+            "angle_layer_hidden_dim": 0,
+        }
+        for name, value in expected.items():
+            if arguments[name] != value:
+                raise ValueError(f"{path} has {name}={arguments[name]!r}, expected {value!r}")
+        self.dtype = dtype
+        self.cutoff = float(arguments["atom_graph_cutoff"])
+        self.near_cutoff = float(arguments["bond_graph_cutoff"])
+        self.cutoff_power = int(arguments["cutoff_coeff"])
+        self.n_layers = int(arguments["n_conv"])
+        self.weights = {
+            name: value.to(device=device, dtype=dtype)
+            for name, value in saved["state_dict"].items()
+        }
+        weights = self.weights
+        self.blocks = [
+            _GatedMLP(weights, f"atom_conv_layers.{k}.twoBody_atom") for k in range(self.n_layers)
+        ]
+        self.bond_blocks = [
+            _GatedMLP(weights, f"bond_conv_layers.{k}.twoBody_bond")
+            for k in range(self.n_layers - 1)
+        ]
+        # The last update of the angles would change no energy.
+        self.angle_blocks = [
+            _GatedMLP(weights, f"angle_layers.{k}.twoBody_bond") for k in range(self.n_layers - 2)
+        ]
+
+    def energies(
+        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
+    ) -> Computed:
+        """Energies, and their derivatives if asked for.
+
+        Args:
+            batch: Structures, float64.
+            neighbors: All pairs below `cutoff`.
+            forces: Compute forces.
+            stress: Compute stresses.
+        """
+        inputs = []
+        with torch.set_grad_enabled(forces or stress):
+            cartesian = torch.einsum("ni,nij->nj", batch.pos, batch.cell[batch.batch])
+            strain = torch.zeros_like(batch.cell)
+            if forces:
+                inputs.append(cartesian.requires_grad_())
+            if stress:
+                inputs.append(strain.requires_grad_())
+            structure = batch.batch[neighbors.first]
+            vectors = cartesian[neighbors.second] - cartesian[neighbors.first]
+            vectors = vectors + torch.einsum("pi,pij->pj", neighbors.shift, batch.cell[structure])
+            if stress:
+                vectors = vectors + torch.einsum("pi,pij->pj", vectors, strain[structure])
+            energy = self._energy(batch, neighbors, vectors)
+            gradients = list(torch.autograd.grad(energy.sum(), inputs)) if inputs else []
+        force = -gradients.pop(0) if forces else None
+        virial = gradients.pop(0) / batch.volume[:, None, None] if stress else None
+        return Computed(energy.detach() / batch.n_atoms, force, virial)
+
+    def _energy(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
+        """Energies of structures, eV, float64, shape (B,)."""
+        w = self.weights
+        first, second = neighbors.first, neighbors.second
+        lengths = vectors.norm(dim=1)
+        basis = self._radial(lengths, "rbf_expansion_ag", self.cutoff)
+        atom_weight = F.linear(basis, w["bond_weights_ag.weight"])
+        bond = F.linear(basis, w["bond_embedding.weight"])
+        atom = w["atom_embedding.embedding.weight"][batch.species - 1]
+
+        near = (lengths < self.near_cutoff).nonzero().flatten()
+        center, left, right, cosine = _angles(
+            first[near], second[near], vectors[near], lengths[near], len(atom)
+        )
+        has_angles = len(center) > 0
+        if has_angles:
+            near_basis = self._radial(lengths[near], "rbf_expansion_bg", self.near_cutoff)
+            near_weight = F.linear(near_basis, w["bond_weights_bg.weight"])
+            angle = F.linear(self._angular(cosine), w["angle_embedding.weight"])
+
+        for k in range(self.n_layers):
+            block = self.blocks[k]
+            hidden = _per_bond(block.split(atom, bond, atom), first, second)
+            message = block.finish(hidden) * torch.cat([atom_weight, atom_weight])
+            gathered = torch.zeros_like(atom).index_add(0, torch.cat([first, second]), message)
+            atom = atom + F.linear(gathered, w[f"atom_conv_layers.{k}.mlp_out.layers.1.weight"])
+            if k == self.n_layers - 1 or not has_angles:
+                continue
+            block = self.bond_blocks[k]
+            near_bond = bond[near]
+            hidden = _per_angle(block.split(near_bond, near_bond, angle, atom), center, left, right)
+            message = block.finish(hidden) * near_weight[left] * near_weight[right]
+            gathered = torch.zeros_like(near_bond).index_add(0, left, message)
+            update = F.linear(gathered, w[f"bond_conv_layers.{k}.mlp_out.layers.1.weight"])
+            bond = bond.index_add(0, near, update)
+            if k < len(self.angle_blocks):
+                block = self.angle_blocks[k]
+                near_bond = bond[near]
+                hidden = _per_angle(
+                    block.split(near_bond, near_bond, angle, atom), center, left, right
+                )
+                angle = angle + block.finish(hidden)
+
+        site = F.layer_norm(atom, atom.shape[1:], w["readout_norm.weight"], w["readout_norm.bias"])
+        for layer in (0, 2, 4):
+            site = F.silu(
+                F.linear(site, w[f"mlp.layers.{layer}.weight"], w[f"mlp.layers.{layer}.bias"])
+            )
+        site = F.linear(site, w["mlp.layers.7.weight"], w["mlp.layers.7.bias"]).double().flatten()
+        site = site + w["composition_model.fc.weight"].double().flatten()[batch.species - 1]
+        return site.new_zeros(len(batch)).index_add(0, batch.batch, site)
+
+    def _radial(self, lengths: Tensor, name: str, cutoff: float) -> Tensor:
+        """Spherical Bessel functions with a smooth cut-off, shape (m, n_radial)."""
+        scaled = (lengths / cutoff)[:, None]
+        p = self.cutoff_power
+        envelope = 1 - scaled**p * (
+            (p + 1) * (p + 2) / 2 - p * (p + 2) * scaled + p * (p + 1) / 2 * scaled**2
+        )
+        frequencies = self.weights[f"bond_basis_expansion.{name}.frequencies"]
+        waves = torch.sin(frequencies * scaled.to(self.dtype))
+        return waves * (math.sqrt(2 / cutoff) * envelope / lengths[:, None]).to(self.dtype)
+
+    def _angular(self, cosine: Tensor) -> Tensor:
+        """Fourier series of the angles, shape (n_angles, 2 order + 1)."""
+        # Shrunk as the network was trained: at 0 and 180 degrees the angle has no derivative.
+        angle = torch.acos(cosine * (1 - 1e-6)).to(self.dtype)
+        frequencies = self.weights["angle_basis_expansion.fourier_expansion.frequencies"]
+        phases = torch.outer(angle, frequencies)
+        constant = torch.full_like(phases[:, :1], math.sqrt(0.5))
+        return torch.cat([constant, phases.sin(), phases.cos()], dim=1) / math.sqrt(math.pi)
+
+
+class _GatedMLP:
+    """silu(norm(core(x))) · sigmoid(norm(gate(x))), its first layer split by parts of x.
+
+    Args:
+        weights: Of the whole network.
+        prefix: Of this block's weights.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], prefix: str) -> None:
+        def both(layer: int, kind: str) -> list[Tensor]:
+            return [
+                weights[f"{prefix}.mlp_{part}.layers.{layer}.{kind}"] for part in ("core", "gate")
+            ]
+
+        self.deep = f"{prefix}.mlp_core.layers.3.weight" in weights
+        first = 0 if self.deep else 1
+        # Columns by part of x, 64 each; rows: core, then gate.
+        self.first = torch.cat(both(first, "weight")).split(64, dim=1)
+        self.first_bias = torch.cat(both(first, "bias"))
+        if self.deep:
+            self.second = list(zip(both(3, "weight"), both(3, "bias"), strict=True))
+        self.norms = [
+            (weights[f"{prefix}.{norm}.weight"], weights[f"{prefix}.{norm}.bias"])
+            for norm in ("bn1", "bn2")
+        ]
+
+    def split(self, *parts: Tensor) -> list[Tensor]:
+        """What each part of x contributes to the first layer, the bias with the first."""
+        contributions = [
+            F.linear(part, weight) for part, weight in zip(parts, self.first, strict=True)
+        ]
+        contributions[0] = contributions[0] + self.first_bias
+        return contributions
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What follows the first layer."""
+        core, gate = hidden.chunk(2, dim=1)
+        if self.deep:
+            (core_weight, core_bias), (gate_weight, gate_bias) = self.second
+            core = F.linear(F.silu(core), core_weight, core_bias)
+            gate = F.linear(F.silu(gate), gate_weight, gate_bias)
+        core = F.layer_norm(core, core.shape[1:], *self.norms[0])
+        gate = F.layer_norm(gate, gate.shape[1:], *self.norms[1])
+        return F.silu(core) * torch.sigmoid(gate)
+
+
+def _per_bond(parts: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """Sum of contributions of centre, bond and neighbour, for both directions of each bond."""
+    center, bond, neighbor = parts
+    return torch.cat(
+        [center[first] + neighbor[second] + bond, center[second] + neighbor[first] + bond]
+    )
+
+
+def _per_angle(parts: list[Tensor], center: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Sum of contributions of both bonds, the angle and its atom."""
+    left_bond, right_bond, angle, atom = parts
+    return left_bond[left] + right_bond[right] + angle + atom[center]
+
+
+def _directed(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Directed bonds by the atom they start from, and how many start from each of n atoms."""
+    start = torch.cat([first, second])
+    return torch.argsort(start, stable=True), torch.bincount(start, minlength=n)
+
+
+def _angles(
+    first: Tensor, second: Tensor, vectors: Tensor, lengths: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All ordered pairs of two directed bonds from one atom.
+
+    Args:
+        first: Atom that each bond leads from, shape (m,).
+        second: Atom that it leads to, shape (m,).
+        vectors: Bond vectors, shape (m, 3).
+        lengths: Their lengths, shape (m,).
+        n: Number of atoms.
+
+    Returns:
+        Atom, number of the first bond, number of the second, and cosine, each of shape (n_angles,).
+    """
+    m = len(first)
+    order, degree = _directed(first, second, n)
+    atom = torch.repeat_interleave(torch.arange(n, device=first.device), degree)
+    n_partners = degree[atom]
+    one = torch.repeat_interleave(torch.arange(2 * m, device=first.device), n_partners)
+    other = (degree.cumsum(0) - degree)[atom[one]] + count_up(n_partners)
+    different = one != other
+    one, other = one[different], other[different]
+    directions = vectors / lengths[:, None]
+    directions = torch.cat([directions, -directions])[order]
+    cosine = (directions[one] * directions[other]).sum(dim=1)
+    bond = order % max(m, 1)
+    return atom[one], bond[one], bond[other], cosine
+
+
+def _sizes(
+    batch: CrystalBatch, neighbors: Neighbors, near_cutoff: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Directed bonds and angles of each structure, and whether it has an atom without bonds."""
+    first, second = neighbors.first, neighbors.second
+    difference = batch.pos[second] - batch.pos[first] + neighbors.shift
+    vectors = torch.einsum("pi,pij->pj", difference, batch.cell[batch.batch[first]])
+    near = vectors.norm(dim=1) < near_cutoff
+    n = len(batch.species)
+    bonds = _directed(first, second, n)[1]
+    near_bonds = _directed(first[near], second[near], n)[1]
+
+    def total(per_atom: Tensor) -> Tensor:
+        return per_atom.new_zeros(len(batch)).index_add(0, batch.batch, per_atom)
+
+    return total(bonds), total(near_bonds * (near_bonds - 1)), total((bonds == 0).long()) > 0
+
+
+def _weights_file(model: str) -> Path:
+    """Where the package chgnet keeps the weights; does not import it."""
+    found = importlib.util.find_spec("chgnet")
+    if found is None or found.origin is None:
+        raise ImportError(
+            "CHGNet's weights come with the package chgnet, which is not installed; "
+            "run: pip install 'chgnet==0.4.*'"
+        )
+    return Path(found.origin).parent / "pretrained" / MODELS[model]
