@@ -2,6 +2,7 @@
 
 from irlkit.crystals import CrystalBatch
 from irlkit.model import FlowModel, load_pretrained
+from irlkit.omatg import load_omatg
 
 __version__ = "0.1.0"
-__all__ = ["CrystalBatch", "FlowModel", "load_pretrained"]
+__all__ = ["CrystalBatch", "FlowModel", "load_omatg", "load_pretrained"]

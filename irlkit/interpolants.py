@@ -8,7 +8,7 @@ so a new path is two short functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,9 +34,6 @@ def _encoder_decoder_phase(t: Tensor, switch_time: float, power: float) -> Tenso
 @dataclass(frozen=True)
 class Path:
     """alpha and beta of an interpolant; subclasses define both as functions of time tensors."""
-
-    #: x_0 is Gaussian and also plays z, so that only one network output is needed.
-    one_sided = False
 
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of x_0; shape of `t`."""
@@ -99,7 +96,6 @@ class VariancePreservingPath(Path):
     beta_min: float = 0.1
     beta_max: float = 20.0
     offset: float = 0.008
-    one_sided = True
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "linear", "cosine"):
@@ -128,7 +124,6 @@ class VarianceExplodingPath(Path):
 
     sigma_min: float = 0.005
     sigma_max: float = 0.5
-    one_sided = True
 
     def alpha(self, t: Tensor) -> Tensor:
         sigma = self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
@@ -162,15 +157,25 @@ class EncoderDecoderGamma:
 
 
 @dataclass(frozen=True)
+class ConstantEpsilon:
+    """epsilon = c; the noise of the SDE is sqrt(2 epsilon)."""
+
+    c: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.c)
+
+
+@dataclass(frozen=True)
 class VanishingEpsilon:
     """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)).
 
-    The SDE's noise follows from sigma^2 = 2 epsilon.
+    The noise of the SDE is sqrt(2 epsilon).
     """
 
-    c: float
-    mu: float
-    sigma: float
+    c: float = 1.0
+    mu: float = 0.075
+    sigma: float = 0.01
 
     def __call__(self, t: Tensor) -> Tensor:
         rise = torch.sigmoid((t - self.mu) / self.sigma)
@@ -188,6 +193,25 @@ PATHS = {
     )
 }
 GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
+EPSILONS = {c.__name__: c for c in (ConstantEpsilon, VanishingEpsilon)}
+
+
+def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
+    """The object that `named` described.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    arguments = dict(entry)
+    name = arguments.pop("name")
+    if name not in kinds:
+        raise ValueError(f"interpolant: unknown kind {name!r}, known are {sorted(kinds)}")
+    return kinds[name](**arguments)
+
+
+def named(item: Any) -> dict[str, Any]:
+    """Class name and arguments of a path, gamma or epsilon, as plain data."""
+    return {"name": type(item).__name__, **asdict(item)}
 
 
 @dataclass(frozen=True)
@@ -213,12 +237,61 @@ class Interpolant:
         periodic: Whether the field is a fractional coordinate.
         center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom
             fields only).
+        one_sided: x_0 is Gaussian and also plays z, with alpha in the place of gamma.
+        trained_heads: Which of the network's outputs "velocity" and "denoiser" were trained. None:
+            the velocity, and with latent noise the denoiser. Without the velocity it follows from
+            the denoiser, for one-sided interpolants only.
+
+    Raises:
+        ValueError: latent noise besides a one-sided path, no or unknown heads, or no velocity for
+            an interpolant that is not one-sided.
     """
 
     path: Path = field(default_factory=LinearPath)
     gamma: SqrtGamma | EncoderDecoderGamma | None = None
     periodic: bool = False
     center_of_mass_free: bool = False
+    one_sided: bool = False
+    trained_heads: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.one_sided and self.gamma is not None:
+            raise ValueError("gamma: a one-sided interpolant has no latent noise besides x_0")
+        if not self.heads or set(self.heads) - {"velocity", "denoiser"}:
+            raise ValueError(
+                f"trained_heads: expected 'velocity', 'denoiser' or both, got {self.trained_heads}"
+            )
+        if "velocity" not in self.heads and not self.one_sided:
+            raise ValueError(
+                "trained_heads: only a one-sided interpolant can do without the velocity, "
+                f"got {self.trained_heads}"
+            )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The trained outputs of the network."""
+        if self.trained_heads is not None:
+            return self.trained_heads
+        return ("velocity",) if self.gamma is None else ("velocity", "denoiser")
+
+    def velocity_from_denoiser(self, t: Tensor, x_t: Tensor, denoiser: Tensor) -> Tensor:
+        """b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
+
+        Args:
+            t: Times, broadcastable to `x_t`.
+            x_t: State, wrapped if periodic.
+            denoiser: z(t, x_t), shape of `x_t`.
+
+        Returns:
+            Shape and dtype of `x_t`.
+        """
+        # In double precision: beta spans many orders of magnitude, and only the ratio matters.
+        time = t.double()
+        beta, rate = self.path.beta(time), time_derivative(self.path.beta, time)
+        ratio = torch.where(beta > 0, rate / beta, torch.zeros_like(beta)).to(x_t.dtype)
+        alpha = self.path.alpha(time).to(x_t.dtype)
+        alpha_rate = time_derivative(self.path.alpha, time).to(x_t.dtype)
+        return alpha_rate * denoiser + ratio * (x_t - alpha * denoiser)
 
     def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
         """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
@@ -259,13 +332,17 @@ class Interpolant:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same interpolant."""
-        gamma = self.gamma
-        return {
-            "path": {"name": type(self.path).__name__, **asdict(self.path)},
-            "gamma": None if gamma is None else {"name": type(gamma).__name__, **asdict(gamma)},
+        data = {
+            "path": named(self.path),
+            "gamma": None if self.gamma is None else named(self.gamma),
             "periodic": self.periodic,
             "center_of_mass_free": self.center_of_mass_free,
         }
+        if self.one_sided:
+            data["one_sided"] = True
+        if self.trained_heads is not None:
+            data["trained_heads"] = list(self.trained_heads)
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Interpolant:
@@ -274,19 +351,14 @@ class Interpolant:
         Raises:
             ValueError: the path or the latent noise has an unknown name.
         """
-
-        def build(kinds: dict[str, Any], entry: dict[str, Any]) -> Any:
-            arguments = dict(entry)
-            name = arguments.pop("name")
-            if name not in kinds:
-                raise ValueError(f"interpolant: unknown kind {name!r}, known are {sorted(kinds)}")
-            return kinds[name](**arguments)
-
+        heads = data.get("trained_heads")
         return cls(
-            path=build(PATHS, data["path"]),
-            gamma=None if data["gamma"] is None else build(GAMMAS, data["gamma"]),
+            path=build_named(PATHS, data["path"]),
+            gamma=None if data["gamma"] is None else build_named(GAMMAS, data["gamma"]),
             periodic=bool(data["periodic"]),
             center_of_mass_free=bool(data["center_of_mass_free"]),
+            one_sided=bool(data.get("one_sided", False)),
+            trained_heads=None if heads is None else tuple(heads),
         )
 
 

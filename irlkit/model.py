@@ -77,10 +77,10 @@ class FlowModel(nn.Module):
 
     @property
     def has_denoiser(self) -> tuple[str, ...]:
-        """Fields with a trained denoiser: those whose interpolant has latent noise."""
+        """Fields with a trained denoiser, in general those whose interpolant has latent noise."""
         if "denoiser" not in self.network.heads:
             return ()
-        return tuple(name for name, entry in self.interpolants.items() if entry.gamma is not None)
+        return tuple(name for name, entry in self.interpolants.items() if "denoiser" in entry.heads)
 
     def prepare(self, batch: CrystalBatch) -> Conditioning:
         """Pairs and species of a batch, made once and used at every step."""
@@ -113,20 +113,40 @@ class FlowModel(nn.Module):
             Per head and field, tensors of the fields' shapes, per unit of time.
         """
         time = torch.as_tensor(t, dtype=pos.dtype, device=pos.device)
-        return self.network(
-            time, conditioning.species, pos, cell, conditioning.topology, features, heads
+        derived = [
+            name for name, entry in self.interpolants.items() if "velocity" not in entry.heads
+        ]
+        wanted = tuple(heads)
+        if derived and "velocity" in wanted:
+            wanted = ("velocity", "denoiser")
+        output = self.network(
+            time, conditioning.species, pos, cell, conditioning.topology, features, wanted
         )
+        if not derived or "velocity" not in wanted:
+            return output
+        batch = conditioning.topology.batch
+        per_field = {
+            "pos": (pos, time if time.ndim == 0 else time[batch, None]),
+            "cell": (cell, time if time.ndim == 0 else time[:, None, None]),
+        }
+        for name in derived:
+            x_t, at = per_field[name]
+            output.velocity[name] = self.interpolants[name].velocity_from_denoiser(
+                at, x_t, output.denoiser[name]
+            )
+        return NetworkOutput(output.velocity, output.denoiser if "denoiser" in heads else {})
 
     def gamma(self, field: str, t: Tensor) -> Tensor:
-        """Latent-noise coefficient gamma(t) of a field, shape of `t`.
+        """Latent-noise coefficient gamma(t) of a field, shape of `t`; alpha(t) if one-sided.
 
         Raises:
             ValueError: the field has no latent noise.
         """
-        gamma = self.interpolants[field].gamma
-        if gamma is None:
+        entry = self.interpolants[field]
+        scale = entry.path.alpha if entry.one_sided else entry.gamma
+        if scale is None:
             raise ValueError(f"field: the interpolant of {field!r} has no latent noise gamma")
-        return gamma(t)
+        return scale(t)
 
     def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         """Draw x_0 for the compositions of `batch`, whose positions and cells are ignored.
@@ -191,7 +211,7 @@ class FlowModel(nn.Module):
             model = cls(
                 CSPNet(**description["network"]),
                 {k: Interpolant.from_dict(v) for k, v in description["interpolants"].items()},
-                BaseDistribution(**{k: tuple(v) for k, v in description["base"].items()}),
+                BaseDistribution.from_dict(description["base"]),
                 description["info"],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
