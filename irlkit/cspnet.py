@@ -188,7 +188,7 @@ class CSPLayer(nn.Module):
         )
         edges = functional.silu(edges, inplace=inplace)
         edges = functional.silu(second_linear(edges), inplace=inplace)
-        message = torch.zeros_like(normed).index_add_(0, topology.receiver, edges)
+        message = torch.zeros_like(normed).index_add_(0, topology.receiver, edges.to(normed.dtype))
         message = message / topology.n_atoms[topology.batch].to(h.dtype)[:, None]
         return h + self.node_mlp(torch.cat([normed, message], dim=1))
 
@@ -289,7 +289,8 @@ class CSPNet(nn.Module):
             self.time_embedding(t.reshape(-1).to(pos.dtype)), w_time, self.atom_latent_emb.bias
         )
         h = (self.node_embedding.weight @ w_species.T)[species - 1]
-        h = h + (time if len(time) == 1 else time[topology.batch])
+        # Under autocast, what is summed over layers and atoms keeps the precision of positions.
+        h = h.to(pos.dtype) + (time if len(time) == 1 else time[topology.batch])
         gram = (cell @ cell.transpose(1, 2)).flatten(1)
         for k in range(self.n_layers):
             h = self.get_submodule(f"csp_layer_{k}")(h, gram, features, topology)

@@ -100,6 +100,21 @@ class GRPOConfig:
         shared_x_0: the structures of a group start from one base sample.
         max_minibatch: at most so many (step, structure) pairs per backward pass; gradients are
             accumulated to those of the full batch. None: all at once.
+        step_fraction: each PPO epoch uses a random subset of the time steps, this share of them:
+            an unbiased estimate of the mean over steps in (10).
+        minibatch_updates: optimizer steps per PPO epoch; its time steps are dealt at random to
+            them.
+        max_kl: no further gradient step is taken in an iteration once the estimated KL from the
+            old policy, per event of any field, is above it; None: no limit.
+        mixed_precision: networks compute in bfloat16 in updates; rollouts, probabilities and
+            parameters keep their precision.
+        iterations: planned length of the run, over which what decays does; a run may be longer.
+        final_learning_rate: the learning rate decays to it, geometrically; None: constant.
+        noise_decay: exploration noise decays geometrically to this share of what it was (with it
+            the reference noise, unless the policy was given one). A number or field -> number.
+        average_decay: the policy that is validated, kept as the best and deployed has averaged
+            parameters: in each iteration, this share of the average stays (less in the first
+            ones). None: the parameters themselves.
         max_batch: at most so many structures per network call in rollouts and validation; on a
             CPU, 64 is often faster than all at once.
         validate_every: iterations between validations.
@@ -123,6 +138,14 @@ class GRPOConfig:
     max_grad_norm: float = 1.0
     shared_x_0: bool = False
     max_minibatch: int | None = None
+    step_fraction: float = 1.0
+    minibatch_updates: int = 1
+    max_kl: float | None = None
+    mixed_precision: bool = False
+    iterations: int | None = None
+    final_learning_rate: float | None = None
+    noise_decay: float | Mapping[str, float] = 1.0
+    average_decay: float | None = None
     max_batch: int | None = None
     validate_every: int = 5
     validation_n_steps: int | tuple[int, ...] | None = None
@@ -132,9 +155,9 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         check_group_size(self.group_size)
-        for name in ("n_groups", "n_ppo_epochs", "validate_every"):
+        for name in ("n_groups", "n_ppo_epochs", "minibatch_updates", "validate_every"):
             _check_positive_int(name, getattr(self, name))
-        for name in ("max_minibatch", "max_batch", "validation_size"):
+        for name in ("max_minibatch", "max_batch", "validation_size", "iterations"):
             if getattr(self, name) is not None:
                 _check_positive_int(name, getattr(self, name))
         for n_steps in (*self.step_choices, *self.validation_step_choices):
@@ -144,6 +167,28 @@ class GRPOConfig:
         for name in ("clip_eps", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("max_kl", "final_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or None, got {value!r}")
+        if not 0 < self.step_fraction <= 1:
+            raise ValueError(
+                f"step_fraction must be above 0 and at most 1, got {self.step_fraction!r}"
+            )
+        if self.average_decay is not None and not 0 <= self.average_decay < 1:
+            raise ValueError(
+                f"average_decay must be at least 0 and below 1, or None, got {self.average_decay!r}"
+            )
+        decay = self.noise_decay
+        if isinstance(decay, Mapping) and (unknown := sorted(set(decay) - set(FIELD_NAMES))):
+            raise ValueError(f"noise_decay must be for fields {FIELD_NAMES}, got {unknown}")
+        if not all(self._final_noise(field) > 0 for field in FIELD_NAMES):
+            raise ValueError(f"noise_decay must be positive, got {decay!r}")
+        if self.iterations is None and (self.final_learning_rate is not None or self.decays_noise):
+            raise ValueError(
+                "iterations must say over how many iterations final_learning_rate and noise_decay "
+                "are reached, got None"
+            )
         for term in ("policy", "kl", "distillation"):
             value = getattr(self, f"{term}_weight")
             if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(FIELD_NAMES))):
@@ -171,6 +216,37 @@ class GRPOConfig:
         value = getattr(self, f"{term}_weight")
         return float(value.get(field, 0.0) if isinstance(value, Mapping) else value)
 
+    @property
+    def decays_noise(self) -> bool:
+        """Whether the exploration noise changes during training."""
+        return any(self._final_noise(field) != 1 for field in FIELD_NAMES)
+
+    def _final_noise(self, field: str) -> float:
+        decay = self.noise_decay
+        return float(decay.get(field, 1.0) if isinstance(decay, Mapping) else decay)
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Learning rate after so many complete iterations."""
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        ratio = self.final_learning_rate / self.learning_rate
+        return self.learning_rate * ratio ** self._done(iteration)
+
+    def noise_scale_at(self, iteration: int) -> dict[str, float]:
+        """Field -> share of the exploration noise that is left after so many iterations."""
+        return {f: self._final_noise(f) ** self._done(iteration) for f in FIELD_NAMES}
+
+    def average_decay_at(self, iteration: int) -> float:
+        """Share of the averaged parameters that stays, after so many complete iterations.
+
+        It starts low, or the average would be that of the start for long.
+        """
+        return min(self.average_decay or 0.0, (1 + iteration) / (10 + iteration))
+
+    def _done(self, iteration: int) -> float:
+        """Which part of the run is done, from 0 in the first iteration to 1 in the last."""
+        return 0.0 if self.iterations is None else min(iteration / max(self.iterations - 1, 1), 1.0)
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -196,7 +272,8 @@ class GRPOLoss:
     Attributes:
         total: weighted sum to be minimised, with gradient.
         terms: "{field}_{term}" -> detached mean over steps and structures, for the terms
-            policy_loss, kl, distillation, clip_fraction and ratio (mean).
+            policy_loss, kl, distillation, clip_fraction, ratio and approx_kl (an estimate of the
+            KL from the old policy per event, never negative: the mean of q - 1 - ln q).
     """
 
     total: Tensor
@@ -232,7 +309,8 @@ def grpo_loss(
     advantages = advantages.to(trajectory.times)
     total = trajectory.times.new_zeros(())
     terms = {}
-    for field, step in policy.steps(trajectory.inputs(policy, index)).items():
+    inputs = trajectory.inputs(policy, index, mixed_precision=config.mixed_precision)
+    for field, step in policy.steps(inputs).items():
         log_ratio = (
             step.policy.log_prob(trajectory.actions[field][index])
             - trajectory.log_probs[field][index]
@@ -276,16 +354,19 @@ def _field_terms(
         divide = step.per_atom and mode == "per_structure_weight"
         weight = advantages / n_atoms if divide else advantages
     surrogate = clipped_surrogate(log_ratio, weight, config.clip_eps)
-    ratio = log_ratio.detach().exp()
+    log_ratio = log_ratio.detach()
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     clipped = ((ratio - 1.0).abs() > config.clip_eps).to(ratio.dtype)
+    approx_kl = ratio - 1.0 - log_ratio
     if per_atom_ratio:
-        surrogate, clipped = average(surrogate), average(clipped)
+        surrogate, clipped, approx_kl = average(surrogate), average(clipped), average(approx_kl)
     penalty = total if mode == "none" else average
     parts = {
         "policy_loss": -surrogate.mean(),
         "kl": penalty(step.policy.kl(step.reference)).mean(),
         "clip_fraction": clipped.mean(),
         "ratio": ratio.mean(),
+        "approx_kl": approx_kl.mean(),
     }
     if step.distillation is not None:
         parts["distillation"] = penalty(step.distillation).mean()

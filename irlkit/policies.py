@@ -133,6 +133,9 @@ class StepInputs:
         states: field -> (k, events, ...) before the step; empty if the policy needs none.
         frozen: what the frozen network says there; empty if the policy needs none.
         conditioning: the network's conditioning for k copies of ``crystals``, or None.
+        features: pair features at the states, to be shared by networks; None where a network has
+            to compute its own.
+        mixed_precision: the trained network computes in bfloat16.
     """
 
     times: Tensor
@@ -141,6 +144,8 @@ class StepInputs:
     states: dict[str, Tensor]
     frozen: Outputs
     conditioning: Any
+    features: Any = None
+    mixed_precision: bool = False
 
     def on_grid(self, values: Tensor, like_dims: int) -> Tensor:
         """Per-step ``values`` (n_steps,) at these steps, to multiply (k, ...) of so many dims."""
@@ -166,16 +171,20 @@ def evaluate(model: FlowModel, inputs: StepInputs, heads: tuple[str, ...]) -> Ou
     k, n_structures = len(inputs.index), len(inputs.crystals)
     t = inputs.times[inputs.index]
     flat = {field: x.flatten(0, 1) for field, x in inputs.states.items()}
-    output = model.velocity(
-        t[0] if k == 1 else t.repeat_interleave(n_structures),
-        flat["pos"],
-        flat["cell"],
-        inputs.conditioning,
-        heads=heads,
-    )
+    shared = {} if inputs.features is None else {"features": inputs.features}
+    pos = flat["pos"]
+    with torch.autocast(pos.device.type, torch.bfloat16, enabled=inputs.mixed_precision):
+        output = model.velocity(
+            t[0] if k == 1 else t.repeat_interleave(n_structures),
+            pos,
+            flat["cell"],
+            inputs.conditioning,
+            heads=heads,
+            **shared,
+        )
     return {
         head: {
-            field: value.unflatten(0, (k, len(value) // k))
+            field: value.to(pos.dtype).unflatten(0, (k, len(value) // k))
             for field, value in getattr(output, head).items()
         }
         for head in heads
@@ -189,7 +198,11 @@ class Policy(nn.Module):
         model: frozen pretrained model; defines the reference policy and moves the fields that are
             not reinforced.
         noise: field -> sigma(t), for exploration; its fields are the reinforced ones.
-        ref_noise: field -> sigma_ref(t) of the reference policy; None means ``noise``.
+        ref_noise: field -> sigma_ref(t) of the reference policy; None means ``noise``, with which
+            it then also decays.
+
+    Attributes:
+        noise_scale: field -> factor of the exploration noise; a trainer lets it decay.
 
     Raises:
         ValueError: no field, an unknown field, or other fields in ``ref_noise`` than in ``noise``.
@@ -205,6 +218,7 @@ class Policy(nn.Module):
         ref_noise: Mapping[str, NoiseSchedule] | None = None,
     ) -> None:
         super().__init__()
+        self._ref_is_noise = ref_noise is None
         ref_noise = noise if ref_noise is None else ref_noise
         unknown = sorted(set(noise) - set(FIELD_NAMES))
         if not noise or unknown:
@@ -220,6 +234,7 @@ class Policy(nn.Module):
         self._frozen = (model,)
         self.noise = dict(noise)
         self.ref_noise = dict(ref_noise)
+        self.noise_scale = dict.fromkeys(FIELD_NAMES, 1.0)
 
     @property
     def model(self) -> FlowModel:
@@ -262,12 +277,17 @@ class Policy(nn.Module):
 
     def _stds(self, field: str, inputs: StepInputs, ndim: int) -> tuple[Tensor, Tensor]:
         """sigma sqrt(dt) and sigma_ref sqrt(dt), shape (k, 1, ...)."""
-        t, dt = inputs.times[:-1], inputs.times.diff()
+        dt = inputs.times.diff()
         exploring, reference = (
-            inputs.on_grid(noise[field](t) * dt.sqrt(), ndim)
-            for noise in (self.noise, self.ref_noise)
+            inputs.on_grid(sigma * dt.sqrt(), ndim) for sigma in self._sigmas(field, inputs)
         )
         return exploring, reference
+
+    def _sigmas(self, field: str, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """sigma and sigma_ref of all steps of the grid, shape (n_steps,)."""
+        t, scale = inputs.times[:-1], self.noise_scale[field]
+        sigma = scale * self.noise[field](t)
+        return sigma, sigma if self._ref_is_noise else self.ref_noise[field](t)
 
 
 class AnnealingPolicy(Policy):
@@ -430,9 +450,10 @@ class ScorePolicy(_NetworkPolicy):
         for field in self.fields:
             ndim = trained["velocity"][field].ndim
             std, ref_std = self._stds(field, inputs, ndim)
+            sigmas = self._sigmas(field, inputs)
             means = [
-                self._drift(field, output, noise, inputs) * inputs.dt(ndim)
-                for output, noise in ((trained, self.noise), (inputs.frozen, self.ref_noise))
+                self._drift(field, output, sigma, inputs) * inputs.dt(ndim)
+                for output, sigma in zip((trained, inputs.frozen), sigmas, strict=True)
             ]
             distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
             steps[field] = FieldStep(
@@ -447,12 +468,11 @@ class ScorePolicy(_NetworkPolicy):
         self,
         field: str,
         output: Outputs,
-        noise: Mapping[str, NoiseSchedule],
+        sigma: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
         velocity, denoiser = output["velocity"][field], output["denoiser"][field]
-        t = inputs.times[:-1]
-        factor = noise[field](t).square() / (2.0 * self.model.gamma(field, t))
+        factor = sigma.square() / (2.0 * self.model.gamma(field, inputs.times[:-1]))
         return (
             self._annealed(velocity, field, inputs)
             - inputs.on_grid(factor, velocity.ndim) * denoiser

@@ -6,7 +6,7 @@ States are wrapped to [0, 1) after every step where they are periodic; increment
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import torch
@@ -224,8 +224,13 @@ class Trajectory:
         """Number of steps."""
         return len(self.times) - 1
 
-    def inputs(self, policy: Policy, index: Tensor) -> StepInputs:
+    def inputs(self, policy: Policy, index: Tensor, mixed_precision: bool = False) -> StepInputs:
         """What ``policy.steps`` needs to score the steps of ``index`` (k,) again.
+
+        Args:
+            policy: any policy.
+            index: steps.
+            mixed_precision: see ``StepInputs``.
 
         Raises:
             ValueError: the policy needs states, and they were not kept.
@@ -248,6 +253,7 @@ class Trajectory:
             {name: x[index] for name, x in self.states.items()},
             {head: {n: x[index] for n, x in of.items()} for head, of in self.frozen.items()},
             self._conditioning[k],
+            mixed_precision=mixed_precision,
         )
 
     def select(self, structures: Tensor) -> Trajectory:
@@ -328,6 +334,7 @@ def _rollout(
     times = time_grid(n_steps, x_0.dtype, x_0.device)
     keep = policy.needs_states if record_states is None else record_states
     conditioning = policy.model.prepare(x_0)
+    share_features = getattr(policy.model, "pair_features", lambda pos, conditioning: None)
     state: State = {name: getattr(x_0, name) for name in FIELD_NAMES}
     kept_states = [state]
     kept_frozen: list[Outputs] = []
@@ -341,9 +348,11 @@ def _rollout(
             {name: x[None] for name, x in state.items()},
             {},
             conditioning,
+            # Where both the frozen and a trained network are evaluated, they share them.
+            share_features(state["pos"], conditioning) if policy.needs_states else None,
         )
         frozen = evaluate(policy.model, inputs, policy.heads)
-        inputs = StepInputs(times, inputs.index, x_0, inputs.states, frozen, conditioning)
+        inputs = replace(inputs, frozen=frozen)
         steps = policy.steps(inputs)
         increments = {}
         for name in FIELD_NAMES:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.grpo import GRPOConfig, group_advantages, grpo_loss
+from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
-from irlkit.sampler import Trajectory, integrate, rollout
+from irlkit.sampler import integrate, rollout
 from irlkit.system import write_atomically
+from irlkit.updates import PolicyUpdate
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
@@ -104,6 +106,10 @@ class GRPOTrainer:
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._update = PolicyUpdate(policy, self.optimizer, self.config, self._generator)
+        self.average: dict[str, Tensor] | None = None
+        if self.config.average_decay is not None:
+            self.average = {name: p.detach().clone() for name, p in policy.named_parameters()}
         self.iteration = 0
         self.best: dict[str, Any] | None = None
         self._history: list[dict[str, float]] = []
@@ -126,11 +132,12 @@ class GRPOTrainer:
         """
         return pd.DataFrame(self._history)
 
-    def run(self, iterations: int, progress: bool = True) -> pd.DataFrame:
+    def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Train until ``iterations`` are done in total, those before a resume included.
 
         Args:
-            iterations: total number of iterations.
+            iterations: total number of iterations; None takes the planned number of the
+                configuration.
             progress: show a bar with reward and clip fraction.
 
         Returns:
@@ -140,6 +147,7 @@ class GRPOTrainer:
             ValueError: ``iterations`` is negative.
             NonFiniteRewardError: a reward is nan or infinite.
         """
+        iterations = self.config.iterations if iterations is None else iterations
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
         complete = self._state()
@@ -174,7 +182,7 @@ class GRPOTrainer:
         return self.history
 
     def validate(self, seed: int | None = None) -> float:
-        """Mean reward of noise-free generation with the current policy.
+        """Mean reward of noise-free generation with the current policy (its average, if kept).
 
         Args:
             seed: of the base samples; None takes that of the configuration.
@@ -186,19 +194,41 @@ class GRPOTrainer:
         if self.validation is None:
             raise ValueError("validation was not given to the trainer")
         seed = self.config.validation_seed if seed is None else seed
-        model, annealing = self.policy.deploy()
         rewards = []
-        for n_steps in self.config.validation_step_choices:
-            generated = integrate(
-                model,
-                self.validation,
-                n_steps,
-                annealing=annealing,
-                generator=torch.Generator().manual_seed(seed),
-                max_batch=self.config.max_batch,
-            )
-            rewards.append(self._score(self.validation_reward, generated)[0].mean())
+        with self.averaged():
+            model, annealing = self.policy.deploy()
+            for n_steps in self.config.validation_step_choices:
+                generated = integrate(
+                    model,
+                    self.validation,
+                    n_steps,
+                    annealing=annealing,
+                    generator=torch.Generator().manual_seed(seed),
+                    max_batch=self.config.max_batch,
+                )
+                rewards.append(self._score(self.validation_reward, generated)[0].mean())
         return float(torch.stack(rewards).mean())
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Policy]:
+        """The policy with its averaged parameters, where an average is kept.
+
+        After the block it has the parameters back that are being trained.
+        """
+        if self.average is None:
+            yield self.policy
+            return
+        trained = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        try:
+            self._set_parameters(self.average)
+            yield self.policy
+        finally:
+            self._set_parameters(trained)
+
+    @torch.no_grad()
+    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.policy.named_parameters():
+            parameter.copy_(values[name])
 
     def restore_best(self) -> Policy:
         """Give the policy the weights with the best validation reward, and return it.
@@ -209,6 +239,7 @@ class GRPOTrainer:
         if self.best is None:
             raise ValueError("there is no best policy yet: give a validation set and call run")
         self.policy.load_state_dict(self.best["policy"])
+        self.policy.noise_scale = dict(self.best["noise_scale"])
         return self.policy
 
     # ----------------------------------------------------------------------------------------------
@@ -216,6 +247,10 @@ class GRPOTrainer:
     def _iterate(self) -> dict[str, float]:
         config = self.config
         started = time.perf_counter()
+        learning_rate = config.learning_rate_at(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._set_noise_scale(self.iteration)
         choices = config.step_choices
         n_steps = choices[self._draw(len(choices), 1)[0]]
         groups = self.compositions[self._draw(len(self.compositions), config.n_groups)]
@@ -232,6 +267,7 @@ class GRPOTrainer:
         rewards, info = self._score(self.reward, trajectory.final)
         scored = time.perf_counter()
         update = self._update(trajectory, group_advantages(rewards, config.group_size))
+        self._update_average()
         groupwise = rewards.reshape(-1, config.group_size)
         return {
             "n_steps": n_steps,
@@ -239,11 +275,26 @@ class GRPOTrainer:
             "reward_std": float(rewards.std(correction=0)),
             "group_std": float(groupwise.std(dim=1, correction=0).mean()),
             **update,
+            "learning_rate": learning_rate,
+            **{f"{f}_noise_scale": self.policy.noise_scale[f] for f in self.policy.fields},
             **info,
             "rollout_seconds": rolled_out - started,
             "reward_seconds": scored - rolled_out,
             "update_seconds": time.perf_counter() - scored,
         }
+
+    def _set_noise_scale(self, iteration: int) -> None:
+        self.policy.noise_scale = self.config.noise_scale_at(iteration)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is not None:
+            stays = self.config.average_decay_at(self.iteration)
+            # New tensors: the states of earlier iterations hold the old ones.
+            self.average = {
+                name: self.average[name].lerp(parameter, 1.0 - stays)
+                for name, parameter in self.policy.named_parameters()
+            }
 
     def _draw(self, n: int, count: int) -> Tensor:
         """Indices below n, without repetition where there are enough."""
@@ -293,42 +344,21 @@ class GRPOTrainer:
             paths,
         )
 
-    def _update(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
-        """PPO epochs; returns the means of loss terms and gradient norms over them."""
-        advantages = advantages.to(trajectory.times)
-        chunks = _chunks(trajectory, advantages, self.config.max_minibatch)
-        parameters = list(self.policy.parameters())
-        rows = []
-        for _ in range(self.config.n_ppo_epochs):
-            self.optimizer.zero_grad()
-            terms: dict[str, Tensor] = {}
-            for part, part_advantages, index, share in chunks:
-                loss = grpo_loss(self.policy, part, part_advantages, self.config, index)
-                (share * loss.total).backward()
-                for name, value in loss.terms.items():
-                    terms[name] = terms.get(name, 0.0) + share * value
-            norm = torch.nn.utils.clip_grad_norm_(
-                parameters, self.config.max_grad_norm, error_if_nonfinite=True
-            )
-            self.optimizer.step()
-            rows.append({**{k: float(v) for k, v in terms.items()}, "grad_norm": float(norm)})
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        clipped = [value for name, value in means.items() if name.endswith("clip_fraction")]
-        return {"clip_fraction": float(np.mean(clipped)), **means}
-
     def _validate_and_keep_best(self) -> float:
         reward = self.validate()
         if self.best is None or reward > self.best["validation_reward"]:
-            self.best = {
-                "validation_reward": reward,
-                "iteration": self.iteration,
-                "policy": copy.deepcopy(self.policy.state_dict()),
-            }
-            if self.out_dir is not None:
-                self.policy.save(
-                    self.out_dir / "best.safetensors",
-                    {"validation_reward": reward, "iteration": self.iteration},
-                )
+            with self.averaged():
+                self.best = {
+                    "validation_reward": reward,
+                    "iteration": self.iteration,
+                    "noise_scale": dict(self.policy.noise_scale),
+                    "policy": copy.deepcopy(self.policy.state_dict()),
+                }
+                if self.out_dir is not None:
+                    self.policy.save(
+                        self.out_dir / "best.safetensors",
+                        {"validation_reward": reward, "iteration": self.iteration},
+                    )
         return reward
 
     # ----------------------------------------------------------------------------------------------
@@ -380,6 +410,8 @@ class GRPOTrainer:
             "generator": self._generator.get_state(),
             "history": list(self._history),
             "best": self.best,
+            "average": self.average,
+            "max_minibatch": self._update.max_minibatch,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -390,6 +422,9 @@ class GRPOTrainer:
         self.iteration = state["iteration"]
         self._history = list(state["history"])
         self.best = state["best"]
+        self.average = state["average"]
+        self._update.max_minibatch = state["max_minibatch"]
+        self._set_noise_scale(max(self.iteration - 1, 0))
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Continue from a checkpoint of the same run.
@@ -411,11 +446,18 @@ class GRPOTrainer:
             raise ValueError(f"{wrong}: it carries no '{_FORMAT}' mark")
         for name, ours in self._identity().items():
             theirs = state["identity"].get(name)
+            if name == "config" and isinstance(theirs, str):
+                # A setting that is younger than the checkpoint had the effect of its default.
+                settings = {**GRPOConfig().to_dict(), **json.loads(theirs)}
+                theirs = json.dumps(settings, sort_keys=True)
             if theirs != ours:
                 raise ValueError(
                     f"{path} belongs to another run: its {name} is {theirs}, here it is {ours}; "
                     "take another out_dir or the same settings"
                 )
+        state = {"average": None, "max_minibatch": self.config.max_minibatch, **state}
+        if state["best"] is not None:
+            state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
         try:
             self._restore(state)
         except (RuntimeError, KeyError, ValueError) as error:
@@ -429,27 +471,6 @@ def _compositions(
     if not len(batch):
         raise ValueError(f"{name} must hold at least one composition, got none")
     return batch.to(parameter.device, parameter.dtype)
-
-
-def _chunks(
-    trajectory: Trajectory, advantages: Tensor, limit: int | None
-) -> list[tuple[Trajectory, Tensor, Tensor, float]]:
-    """Parts of a trajectory of at most ``limit`` (step, structure) pairs.
-
-    Returns:
-        Tuples of trajectory, advantages, steps and share of all pairs; the shares sum to 1.
-    """
-    n_structures, n_steps = len(trajectory.final), trajectory.n_steps
-    limit = n_structures * n_steps if limit is None else limit
-    device = trajectory.times.device
-    chunks = []
-    for structures in torch.arange(n_structures, device=device).split(min(limit, n_structures)):
-        whole = len(structures) == n_structures
-        part = trajectory if whole else trajectory.select(structures)
-        for index in torch.arange(n_steps, device=device).split(max(limit // len(structures), 1)):
-            share = len(structures) * len(index) / (n_structures * n_steps)
-            chunks.append((part, advantages[structures], index, share))
-    return chunks
 
 
 def _save_cifs(batch: CrystalBatch, folder: Path, stem: str) -> list[Path]:

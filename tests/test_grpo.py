@@ -1,5 +1,6 @@
 """Advantages, loss and trainer."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_lo
 from irlkit.policies import AnnealingPolicy
 from irlkit.sampler import rollout
 from irlkit.schedules import ConstantNoise, LearnedAnnealing, load_annealing
-from irlkit.trainer import GRPOTrainer, NonFiniteRewardError, _chunks
+from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
+from irlkit.updates import _Sample
 from tests.test_policies import generator, kinds, make_policy
 from tests.toys import Result, ToyModel, crystals, volume_reward
 
@@ -111,12 +113,12 @@ def test_minibatches_add_up(kind, normalization, limit):
         distillation_weight=0.3,
     )
     whole = gradients(policy, grpo_loss(policy, trajectory, advantages, config).total)
-    chunks = _chunks(trajectory, advantages, limit)
-    assert all(len(part.final) * len(index) <= limit for part, _, index, _ in chunks)
-    assert sum(share for *_, share in chunks) == pytest.approx(1)
+    parts = _Sample(trajectory, advantages).minibatches(torch.arange(5), limit)
+    assert all(len(part.trajectory.final) * len(part.index) <= limit for part in parts)
+    assert sum(part.share for part in parts) == pytest.approx(1)
     total = sum(
-        share * grpo_loss(policy, part, part_advantages, config, index).total
-        for part, part_advantages, index, share in chunks
+        part.share * grpo_loss(policy, part.trajectory, part.advantages, config, part.index).total
+        for part in parts
     )
     for ours, expected in zip(gradients(policy, total), whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
@@ -171,6 +173,17 @@ def test_loss_checks_its_arguments():
         ({"kl_weight": -1.0}, "kl_weight must not be negative"),
         ({"policy_weight": {"volume": 1.0}}, r"policy_weight must be for fields .*\['volume'\]"),
         ({"normalization": "mean"}, "normalization must be one of .* got 'mean'"),
+        ({"max_kl": 0.0}, "max_kl must be positive or None, got 0.0"),
+        ({"step_fraction": 0.0}, "step_fraction must be above 0 and at most 1"),
+        ({"step_fraction": 1.5}, "step_fraction must be above 0 and at most 1"),
+        ({"minibatch_updates": 0}, "minibatch_updates must be a positive integer"),
+        ({"average_decay": 1.0}, "average_decay must be at least 0 and below 1"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate must be positive or None"),
+        ({"final_learning_rate": 1e-3}, "iterations must say over how many iterations"),
+        ({"noise_decay": 0.5}, "iterations must say over how many iterations"),
+        ({"noise_decay": 0.0, "iterations": 3}, "noise_decay must be positive, got 0.0"),
+        ({"noise_decay": {"volume": 0.5}}, r"noise_decay must be for fields .*\['volume'\]"),
+        ({"iterations": 0}, "iterations must be a positive integer, got 0"),
         ({"max_minibatch": 0}, "max_minibatch must be a positive integer, got 0"),
     ],
 )
@@ -322,6 +335,117 @@ def test_same_seed_same_bits(kind):
         trainer.run(3, progress=False)
     assert_same_bits(first, second)
     assert first.history["reward"].iloc[-1] != other.history["reward"].iloc[-1]
+
+
+DECAYING = {
+    "iterations": 5,
+    "final_learning_rate": 1e-3,
+    "noise_decay": {"pos": 0.5, "cell": 0.2},
+    "average_decay": 0.9,
+    "max_kl": 0.01,
+    "step_fraction": 0.5,
+    "minibatch_updates": 2,
+    "max_minibatch": 12,
+}
+
+
+@pytest.mark.parametrize("kind", ["annealing", "score"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resume_of_what_changes_during_training_is_exact(kind, stop, tmp_path):
+    options = {"kind": kind, "config": {"n_steps": (2, 6), **DECAYING}}
+    whole = make_trainer(**options)
+    whole.run(progress=False)
+    assert whole.iteration == 5
+    make_trainer(**options, out_dir=tmp_path).run(stop, progress=False)
+    resumed = make_trainer(**options, out_dir=tmp_path, resume=True)
+    resumed.run(progress=False)
+    assert_same_bits(whole, resumed)
+    assert resumed.validate() == whole.validate()
+
+
+def test_what_decays():
+    trainer = make_trainer(config=DECAYING)
+    history = trainer.run(7, progress=False).iloc[1:]
+    rates = history["learning_rate"].to_numpy()
+    assert rates[[0, 4, 5, 6]] == pytest.approx([1e-2, 1e-3, 1e-3, 1e-3])
+    assert rates[1:4] / rates[:3] == pytest.approx(10 ** (-1 / 4))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert history["cell_noise_scale"].to_numpy()[[0, 2, 4, 6]] == pytest.approx(
+        [1, 0.2**0.5, 0.2, 0.2]
+    )
+    assert trainer.policy.noise_scale == pytest.approx({"pos": 0.5, "cell": 0.2})
+
+
+@kinds
+def test_noise_that_decays_is_that_of_the_rollout(kind):
+    """Scale 0.5 of a noise is a noise half as large; the reference follows unless it was given."""
+    half = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.2)}
+    whole = {field: ConstantNoise(2 * noise.scale) for field, noise in half.items()}
+    for ref_noise in (None, {"pos": ConstantNoise(0.3), "cell": ConstantNoise(0.3)}):
+        expected, scaled = (make_policy(kind, noise, ref_noise) for noise in (half, whole))
+        scaled.noise_scale = {"pos": 0.5, "cell": 0.5}
+        first, second = (
+            rollout(policy, crystals(), 4, generator()) for policy in (expected, scaled)
+        )
+        assert torch.equal(first.final.cell, second.final.cell)
+        index = torch.arange(4)
+        ours = scaled.steps(second.inputs(scaled, index))
+        for field, step in expected.steps(first.inputs(expected, index)).items():
+            assert torch.equal(ours[field].reference.std, step.reference.std)
+            assert torch.equal(ours[field].reference.mean, step.reference.mean)
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path):
+    trainer = make_trainer(config={"average_decay": 0.5}, out_dir=tmp_path)
+    start = trainer.policy.annealing.heads["cell"][0].bias.detach().clone()
+    history = trainer.run(2, progress=False)
+    average = trainer.average["annealing.heads.cell.0.bias"]
+    last = trainer.policy.annealing.heads["cell"][0].bias.detach().clone()
+    assert not torch.equal(average, last) and not torch.equal(average, start)
+    with trainer.averaged() as policy:
+        assert torch.equal(policy.annealing.heads["cell"][0].bias, average)
+    assert torch.equal(trainer.policy.annealing.heads["cell"][0].bias, last)
+    assert trainer.validate() == history["validation_reward"].iloc[-1]
+    if trainer.best["iteration"] == 2:
+        best = load_annealing(tmp_path / "best.safetensors")
+        assert torch.equal(best.heads["cell"][0].bias, average)
+    # An average that keeps nothing of the past is the policy itself.
+    plain, forgetful = (make_trainer(config={"average_decay": d}) for d in (None, 0.0))
+    histories = [
+        trainer.run(2, progress=False)["validation_reward"] for trainer in (plain, forgetful)
+    ]
+    assert histories[0].tolist() == pytest.approx(histories[1].tolist(), nan_ok=True, rel=1e-12)
+
+
+def test_a_runaway_is_stopped():
+    """A huge learning rate: without a bound on the KL, the schedule explodes."""
+    largest = {}
+    for max_kl in (None, 0.05):
+        trainer = make_trainer(
+            validation=None,
+            config={"learning_rate": 0.5, "n_ppo_epochs": 8, "n_groups": 4, "max_kl": max_kl},
+        )
+        history = trainer.run(6, progress=False)
+        largest[max_kl] = history["approx_kl"].median()
+        assert (history["n_updates"] == 8).all() == (max_kl is None)
+    assert largest[0.05] < largest[None]
+
+
+def test_checkpoints_of_before_a_setting_was_there_can_be_continued(tmp_path):
+    trainer = make_trainer(out_dir=tmp_path)
+    trainer.run(1, progress=False)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    config = json.loads(state["identity"]["config"])
+    for name in ("average_decay", "iterations", "max_kl"):
+        del config[name]
+    state["identity"]["config"] = json.dumps(config)
+    del state["average"], state["max_minibatch"], state["best"]["noise_scale"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    resumed = make_trainer(out_dir=tmp_path, resume=True)
+    assert resumed.iteration == 1
+    resumed.run(2, progress=False)
+    trainer.run(2, progress=False)
+    assert_same_bits(trainer, resumed)
 
 
 @kinds
