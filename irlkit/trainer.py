@@ -128,7 +128,8 @@ class GRPOTrainer:
         Columns: iteration, n_steps, reward (mean), reward_std, group_std (mean of the groups'
         standard deviations), validation_reward (nan where there was none), clip_fraction (mean over
         fields), per field the terms of ``grpo_loss``, grad_norm, info_* (means of the reward's own
-        information), and the seconds of rollout, reward and update.
+        information), validation_info_* (the same of the validation reward), and the seconds of
+        rollout, reward and update.
         """
         return pd.DataFrame(self._history)
 
@@ -156,14 +157,14 @@ class GRPOTrainer:
         )
         try:
             if not self._history and self.validation is not None:
-                self._record({"iteration": 0, "validation_reward": self._validate_and_keep_best()})
+                self._record({"iteration": 0, **self._validate_and_keep_best()})
                 complete = self._finish_iteration()
             while self.iteration < iterations:
                 row = self._iterate()
                 self.iteration += 1
                 row["validation_reward"] = math.nan
                 if self.validation is not None and self.iteration % self.config.validate_every == 0:
-                    row["validation_reward"] = self._validate_and_keep_best()
+                    row |= self._validate_and_keep_best()
                 self._record({"iteration": self.iteration, **row})
                 complete = self._finish_iteration()
                 bar.update()
@@ -193,8 +194,11 @@ class GRPOTrainer:
         """
         if self.validation is None:
             raise ValueError("validation was not given to the trainer")
-        seed = self.config.validation_seed if seed is None else seed
-        rewards = []
+        return self._validate(self.config.validation_seed if seed is None else seed)[0]
+
+    def _validate(self, seed: int) -> tuple[float, dict[str, float]]:
+        """Mean reward, and the means of the reward's information."""
+        rewards, infos = [], []
         with self.averaged():
             model, annealing = self.policy.deploy()
             for n_steps in self.config.validation_step_choices:
@@ -206,8 +210,11 @@ class GRPOTrainer:
                     generator=torch.Generator().manual_seed(seed),
                     max_batch=self.config.max_batch,
                 )
-                rewards.append(self._score(self.validation_reward, generated)[0].mean())
-        return float(torch.stack(rewards).mean())
+                values, info = self._score(self.validation_reward, generated)
+                rewards.append(values.mean())
+                infos.append(info)
+        means = {f"validation_{k}": float(np.mean([i[k] for i in infos])) for k in infos[0]}
+        return float(torch.stack(rewards).mean()), means
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Policy]:
@@ -344,8 +351,8 @@ class GRPOTrainer:
             paths,
         )
 
-    def _validate_and_keep_best(self) -> float:
-        reward = self.validate()
+    def _validate_and_keep_best(self) -> dict[str, float]:
+        reward, info = self._validate(self.config.validation_seed)
         if self.best is None or reward > self.best["validation_reward"]:
             with self.averaged():
                 self.best = {
@@ -359,7 +366,7 @@ class GRPOTrainer:
                         self.out_dir / "best.safetensors",
                         {"validation_reward": reward, "iteration": self.iteration},
                     )
-        return reward
+        return {"validation_reward": reward, **info}
 
     # ----------------------------------------------------------------------------------------------
 

@@ -482,13 +482,13 @@ def test_an_interrupt_before_the_first_validation_starts_anew(files, tmp_path, m
     """And not from what an earlier run has left in the same folder."""
     make(files, tmp_path, replace(TINY, seeds=(0,))).train_schedules()
     experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
-    validate = GRPOTrainer.validate
+    validate = GRPOTrainer._validate
 
-    def interrupted(trainer):
-        monkeypatch.setattr(GRPOTrainer, "validate", validate)
+    def interrupted(trainer, seed):
+        monkeypatch.setattr(GRPOTrainer, "_validate", validate)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(GRPOTrainer, "validate", interrupted)
+    monkeypatch.setattr(GRPOTrainer, "_validate", interrupted)
     with pytest.raises(KeyboardInterrupt, match="iteration 0 of 2"):
         experiment.train_schedules()
     assert not len(experiment.history)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import pandas as pd
 from scipy.stats import qmc
 
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.presets import Rung
-from irlkit.metrics import Metrics
 from irlkit.progress import progress_bar
 from irlkit.schedules import LinearAnnealing
 
@@ -18,8 +17,15 @@ SWEEP_RANGE = 15.0
 """Coefficients are sought between 0 and this (Appendix H)."""
 
 
+class Summarized(Protocol):
+    """Metrics, such as ``metrics.Metrics``."""
+
+    def summary(self) -> Mapping[str, Any]:
+        """All numbers by name; "crmse" is one of them."""
+
+
 def sweep(
-    measure: Callable[[CrystalDataset, int, LinearAnnealing], Metrics],
+    measure: Callable[[CrystalDataset, int, LinearAnnealing], Summarized],
     data: CrystalDataset,
     rungs: Sequence[Rung],
     candidates: Sequence[tuple[float, float]] = (),

@@ -18,13 +18,12 @@ import torch
 
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.handcrafted import SWEEP_RANGE
-from irlkit.schedules import FIELD_NAMES, save_annealing
 from irlkit.system import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from irlkit.experiments.velocity_annealing import VelocityAnnealing
+    from irlkit.experiments.base import Experiment
 
 _PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "papermill")
 
@@ -94,18 +93,11 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
 
 
 def to_results(
-    experiment: VelocityAnnealing, parameters: Mapping[str, Any], claims: list[Claim]
-) -> dict:
+    experiment: Experiment, parameters: Mapping[str, Any], claims: list[Claim]
+) -> dict[str, Any]:
     """Everything that goes into results.json."""
-    evaluation = []
-    for row in experiment.evaluation.to_dict("records"):
-        coefficients = {field: row.pop(field) for field in FIELD_NAMES}
-        tuned = row["schedule"] == "handcrafted"
-        row["tuned_at"] = int(row["tuned_at"]) if tuned else None
-        evaluation.append({**row, "coefficients": coefficients if tuned else None})
-    rewards = experiment.history
     return {
-        "parameters": {**parameters, "settings": experiment.preset.to_dict()},
+        "parameters": {**parameters, "settings": experiment.settings.to_dict()},
         "environment": {**environment(experiment.device), "seconds": experiment.seconds},
         "dataset": {
             "name": experiment.dataset,
@@ -114,7 +106,7 @@ def to_results(
             "n_skipped": len(experiment.test.skipped),
             "checkpoint": experiment.checkpoint,
         },
-        "evaluation": evaluation,
+        "evaluation": experiment.evaluation_records(),
         "handcrafted_sweep": [
             {
                 "n_steps": n_steps,
@@ -125,25 +117,18 @@ def to_results(
             }
             for n_steps, trials in experiment.sweeps.items()
         ],
-        "training": {
-            "iterations": experiment.preset.iterations,
-            "seconds": experiment.seconds.get("training"),
-            "best_iteration": experiment.best_iteration,
-            "best_validation_reward": (
-                rewards.groupby("seed")["validation_reward"].max().to_dict() if len(rewards) else {}
-            ),
-        },
+        **experiment.results(),
         "claims": [asdict(claim) for claim in claims],
     }
 
 
 def write_results(
-    experiment: VelocityAnnealing,
+    experiment: Experiment,
     parameters: Mapping[str, Any],
     claims: list[Claim],
     figures: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write results.json, tables, learned schedules and figures to `out_dir`.
+    """Write results.json, tables, what was learned and figures to `out_dir`.
 
     Args:
         experiment: after its evaluations.
@@ -154,20 +139,10 @@ def write_results(
     Returns:
         The files.
     """
-    paths = []
-    for seed, annealing in experiment.learned.items():
-        path = experiment.out_dir / f"schedule_seed_{seed}.safetensors"
-        metadata = {
-            "seed": seed,
-            "checkpoint": experiment.checkpoint,
-            "dataset": experiment.dataset,
-            "iteration": experiment.best_iteration[seed],
-            "train_steps": list(experiment.preset.config(seed).step_choices),
-        }
-        save_annealing(annealing, path, metadata)
-        paths.append(path)
-    for name in ("history", "evaluation", "structures"):
-        paths.append(write_table(getattr(experiment, name), experiment.out_dir / f"{name}.parquet"))
+    paths = experiment.save_learned()
+    for name, table in experiment.tables().items():
+        if len(table):
+            paths.append(write_table(table, experiment.out_dir / f"{name}.parquet"))
     paths += write_figures(figures or {}, experiment.out_dir / "figures")
     data = to_results(experiment, parameters, claims)
     return [*paths, write_json(data, experiment.out_dir / "results.json")]

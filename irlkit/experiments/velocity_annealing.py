@@ -1,14 +1,9 @@
-"""The experiment of notebook 04: velocity annealing, none, handcrafted and learned (section 4.3).
-
-Base samples depend on nothing but seed and compositions. All schedules and numbers of steps are
-therefore compared from the same x_0, and differences between them are paired.
-"""
+"""The experiment of notebook 04: velocity annealing, none, handcrafted, learned (section 4.3)."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +11,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import datasets, metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
+from irlkit.experiments.base import (
+    SWEEP_SEED,
+    Experiment,
+    Job,
+    Measured,
+    Run,
+    annealing_labels,
+    means_for_people,
+)
 from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclusion
-from irlkit.experiments.handcrafted import best_of, sweep
+from irlkit.experiments.handcrafted import best_of
 from irlkit.experiments.presets import Preset, Rung
-from irlkit.model import FlowModel, load_pretrained
-from irlkit.policies import AnnealingPolicy
-from irlkit.progress import progress_bar
+from irlkit.policies import AnnealingPolicy, Policy
 from irlkit.rewards import CRMSEReward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
@@ -32,18 +33,14 @@ from irlkit.schedules import (
     Annealing,
     ConstantNoise,
     LearnedAnnealing,
-    LinearAnnealing,
     NoAnnealing,
     annealing_on_grid,
+    save_annealing,
     time_grid,
 )
-from irlkit.trainer import GRPOTrainer
-
-SWEEP_SEED = 1_000_003
-"""Seed of the base samples of sweeps: another one than those of evaluations."""
 
 
-class VelocityAnnealing:
+class VelocityAnnealing(Experiment):
     """Compares annealing schedules of one pretrained model on one data set.
 
     Args:
@@ -53,15 +50,6 @@ class VelocityAnnealing:
         device: of the network; structures are matched on the CPU.
         out_dir: folder for results; made when needed.
         progress: show bars.
-
-    Attributes:
-        model: the pretrained model, frozen.
-        train, validation, test: splits; the evaluation and the sweeps use parts of the latter two.
-        learned: seed -> trained schedule.
-        history: training history with a column "seed".
-        evaluation: one row per evaluation on the test split.
-        structures: one row per generated test structure.
-        sweeps: number of steps -> trials of the handcrafted sweep for it.
 
     Raises:
         FileNotFoundError: no such checkpoint or data file.
@@ -79,108 +67,25 @@ class VelocityAnnealing:
         out_dir: str | Path = "runs/04",
         progress: bool = True,
     ) -> None:
-        self.checkpoint, self.dataset = str(checkpoint), str(dataset)
+        super().__init__(
+            checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
+        )
         self.preset = preset
-        self.out_dir = _make_folder(out_dir)
-        self.progress = progress
-        self.model: FlowModel = load_pretrained(checkpoint, _find_device(device))
-        self.model.requires_grad_(False)
-        splits = [
-            datasets.load(dataset, split=name, progress=progress)
-            for name in ("train", "val", "test")
-        ]
-        self.train, self.validation, whole_test = splits
-        self.split_sizes = {s.split: len(s) for s in splits}
-        self.test = whole_test.subset(preset.test_size)
-        self.pool = metrics.MatchPool(preset.n_workers)
-        self.learned: dict[int, LearnedAnnealing] = {}
-        self.best_iteration: dict[int, int] = {}
-        self.sweeps: dict[int, pd.DataFrame] = {}
-        self.seconds: dict[str, float] = {}
-        self._histories: dict[int, pd.DataFrame] = {}
-        self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
-
-    # ----------------------------------------------------------------------------------------------
-    # What is there
-    # ----------------------------------------------------------------------------------------------
+        self._policies: dict[int, AnnealingPolicy] = {}
 
     @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.model.device
+    def learned(self) -> dict[int, LearnedAnnealing]:
+        """Seed -> trained schedule."""
+        return {seed: policy.annealing for seed, policy in self._policies.items()}
 
-    @property
-    def history(self) -> pd.DataFrame:
-        """Training history of all seeds."""
-        tables = list(self._histories.values())
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-    @property
-    def evaluation(self) -> pd.DataFrame:
-        """One row per evaluation: schedule, tuned_at, pos, cell, n_steps, seed and metrics.
-
-        "tuned_at" is the number of steps that a handcrafted schedule was tuned for, "pos" and
-        "cell" are its coefficients; they are nan for other schedules.
-        """
-        return pd.DataFrame([row for row, _ in self._evaluated.values()])
-
-    @property
-    def structures(self) -> pd.DataFrame:
-        """One row per evaluation and test structure."""
-        tables = [table for _, table in self._evaluated.values()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-    def summary(self) -> pd.DataFrame:
-        """Sizes of model and data, for people."""
-        n_parameters = sum(p.numel() for p in self.model.parameters())
-        rows = {
-            "model": f"{self.checkpoint}: {n_parameters:,} parameters on {self.device}",
-            "data set": f"{self.dataset}: "
-            + ", ".join(f"{size} {name}" for name, size in self.split_sizes.items()),
-            "evaluated": f"{len(self.test)} test structures, "
-            f"{len(self.test.references())} compositions",
+    def _summary(self) -> dict[str, str]:
+        config = self.preset.config(0)
+        return {
             "training": f"{self.preset.iterations} iterations of "
-            f"{self.preset.config(0).n_groups} groups of {self.preset.config(0).group_size}, "
+            f"{config.n_groups} groups of {config.group_size}, "
             f"seeds {', '.join(map(str, self.preset.seeds))}",
             "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
-            "results": f"in {self.out_dir.resolve()}",
         }
-        return pd.DataFrame({"": rows})
-
-    # ----------------------------------------------------------------------------------------------
-    # Generation and evaluation
-    # ----------------------------------------------------------------------------------------------
-
-    def base_sample(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
-        """x_0 of a seed, the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        return self.model.sample_base(batch, generator).to(self.device)
-
-    def generate(
-        self,
-        batch: CrystalBatch,
-        n_steps: int,
-        annealing: Annealing | None,
-        seed: int,
-        **options: Any,
-    ) -> Any:
-        """Generate for the compositions of `batch` from x_0 of `seed`; see ``integrate``."""
-        return integrate(
-            self.model,
-            batch.to(self.device),
-            n_steps,
-            annealing=annealing,
-            x_0=self.base_sample(batch, seed),
-            max_batch=self.preset.max_batch,
-            **options,
-        )
-
-    def measure(
-        self, data: CrystalDataset, n_steps: int, annealing: Annealing | None, seed: int
-    ) -> metrics.Metrics:
-        """Metrics of one structure generated per structure of `data`."""
-        generated = self.generate(data.batch, n_steps, annealing, seed)
-        return metrics.evaluate(generated.to("cpu"), data, self.pool)
 
     def evaluate(
         self, schedule: str, n_steps: int | Iterable[int] | None = None, tuned_at: int | None = None
@@ -209,35 +114,13 @@ class VelocityAnnealing:
         if schedule == "handcrafted":
             tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
         name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
-        jobs = [(k, seed) for k in counts for seed in self.preset.seeds_for(schedule, k)]
-        rows: list[dict[str, Any]] = []
-        with (
-            self._timed(f"evaluation of {name}"),
-            progress_bar(
-                total=sum(k for k, _ in jobs), disable=not self.progress, desc=name, unit="step"
-            ) as bar,
-        ):
-            for k, seed in jobs:
+        jobs = []
+        for k in counts:
+            for seed in self.preset.seeds_for(schedule, k):
                 annealing = self.annealing(schedule, seed, tuned_at)
-                started = time.perf_counter()
-                measured = self.measure(self.test, k, annealing, seed)
-                linear = annealing if isinstance(annealing, LinearAnnealing) else None
-                labels = {
-                    "schedule": schedule,
-                    "tuned_at": np.nan if tuned_at is None else tuned_at,
-                    "pos": np.nan if linear is None else linear.pos,
-                    "cell": np.nan if linear is None else linear.cell,
-                    "n_steps": k,
-                    "seed": seed,
-                }
-                seconds = time.perf_counter() - started
-                rows.append({**labels, **measured.summary(), "seconds": seconds})
-                self._evaluated[schedule, tuned_at, k, seed] = (
-                    rows[-1],
-                    measured.table.assign(**labels),
-                )
-                bar.update(k)
-        return pd.DataFrame(rows)
+                labels = annealing_labels(schedule, annealing, tuned_at)
+                jobs.append(Job({**labels, "n_steps": k, "seed": seed}, annealing))
+        return self._run(name, jobs)
 
     def annealing(self, schedule: str, seed: int = 0, tuned_at: int | None = None) -> Annealing:
         """A schedule by its name; see ``evaluate``."""
@@ -273,10 +156,8 @@ class VelocityAnnealing:
                 for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
             ]
         )
-        groups = rows.groupby(["annealing", "n_steps"], sort=False)
-        table = groups[list(names)].mean().rename(columns=names)
-        table = table.map(lambda value: "" if np.isnan(value) else f"{value:.3f}")
-        return table.assign(seeds=groups.size()).rename_axis(index={"n_steps": "steps"})
+        table = means_for_people(rows, ("annealing", "n_steps"), names)
+        return table.rename_axis(index={"n_steps": "steps"})
 
     def named_schedules(self) -> dict[str, Annealing]:
         """The schedules of the comparison, by what they are called; the learned one first."""
@@ -301,37 +182,7 @@ class VelocityAnnealing:
         n_trials, n_structures = self.preset.few_step_sweep
         return self._sweep((Rung(n_trials, n_structures, self.preset.n_steps),))
 
-    def sweep_reference(self) -> pd.DataFrame:
-        """Seek the best handcrafted annealing for reference_steps."""
-        return self._sweep(self.preset.reference_sweep)
-
-    def _sweep(self, rungs: Sequence[Rung]) -> pd.DataFrame:
-        n_steps = rungs[-1].n_steps
-        with self._timed(f"sweep at {n_steps} steps"):
-            self.sweeps[n_steps] = sweep(
-                lambda data, k, annealing: self.measure(data, k, annealing, SWEEP_SEED),
-                self.validation,
-                rungs,
-                self.preset.candidates,
-                self.progress,
-            )
-        return self.sweeps[n_steps]
-
-    def best_handcrafted(self, n_steps: int) -> LinearAnnealing:
-        """The best of the sweep for so many steps.
-
-        Raises:
-            ValueError: that sweep was not run.
-        """
-        if n_steps not in self.sweeps:
-            raise ValueError(
-                f"there was no sweep for {n_steps} steps; call sweep_reference for "
-                f"{self.preset.reference_steps}, sweep_few_steps for "
-                f"{self.preset.n_steps}"
-            )
-        return best_of(self.sweeps[n_steps])
-
-    def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
+    def learned_on_sweep(self, n_steps: int) -> Measured:
         """Metrics of the first learned schedule on the structures of a sweep's last round."""
         n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
         data = self.validation.subset(n_structures)
@@ -353,47 +204,31 @@ class VelocityAnnealing:
             KeyboardInterrupt: interrupted; says how far training was.
         """
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
-        if len(self.learned) == len(self.preset.seeds):
-            self._histories, self.learned, self.best_iteration = {}, {}, {}
-            del self.seconds["training"]
+        runs = [
+            Run(
+                key=seed,
+                name=f"seed {seed}",
+                folder=f"seed_{seed}",
+                labels={"seed": seed},
+                make=partial(self._make_policy, seed),
+                config=self.preset.config(seed),
+                iterations=self.preset.iterations,
+            )
+            for seed in self.preset.seeds
+        ]
         with (
-            self._timed("training", self.seconds.get("training", 0.0)),
             CRMSEReward(self.train, self.pool) as reward,
             CRMSEReward(validation, self.pool) as validation_reward,
         ):
-            for seed in self.preset.seeds:
-                if seed in self.learned:
-                    continue
-                generator = torch.Generator().manual_seed(seed)
-                policy = AnnealingPolicy(
-                    self.model,
-                    LearnedAnnealing(**self.preset.annealing, generator=generator),
-                    {field: ConstantNoise(scale) for field, scale in self.preset.noise.items()},
-                )
-                trainer = GRPOTrainer(
-                    policy,
-                    reward,
-                    self.train,
-                    self.preset.config(seed),
-                    validation=validation,
-                    validation_reward=validation_reward,
-                    out_dir=self.out_dir / "training" / f"seed_{seed}",
-                    resume=seed in self._histories,
-                )
-                trainer.run(self.preset.iterations, progress=self.progress)
-                if len(trainer.history):
-                    self._histories[seed] = trainer.history.assign(seed=seed)
-                if trainer.iteration < self.preset.iterations:
-                    raise KeyboardInterrupt(
-                        f"training stopped at iteration {trainer.iteration} of "
-                        f"{self.preset.iterations} of seed {seed}; run this cell again to go on "
-                        "from there"
-                    )
-                trainer.restore_best()
-                self.learned[seed] = policy.annealing
-                assert trainer.best is not None  # A validation split was given.
-                self.best_iteration[seed] = int(trainer.best["iteration"])
-        return self.history
+            return self._train_all(runs, reward, validation, validation_reward, self._policies)
+
+    def _make_policy(self, seed: int) -> Policy:
+        generator = torch.Generator().manual_seed(seed)
+        return AnnealingPolicy(
+            self.model,
+            LearnedAnnealing(**self.preset.annealing, generator=generator),
+            {field: ConstantNoise(scale) for field, scale in self.preset.noise.items()},
+        )
 
     def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
         """1 + s(t) of all schedules (Fig. 5).
@@ -486,6 +321,38 @@ class VelocityAnnealing:
         """What was learned, in Markdown, from the results."""
         return annealing_conclusion(self.evaluation, self.preset, claims)
 
+    def save_learned(self) -> list[Path]:
+        """Write the learned schedules to `out_dir`."""
+        paths = []
+        for seed, annealing in self.learned.items():
+            path = self.out_dir / f"schedule_seed_{seed}.safetensors"
+            metadata = {
+                "seed": seed,
+                "checkpoint": self.checkpoint,
+                "dataset": self.dataset,
+                "iteration": self.best_iteration[seed],
+                "train_steps": list(self.preset.config(seed).step_choices),
+            }
+            save_annealing(annealing, path, metadata)
+            paths.append(path)
+        return paths
+
+    def results(self) -> dict[str, Any]:
+        """How training went."""
+        rewards = self.history
+        return {
+            "training": {
+                "iterations": self.preset.iterations,
+                "seconds": self.seconds.get("training"),
+                "best_iteration": self.best_iteration,
+                "best_validation_reward": (
+                    rewards.groupby("seed")["validation_reward"].max().to_dict()
+                    if len(rewards)
+                    else {}
+                ),
+            }
+        }
+
     # ----------------------------------------------------------------------------------------------
 
     def _rmsd(self, schedule: str, seed: int) -> np.ndarray:
@@ -493,32 +360,3 @@ class VelocityAnnealing:
         table = self.structures
         keep = (table["schedule"] == schedule) & (table["n_steps"] == self.preset.n_steps)
         return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()
-
-    @contextlib.contextmanager
-    def _timed(self, name: str, before: float = 0.0) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = before + time.perf_counter() - started
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    """The device, if it is there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
-            "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
-        ) from None
-    return torch.device(device)
-
-
-def _make_folder(path: str | Path) -> Path:
-    """The folder, made now rather than after minutes of work."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out_dir: the folder {str(path)!r} cannot be made: {error}") from None
-    return Path(path)
