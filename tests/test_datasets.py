@@ -13,7 +13,7 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 
 from irlkit import datasets, system
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import cache, loading, parsing, readers
+from irlkit.datasets import cache, loading, parsing, readers, tables
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +290,9 @@ def test_no_structure_column(tmp_path):
 def test_unknown_extension(tmp_path):
     path = tmp_path / "set.docx"
     path.write_text("text")
-    with pytest.raises(ValueError, match=r"no reader for .*set.docx; known extensions: .csv, "):
+    with pytest.raises(
+        ValueError, match=r"no reader for .*set.docx; known extensions: .cif, .csv, "
+    ):
         datasets.load(path)
 
 
@@ -425,7 +427,7 @@ def test_workers_agree_with_one_process(monkeypatch):
     monkeypatch.setattr(parsing, "CHUNK_SIZE", 2)
     for n_workers in (1, 2):
         monkeypatch.setattr(parsing, "available_cores", lambda n=n_workers: n)
-        parsed = parsing.parse_structures(payloads, niggli=True, progress=False)
+        parsed = parsing.parse_structures(payloads, niggli=True)
         assert len(parsed) == len(expected)
         for one, other in zip(parsed, expected, strict=True):
             if isinstance(other, str):
@@ -447,12 +449,12 @@ def test_register_reader(tmp_path, monkeypatch):
     path.write_text("---\n".join(structure.to(fmt="poscar") for structure in STRUCTURES))
     assert datasets.load(path).table["formula"].tolist() == ["NaCl", "MgO", "NaCl"]
     with pytest.raises(ValueError, match="extension must start with a dot"):
-        datasets.register_reader("lmdb", readers.read_csv)
+        datasets.register_reader("lmdb", tables.read_csv)
 
 
 def test_prototypes(tmp_path, monkeypatch):
     path = tmp_path / "prototypes.parquet"
-    monkeypatch.setattr(loading, "EMBEDDED", {"prototypes": (path, readers._read_prototypes)})
+    monkeypatch.setattr(loading, "EMBEDDED", {"prototypes": (path, tables.read_parquet)})
     with pytest.raises(FileNotFoundError, match=r"no data file .*prototypes.parquet"):
         datasets.load("prototypes")
     table = pd.DataFrame(
@@ -479,7 +481,7 @@ def test_prototypes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\]"):
         datasets.load("prototypes", split="val")
     table.drop(columns="cell").to_parquet(path)
-    with pytest.raises(ValueError, match=r"must have the columns \['species', 'pos', 'cell'\]"):
+    with pytest.raises(ValueError, match=r"or the columns \['species', 'pos', 'cell'\]"):
         datasets.load("prototypes")
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"cannot read .* as a parquet table"):

@@ -22,7 +22,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.datasets.dataset import Skipped
 from irlkit.system import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when what is stored, or how structures are parsed, changes."""
 
 Entry = tuple[CrystalBatch, pd.DataFrame, list[Skipped]]
@@ -34,12 +34,18 @@ def folder() -> Path:
 
 
 def key(path: Path, niggli: bool) -> str:
-    """Name of the entry for a file's present content.
+    """Name of the entry for the present content of a file, or of the files in a folder.
 
     The file's name counts too: it names the records where the file does not.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    files = (
+        sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    )
+    digest = hashlib.sha256()
+    for entry in files:
+        with entry.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(entry.name.encode() + b"\0" + content)
     digest.update(f"{path.name} {niggli} {FORMAT}".encode())
     return digest.hexdigest()[:40]
 

@@ -41,6 +41,8 @@ class CrystalDataset:
             (reduced) and `n_atoms`; `spacegroup` (number) and `energy_per_atom` (eV) where the
             file has them, and all its other columns.
         skipped: Records of the whole file that gave no structure.
+        has_structures: False if it holds compositions alone, with placeholders for positions and
+            cells: then nothing can be compared with it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class CrystalDataset:
     batch: CrystalBatch
     table: pd.DataFrame
     skipped: Sequence[Skipped] = ()
+    has_structures: bool = True
 
     def __post_init__(self) -> None:
         if len(self.table) != len(self.batch):
@@ -69,7 +72,7 @@ class CrystalDataset:
         split = "" if self.split is None else f", split={self.split!r}"
         return (
             f"CrystalDataset({self.name!r}{split}, {len(self)} structures, "
-            f"{len(self.references())} compositions, {len(self.skipped)} skipped)"
+            f"{self.table['formula'].nunique()} compositions, {len(self.skipped)} skipped)"
         )
 
     def select(self, index: Index) -> CrystalDataset:
@@ -85,6 +88,7 @@ class CrystalDataset:
             batch=self.batch.select(rows),
             table=self.table.iloc[rows.numpy()].reset_index(drop=True),
             skipped=self.skipped,
+            has_structures=self.has_structures,
         )
 
     def subset(self, size: int | None, seed: int = 0) -> CrystalDataset:
@@ -103,7 +107,7 @@ class CrystalDataset:
             raise ValueError(f"size must be a positive number of structures or None, got {size!r}")
         if size is None or size >= len(self):
             return self
-        groups = list(self.references().values())
+        groups = list(self._references.values())
         order = np.random.default_rng(seed).permutation(len(groups))
         enough = int(np.searchsorted(np.cumsum([len(groups[i]) for i in order]), size)) + 1
         return self.select(np.sort(np.concatenate([groups[i] for i in order[:enough]])))
@@ -119,7 +123,16 @@ class CrystalDataset:
         return {str(formula): np.asarray(rows) for formula, rows in groups.items()}
 
     def references(self) -> dict[str, np.ndarray]:
-        """Numbers of the structures of each reduced formula: its known polymorphs."""
+        """Numbers of the structures of each reduced formula: its known polymorphs.
+
+        Raises:
+            ValueError: the set holds compositions alone.
+        """
+        if not self.has_structures:
+            raise ValueError(
+                f"data set {self.name!r} holds compositions without structures, so there are no "
+                "references; load structures to compare with"
+            )
         return self._references
 
     def references_of(self, formulas: Iterable[str]) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,49 @@ CHUNK_SIZE = 64
 """Records per task of a worker."""
 
 SERIAL_LIMIT = 400
-"""Up to this many records (about a second) are parsed without workers and progress bar."""
+"""Up to this many records (about a second) are parsed without workers."""
 
 Parsed = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Species (n,), fractional positions (n, 3) and cell (3, 3) in Å of one structure."""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What a reader gives for a record that it could not read.
+
+    Attributes:
+        reason: Why, in words.
+    """
+
+    reason: str
+
+
+def fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Fractional coordinates of Cartesian positions.
+
+    Args:
+        positions: Å, shape (n, 3).
+        cell: Lattice vectors as rows, Å, shape (3, 3).
+
+    Raises:
+        ValueError: the lattice vectors span no volume.
+    """
+    try:
+        return np.linalg.solve(cell.T, positions.T).T
+    except np.linalg.LinAlgError as error:
+        raise ValueError("its lattice vectors span no volume") from error
 
 
 def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
     """Arrays of one record, or the reason why there are none.
 
     Args:
-        payload: Text (CIF, POSCAR, or a pymatgen dictionary as JSON), such a dictionary, or a
-            tuple (species, fractional positions, cell).
+        payload: Text (CIF, POSCAR, or a pymatgen dictionary as JSON), such a dictionary, a tuple
+            (species, fractional positions, cell), or `Malformed`.
         niggli: Reduce the cell.
     """
+    if isinstance(payload, Malformed):
+        return payload.reason
     with warnings.catch_warnings():
         # What pymatgen mends in passing, such as rounded fractions, needs no word per structure.
         warnings.simplefilter("ignore")
@@ -106,7 +136,7 @@ def _parse_chunk(payloads: Sequence[Any], niggli: bool) -> list[Parsed | str]:
 
 
 def parse_structures(
-    payloads: Sequence[Any], niggli: bool, progress: bool = True, description: str = ""
+    payloads: Sequence[Any], niggli: bool, bar: tqdm | None = None
 ) -> list[Parsed | str]:
     """Parses all records in order, in worker processes if there are many.
 
@@ -116,22 +146,24 @@ def parse_structures(
     Args:
         payloads: See `parse_structure`.
         niggli: Reduce the cells.
-        progress: Show a progress bar if there are many records.
-        description: Its label.
+        bar: Progress bar that counts the records.
     """
     if len(payloads) <= SERIAL_LIMIT:
-        return _parse_chunk(payloads, niggli)
+        parsed = _parse_chunk(payloads, niggli)
+        if bar is not None:
+            bar.update(len(parsed))
+        return parsed
     # Imported before the fork: each worker then has them already.
     import pymatgen.core
     import pymatgen.io.cif  # noqa: F401
 
     chunks = [payloads[i : i + CHUNK_SIZE] for i in range(0, len(payloads), CHUNK_SIZE)]
-    parsed: list[list[Parsed | str]] = [[] for _ in chunks]
-    with tqdm(total=len(payloads), desc=description, disable=not progress, unit="") as bar:
-        for i, result in _run(chunks, niggli):
-            parsed[i] = result
+    results: list[list[Parsed | str]] = [[] for _ in chunks]
+    for i, result in _run(chunks, niggli):
+        results[i] = result
+        if bar is not None:
             bar.update(len(result))
-    return [entry for chunk in parsed for entry in chunk]
+    return [entry for chunk in results for entry in chunk]
 
 
 def _run(chunks: Sequence[Sequence[Any]], niggli: bool) -> Iterator[tuple[int, list[Parsed | str]]]:
