@@ -37,14 +37,18 @@ def _read_text(path: Path) -> tuple[Any, dict[str, Any]]:
         text: Any = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         text = Malformed(f"the file cannot be read: {error}")
-    return text, {"material_id": path.stem if path.suffix.lower() in SUFFIXES else path.name}
+    return text, {"material_id": _name(path)}
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def read_folder(path: Path) -> Iterator[RawRecords]:
     """Reads all CIF and POSCAR files of a folder, in the order of their names.
 
     A file `table.csv` with a column `material_id` (the file names without extension), as
-    `irlkit.writers` writes it, gives the other columns.
+    `irlkit.writers` writes it, gives the other columns, and the order of the files that it names.
 
     Raises:
         ValueError: the folder has no such files, or its table cannot be read.
@@ -57,13 +61,21 @@ def read_folder(path: Path) -> Iterator[RawRecords]:
     rows: dict[str, dict[str, Any]] = {}
     if (path / TABLE).is_file():
         try:
-            table = pd.read_csv(path / TABLE, dtype={"material_id": str})
+            table = pd.read_csv(
+                path / TABLE,
+                dtype={"material_id": str},
+                keep_default_na=False,
+                na_values=["", "nan"],
+            )
             rows = {
                 str(row["material_id"]): {str(key): value for key, value in row.items()}
                 for row in table.to_dict("records")
             }
         except (KeyError, ValueError) as error:
             raise ValueError(f"cannot read the table {path / TABLE}: {error}") from error
+
+        order = {name: i for i, name in enumerate(rows)}
+        files.sort(key=lambda file: (order.get(_name(file), len(order)), file.name))
 
     def records() -> Iterator[tuple[Any, dict[str, Any]]]:
         for file in files:
