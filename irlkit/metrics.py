@@ -241,6 +241,11 @@ def _paired(
     generated: CrystalBatch, references: CrystalDataset | CrystalBatch
 ) -> tuple[CrystalBatch, np.ndarray]:
     """The reference structures and their reduced formulas, which the generated ones share."""
+    if isinstance(references, CrystalDataset) and not references.has_structures:
+        raise ValueError(
+            f"references: data set {references.name!r} holds compositions alone, nothing to "
+            "compare with"
+        )
     batch = references if isinstance(references, CrystalBatch) else references.batch
     if not len(batch):
         raise ValueError("references must hold at least one structure, got none")
@@ -265,6 +270,11 @@ def _table(
     references: CrystalDataset | CrystalBatch, formulas: np.ndarray, **columns: np.ndarray
 ) -> pd.DataFrame:
     """One row per reference, what is known of the reference first."""
+    if isinstance(references, CrystalDataset) and not references.has_structures:
+        raise ValueError(
+            f"references: data set {references.name!r} holds compositions alone, nothing to "
+            "compare with"
+        )
     batch = references if isinstance(references, CrystalBatch) else references.batch
     table = pd.DataFrame({"formula": formulas, "n_atoms": batch.n_atoms.cpu().numpy(), **columns})
     if isinstance(references, CrystalDataset):
