@@ -19,9 +19,14 @@ def progress_bar(**options: Any) -> tqdm:
     Args:
         **options: of ``tqdm``.
     """
+    return (NotebookBar if in_notebook() else tqdm)(**options)
+
+
+def in_notebook() -> bool:
+    """Whether this runs in the kernel of a notebook."""
     ipython = sys.modules.get("IPython")  # A notebook's kernel has imported it.
     shell = None if ipython is None else ipython.get_ipython()
-    return (tqdm if getattr(shell, "kernel", None) is None else NotebookBar)(**options)
+    return getattr(shell, "kernel", None) is not None
 
 
 class NotebookBar(tqdm):

@@ -1,0 +1,195 @@
+"""Structures and trajectories as figures, judged by their data."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from irlkit import plots
+from irlkit.crystals import CrystalBatch
+from irlkit.plots import geometry
+from tests.toys import crystals
+
+SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+
+
+def meshes(figure, name, meta=None):
+    return [t for t in figure.data if t.type == "mesh3d" and t.name == name and t.meta == meta]
+
+
+def vertices(mesh):
+    return np.stack([np.asarray(mesh[axis], dtype=float) for axis in "xyz"], axis=1)
+
+
+def test_spheres_have_their_radius_and_point_outwards():
+    centers = np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    points, faces = geometry.spheres(centers, 0.5, 1)
+    points = points.reshape(2, -1, 3)
+    distance = np.linalg.norm(points - centers[:, None], axis=2)
+    np.testing.assert_allclose(distance, 0.5, rtol=1e-5)
+    a, b, c = (points[0][faces[: len(faces) // 2, i]] - centers[0] for i in range(3))
+    assert ((np.cross(b - a, c - a) * a).sum(1) > 0).all()
+    # A closed surface: Euler's formula with 3/2 edges per face.
+    assert points.shape[1] - len(faces) / 2 / 2 == 2
+
+
+def test_tubes_lie_around_their_axes():
+    pairs = np.array([[[0.0, 0, 0], [0, 0, 2]], [[1.0, 1, 1], [2, 2, 2]]])
+    points, faces = geometry.tubes(pairs, 0.1)
+    assert faces.max() == len(points) - 1
+    np.testing.assert_allclose(np.linalg.norm(points[:12, :2], axis=1), 0.1, rtol=1e-5)
+    assert set(points[:12, 2]) == {0.0, 2.0}
+
+
+def test_structure_has_atoms_with_images_bonds_cell_and_legend():
+    pytest.importorskip("crystal_toolkit")
+    figure = plots.structure(SALT, polyhedra=True)
+    (sodium,) = meshes(figure, "Na")
+    assert sodium.showlegend and sodium.color != meshes(figure, "Cl")[0].color
+    centers = np.unique(vertices(sodium).round(0) // 2.82, axis=0)
+    assert len(centers) >= 14, "eight corners and six faces"
+    assert meshes(figure, "Na", "bonds") and meshes(figure, "Na", "polyhedron")
+    (cell,) = (t for t in figure.data if t.name == "cell")
+    assert np.nanmax(cell.x) == pytest.approx(5.64)
+    assert figure.layout.annotations[0].text == "NaCl"
+    scene = figure.layout.scene
+    spans = [scene[f"{a}axis"].range[1] - scene[f"{a}axis"].range[0] for a in "xyz"]
+    ratios = [spans[i] / scene.aspectratio[a] for i, a in enumerate("xyz")]
+    np.testing.assert_allclose(ratios, ratios[0])
+
+
+def test_no_bonds_and_no_polyhedra_unless_asked_for():
+    figure = plots.structure(SALT, bonds=False)
+    assert not [t for t in figure.data if t.meta in ("bonds", "polyhedron")]
+
+
+def test_without_crystal_toolkit_there_are_the_atoms(monkeypatch):
+    monkeypatch.setattr(geometry, "import_crystal_toolkit", lambda: None)
+    figure = plots.structure(SALT)
+    n = len(geometry.spheres(np.zeros((1, 3)), 1.0, 3)[0])
+    assert len(vertices(meshes(figure, "Na")[0])) == 4 * n
+    with pytest.raises(ImportError, match=r"irlkit\[notebooks\]"):
+        plots.crystal_toolkit_view(SALT)
+
+
+def test_no_server_is_started_outside_a_notebook():
+    pytest.importorskip("crystal_toolkit")
+    with pytest.raises(RuntimeError, match="in a notebook only"):
+        plots.crystal_toolkit_view(SALT)
+
+
+def test_a_batch_and_a_structure_are_drawn_alike():
+    batch = CrystalBatch.from_structures([SALT], torch.float64)
+    one, other = plots.structure(SALT), plots.structure(batch)
+    assert len(one.data) == len(other.data)
+    np.testing.assert_allclose(vertices(one.data[1]).mean(0), vertices(other.data[1]).mean(0), 1e-4)
+
+
+def test_many_panels_share_scale_and_legend():
+    batch = crystals()
+    figure = plots.structures(batch, columns=3)
+    assert len(figure.layout.annotations) == 4
+    shown = [t.name for t in figure.data if t.showlegend and t.type == "mesh3d"]
+    assert len(shown) == len(set(shown)) == len(set(batch.species.tolist()))
+    spans = {np.diff(figure.layout[s].xaxis.range).round(6).item() for s in ("scene", "scene4")}
+    assert len(spans) == 1
+
+
+@pytest.mark.parametrize("broken", [np.nan, 0.0])
+def test_what_is_not_valid_says_so(broken):
+    batch = crystals((2,)).replace(cell=torch.full((1, 3, 3), broken, dtype=torch.float64))
+    figure = plots.structures({"a": batch})
+    assert figure.layout.annotations[0].text == "a: not a valid structure"
+    assert not [t for t in figure.data if t.type == "mesh3d"]
+
+
+def test_atoms_on_top_of_each_other_are_drawn():
+    structure = Structure(Lattice.cubic(3), ["Na", "Cl"], [[0.5] * 3, [0.5] * 3])
+    figure = plots.structure(structure)
+    assert meshes(figure, "Na") and meshes(figure, "Cl")
+
+
+def test_a_hundred_atoms_stay_small():
+    generator = torch.Generator().manual_seed(0)
+    batch = CrystalBatch(
+        torch.arange(1, 101),
+        torch.rand(100, 3, generator=generator),
+        12 * torch.eye(3)[None],
+        torch.tensor([100]),
+    )
+    figure = plots.structure(batch, bonds=False)
+    assert len(figure.to_json()) < 1e6
+    assert len({t.name for t in figure.data if t.type == "mesh3d"}) == 100
+
+
+def test_what_is_not_one_structure_is_refused():
+    with pytest.raises(ValueError, match="must hold one structure, got 4"):
+        plots.structure(crystals())
+    with pytest.raises(ValueError, match="or a pymatgen Structure, got str"):
+        plots.structure("NaCl")
+    with pytest.raises(ValueError, match="1 to 16 structures, got 0"):
+        plots.structures({})
+
+
+def test_drawing_leaves_the_display_of_pymatgen_alone_and_opens_no_socket():
+    pytest.importorskip("crystal_toolkit")
+    code = """
+import socket
+from pymatgen.core import Lattice, Structure
+from irlkit import plots
+def refuse(*a, **k): raise OSError("a socket was used")
+socket.socket.bind = socket.socket.connect = refuse
+salt = Structure(Lattice.cubic(3), ["Na"], [[0, 0, 0]])
+plots.structure(salt)
+print([n for n in ("_ipython_display_", "_repr_mimebundle_", "display_json", "to_plotly_json")
+       if hasattr(salt, n)])
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.fixture
+def group():
+    """Three members of a group in two states."""
+    batch = crystals((2,)).repeat(3)
+    return [batch, batch.replace(cell=1.1 * batch.cell)]
+
+
+def test_group_members_are_ordered_and_coloured_by_advantage(group):
+    figure = plots.group_trajectories(group, [0.0, -1.2, 1.2])
+    titles = [a.text for a in figure.layout.annotations]
+    assert titles == ["2: A = +1.20", "0: A = +0.00", "1: A = -1.20"]
+    cells = [t.line.color for t in figure.data if t.name == "cell"]
+    assert cells == [plots.BLUE, plots.GREY, plots.RED]
+    assert len(figure.frames) == 2
+    few = plots.group_trajectories(group, [0.0, -1.2, 1.2], max_members=2)
+    assert [a.text[0] for a in few.layout.annotations] == ["2", "1"], "the best and the worst"
+    with pytest.raises(ValueError, match="got 2 advantages"):
+        plots.group_trajectories(group, [0.0, 1.0])
+
+
+def test_a_mark_moves_along_the_curve(group):
+    states = [state[0] for state in group]
+    figure = plots.trajectory_and_curves(
+        states, {"reward": [np.nan, 0.3]}, "reward", times=[0.0, 1.0], reference=states[0]
+    )
+    assert [frame.data[-1].x[0] for frame in figure.frames] == [0.0, 1.0]
+    (mark,) = (t for t in figure.data if t.name == "now")
+    assert (mark.x[0], mark.y[0]) == (1.0, 0.3)
+    for frame in figure.frames:
+        assert len(frame.data) == len(frame.traces)
+        kinds = [figure.data[i].type for i in frame.traces]
+        assert kinds == [t.type for t in frame.data]
+    assert figure.layout.sliders[0].steps[0].label == "0.00"
+
+
+def test_one_state_has_no_player_and_wrong_curves_are_refused(group):
+    one = plots.trajectory_and_curves([group[0][0]], {"reward": [0.1]}, "reward")
+    assert not one.frames and not one.layout.sliders
+    with pytest.raises(ValueError, match="'reward' must have 1 values"):
+        plots.trajectory_and_curves([group[0][0]], {"reward": [0.1, 0.2]}, "reward")
