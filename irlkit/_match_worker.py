@@ -14,16 +14,15 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from pymatgen.core import Lattice
 
 from irlkit.matcher import PreparedStructure, RmsdMatcher
+from irlkit.system import TimeUp, time_limit
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Atomic numbers (n,), fractional coordinates (n, 3), cell (3, 3)."""
@@ -78,9 +77,9 @@ class MatchSession:
             for index in item[4]:
                 self._reference(key, index)
         try:
-            with _time_limit(self.timeout):
+            with time_limit(self.timeout):
                 return self._match(key, items)
-        except _TimeUp:
+        except TimeUp:
             status = TIMED_OUT
         except _ERRORS:
             status = FAILED
@@ -129,37 +128,6 @@ class MatchSession:
             except ValueError:
                 prepared[index] = None
         return prepared[index]
-
-
-class _TimeUp(BaseException):
-    """The time limit of a structure has passed; no handler on the way may swallow it."""
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises `_TimeUp` in its block after some seconds, where the system can.
-
-    Signals reach the main thread only, and Windows has no timers: elsewhere the block runs on, and
-    the limit is kept by the process that waits for this one.
-    """
-    if not hasattr(signal, "setitimer") or (
-        threading.current_thread() is not threading.main_thread()
-    ):
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise _TimeUp
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    previous, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if previous:
-            signal.setitimer(signal.ITIMER_REAL, previous)
 
 
 def serve() -> None:

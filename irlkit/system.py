@@ -1,9 +1,15 @@
-"""What is asked of the operating system: whole files, and how many cores there are."""
+"""What is asked of the operating system: whole files, time limits, how many cores there are."""
 
 from __future__ import annotations
 
+import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -29,3 +35,36 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class TimeUp(BaseException):
+    """The time limit of a block has passed; no handler on the way may swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises `TimeUp` in its block after some seconds (never for math.inf), where the system can.
+
+    Signals reach the main thread only, and Windows has no timers: elsewhere the block runs on, and
+    a limit is kept only by another process.
+    """
+    if (
+        math.isinf(seconds)
+        or not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeUp
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    previous, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if previous:
+            signal.setitimer(signal.ITIMER_REAL, previous)

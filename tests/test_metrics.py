@@ -11,7 +11,6 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from irlkit import _match_worker
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.matcher import RmsdMatcher
@@ -326,16 +325,6 @@ def test_bad_arguments_of_the_pool(generated, references, local_pool):
 
 def test_no_pairs(generated, references, local_pool):
     assert local_pool.rmsd(generated, references, []).shape == (0,)
-
-
-def test_time_limit_restores_the_handler():
-    import signal
-
-    before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(_match_worker._TimeUp), _match_worker._time_limit(0.05):
-        time.sleep(5)
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 # --- metrics ---

@@ -1,4 +1,8 @@
-"""Files are written whole or not at all; cores are counted."""
+"""Files are written whole or not at all; time limits hold; cores are counted."""
+
+import math
+import signal
+import time
 
 import pytest
 
@@ -32,3 +36,21 @@ def test_cores_are_those_of_the_process(monkeypatch):
     monkeypatch.delattr(system.os, "sched_getaffinity")
     monkeypatch.setattr(system.os, "cpu_count", lambda: None)
     assert system.available_cores() == 1
+
+
+def test_time_limit_ends_its_block_and_restores_the_handler():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(system.TimeUp), system.time_limit(0.05):
+        time.sleep(5)
+    with system.time_limit(math.inf):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_time_limit_passes_through_handlers_of_exceptions():
+    with pytest.raises(system.TimeUp), system.time_limit(0.05):
+        try:
+            time.sleep(5)
+        except Exception:
+            pass

@@ -1,34 +1,46 @@
-"""Energies of structures, in batches, from interchangeable potentials."""
+"""Energies of structures, in batches, from interchangeable potentials.
+
+CHGNet comes with the package and is the default; MACE needs mace-torch and its weights; any ASE
+calculator will do.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from irlkit.potentials.ase import ASEPotential
 from irlkit.potentials.base import Energies, Potential
 from irlkit.potentials.chgnet import CHGNetPotential
+from irlkit.potentials.mace import MACEPotential
 
-__all__ = ["CHGNetPotential", "Energies", "Potential", "get"]
+__all__ = ["ASEPotential", "CHGNetPotential", "Energies", "MACEPotential", "Potential", "get"]
 
 
-def get(potential: str | Potential, **options: Any) -> Potential:
+def get(potential: str | Path | Potential, **options: Any) -> Potential:
     """The potential of a name.
 
     Args:
-        potential: "chgnet" or "chgnet-r2scan"; a potential is returned as it is.
-        options: For the potential's constructor, such as `device` and `dtype`.
+        potential: "chgnet", "chgnet-r2scan", "mace-mpa-0", the name of any other MACE foundation
+            model, or the path of a `.model` file of MACE (with `trust=True`). A potential is
+            returned as it is.
+        options: For the constructor, such as `device`, `dtype`, and MACE's `trust` and
+            `download`; see `CHGNetPotential` and `MACEPotential`.
 
     Raises:
         ValueError: an unknown name, or options with a potential that is there already.
+        FileNotFoundError: the weights are missing; the message says where they are expected.
     """
     if isinstance(potential, Potential):
         if options:
             raise ValueError(
                 f"options {sorted(options)} can only be given with a name, "
-                f"not with {potential.name}, which is loaded already"
+                f"not with {potential.name}, which is there already"
             )
         return potential
-    if potential in ("chgnet", "chgnet-0.3.0"):
-        return CHGNetPotential(**options)
-    if potential == "chgnet-r2scan":
-        return CHGNetPotential("r2scan", **options)
-    raise ValueError(f"unknown potential {potential!r}; known: chgnet, chgnet-r2scan")
+    name = str(potential)
+    if name in ("chgnet", "chgnet-0.3.0", "chgnet-r2scan"):
+        return CHGNetPotential("r2scan" if name.endswith("r2scan") else "0.3.0", **options)
+    if isinstance(potential, Path) or name.endswith(".model"):
+        return MACEPotential(path=name, **options)
+    return MACEPotential(name, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from irlkit import validity
 from irlkit.crystals import CrystalBatch
+from irlkit.workers import WorkersLostError
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Potential(ABC):
 
         Raises:
             ValueError: an element that the potential does not know.
+            WorkersLostError: the processes that compute cannot be started.
         """
         self.check(batch)
         valid = validity.check(batch).valid
@@ -106,6 +109,12 @@ class Potential(ABC):
             energies.energy_per_atom[i] = np.nan
             energies.failed[i] = True
             reasons.setdefault(int(i), "the energy is not finite")
+        if len(rows) and energies.failed[rows].all():
+            first = next(iter(reasons.values()))
+            warnings.warn(
+                f"{self.name} gave no energy for any of {len(rows)} valid structures: {first}",
+                stacklevel=2,
+            )
         return Energies(**{**vars(energies), "reasons": dict(sorted(reasons.items()))})
 
     def _fill(self, energies: Energies, batch: CrystalBatch, rows: np.ndarray) -> dict[int, str]:
@@ -118,6 +127,8 @@ class Potential(ABC):
             computed = self._compute(
                 batch[rows], energies.forces is not None, energies.stress is not None
             )
+        except WorkersLostError:
+            raise
         except Exception as error:  # whatever a strange structure does to foreign code
             if len(rows) == 1:
                 return {int(rows[0]): f"{type(error).__name__}: {error}"}

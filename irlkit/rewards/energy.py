@@ -22,8 +22,8 @@ class EnergyReward(Reward):
     energy enter the mean and the standard deviation.
 
     The groups are those of GRPO, whose members share a composition and stand next to each other:
-    runs of structures with equal formulas of their cells. A structure that stands alone, as in a validation, is
-    never clipped.
+    runs of structures with equal formulas of their cells. A structure that stands alone, as in a
+    validation, is never clipped.
 
     The result's `info` holds `energy_per_atom` (unclipped, eV/atom, nan where there is none),
     `valid`, `failed` (valid, but the potential gave no energy), `clipped`, and, with references,

@@ -1,0 +1,80 @@
+"""Any ASE calculator, in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from irlkit._ase_worker import prepare
+from irlkit.crystals import CrystalBatch
+from irlkit.potentials.base import Computed, Potential
+from irlkit.workers import WorkerPool
+
+
+class ASEPotential(Potential):
+    """Energies from an ASE calculator, one structure at a time in each of several processes.
+
+    A structure for which the calculator raises, takes too long or ends its process counts as
+    failed, with the reason.
+
+    Args:
+        factory: Makes a calculator, such as a calculator's class; called once in each process. It
+            has to be importable: defined in a module, not in a notebook or a script.
+        arguments: Keyword arguments of the factory.
+        name: What results call the potential; None for the factory's name and its arguments.
+        n_workers: Processes; None for one per available core.
+        timeout: Seconds that a structure may take.
+
+    Raises:
+        ValueError: another process cannot import the factory, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        arguments: dict[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        n_workers: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        arguments = arguments or {}
+        if name is None:
+            listed = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
+            name = f"ase:{getattr(factory, '__name__', type(factory).__name__)}({listed})"
+        self.name = name
+        self._pool = WorkerPool(partial(prepare, factory, arguments), n_workers, timeout)
+
+    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
+        items = [
+            (atoms.numbers, atoms.positions, atoms.cell.array, forces, stress)
+            for atoms in batch.to_ase()
+        ]
+        outcomes = self._pool.map(items)
+        reasons = {i: outcome.error for i, outcome in enumerate(outcomes) if outcome.error}
+        values = [
+            outcome.value or _nothing(len(item[0]), forces, stress)
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
+        return Computed(
+            torch.tensor([value[0] for value in values], dtype=torch.float64),
+            torch.from_numpy(np.concatenate([value[1] for value in values])) if forces else None,
+            torch.from_numpy(np.stack([value[2] for value in values])) if stress else None,
+            reasons,
+        )
+
+    def close(self) -> None:
+        """Ends the worker processes; the next call starts new ones."""
+        self._pool.close()
+
+
+def _nothing(n: int, forces: bool, stress: bool) -> tuple[Any, ...]:
+    return (
+        np.nan,
+        np.full((n, 3), np.nan) if forces else None,
+        np.full((3, 3), np.nan) if stress else None,
+    )
