@@ -93,6 +93,8 @@ class GRPOConfig:
         policy_weight: weight of the surrogate (10).
         kl_weight: weight of the KL to the reference policy (11).
         distillation_weight: weight of the denoiser distillation (12).
+        entropy_weight: weight of a bonus for the entropy of the actions, which keeps a noise that
+            is learned from vanishing.
         normalization: for per-atom events (Appendix A). "per_atom_surrogate": ratios per atom,
             their surrogates averaged; "per_structure_weight": ratios per structure, advantages
             divided by the number of atoms; "none": ratios per structure, KL summed over atoms.
@@ -134,6 +136,7 @@ class GRPOConfig:
     policy_weight: float | Mapping[str, float] = 1.0
     kl_weight: float | Mapping[str, float] = 0.0
     distillation_weight: float | Mapping[str, float] = 0.0
+    entropy_weight: float | Mapping[str, float] = 0.0
     normalization: str = "per_atom_surrogate"
     max_grad_norm: float = 1.0
     shared_x_0: bool = False
@@ -189,7 +192,7 @@ class GRPOConfig:
                 "iterations must say over how many iterations final_learning_rate and noise_decay "
                 "are reached, got None"
             )
-        for term in ("policy", "kl", "distillation"):
+        for term in ("policy", "kl", "distillation", "entropy"):
             value = getattr(self, f"{term}_weight")
             if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(FIELD_NAMES))):
                 raise ValueError(f"{term}_weight must be for fields {FIELD_NAMES}, got {unknown}")
@@ -212,7 +215,7 @@ class GRPOConfig:
         return _as_tuple(chosen)
 
     def weight(self, term: str, field: str) -> float:
-        """Weight of a term ("policy", "kl", "distillation") for a field; 0 where none is given."""
+        """Weight of a term ("policy", "kl", "distillation" or "entropy") for a field, or 0."""
         value = getattr(self, f"{term}_weight")
         return float(value.get(field, 0.0) if isinstance(value, Mapping) else value)
 
@@ -272,8 +275,9 @@ class GRPOLoss:
     Attributes:
         total: weighted sum to be minimised, with gradient.
         terms: "{field}_{term}" -> detached mean over steps and structures, for the terms
-            policy_loss, kl, distillation, clip_fraction, ratio and approx_kl (an estimate of the
-            KL from the old policy per event, never negative: the mean of q - 1 - ln q).
+            policy_loss, kl, distillation, clip_fraction, ratio, approx_kl (an estimate of the KL
+            from the old policy per event, never negative: the mean of q - 1 - ln q), entropy (of
+            the actions), drift_change and drift_reference (squares of b_theta - b_ref and b_ref).
     """
 
     total: Tensor
@@ -288,6 +292,8 @@ def grpo_loss(
     index: Tensor | None = None,
 ) -> GRPOLoss:
     """Minus the sum over fields of Eqs. (10), (11) and (12), averaged over steps and structures.
+
+    A bonus for the entropy of the actions can be added, for noise that is learned.
 
     Args:
         policy: scored with gradient.
@@ -320,6 +326,8 @@ def grpo_loss(
         for term in ("kl", "distillation"):
             if term in parts:
                 total = total + config.weight(term, field) * parts[term]
+        if weight := config.weight("entropy", field):
+            total = total - weight * parts["entropy"]
         terms.update({f"{field}_{term}": value.detach() for term, value in parts.items()})
     return GRPOLoss(total, terms)
 
@@ -361,13 +369,18 @@ def _field_terms(
     if per_atom_ratio:
         surrogate, clipped, approx_kl = average(surrogate), average(clipped), average(approx_kl)
     penalty = total if mode == "none" else average
+    kl = step.policy.kl(step.reference)
     parts = {
         "policy_loss": -surrogate.mean(),
-        "kl": penalty(step.policy.kl(step.reference)).mean(),
+        "kl": penalty(kl).mean(),
         "clip_fraction": clipped.mean(),
         "ratio": ratio.mean(),
         "approx_kl": approx_kl.mean(),
+        "entropy": average(step.policy.entropy()).mean(),
     }
+    if step.drift_change is not None and step.drift_reference is not None:
+        for name in ("drift_change", "drift_reference"):
+            parts[name] = average(getattr(step, name).expand(kl.shape)).mean()
     if step.distillation is not None:
         parts["distillation"] = penalty(step.distillation).mean()
     return parts

@@ -55,6 +55,7 @@ def integrate(
     *,
     annealing: Annealing | None = ...,
     noise: Mapping[str, NoiseSchedule] | None = ...,
+    kind: Literal["ode", "sde"] = ...,
     generator: torch.Generator | None = ...,
     x_0: CrystalBatch | None = ...,
     max_batch: int | None = ...,
@@ -71,6 +72,7 @@ def integrate(
     *,
     annealing: Annealing | None = ...,
     noise: Mapping[str, NoiseSchedule] | None = ...,
+    kind: Literal["ode", "sde"] = ...,
     generator: torch.Generator | None = ...,
     x_0: CrystalBatch | None = ...,
     max_batch: int | None = ...,
@@ -86,15 +88,22 @@ def integrate(
     *,
     annealing: Annealing | None = None,
     noise: Mapping[str, NoiseSchedule] | None = None,
+    kind: Literal["ode", "sde"] = "ode",
     generator: torch.Generator | None = None,
     x_0: CrystalBatch | None = None,
     max_batch: int | None = None,
     record: bool = False,
     progress: bool = False,
 ) -> CrystalBatch | tuple[CrystalBatch, list[CrystalBatch]]:
-    """Generate one structure per composition with Euler steps (Eq. 4).
+    """Generate one structure per composition with Euler steps.
 
-    x(t + dt) = x + [1 + s(t)] b(t, x) dt + sigma(t) sqrt(dt) xi.
+    The ODE (4), perturbed where there is noise (13), or the SDE (7):
+
+    x(t + dt) = x + [1 + s(t)] b dt                                  + sigma(t) sqrt(dt) xi   (ode)
+    x(t + dt) = x + {[1 + s(t)] b - sigma(t)^2 / [2 gamma(t)] z} dt  + sigma(t) sqrt(dt) xi   (sde)
+
+    with velocity b(t, x) and denoiser z(t, x). The SDE's drift makes up for its noise: the
+    structures at time t have the distribution that they have without noise.
 
     Everyday arguments:
 
@@ -107,8 +116,9 @@ def integrate(
             there is no noise.
 
     Rarer ones:
-        noise: field -> sigma(t) of a perturbation of every coordinate (13); None or a field left
-            out means none.
+        noise: field -> sigma(t) of the noise in every coordinate; None or a field left out means
+            none, whatever the kind.
+        kind: "ode" or "sde"; for an SDE the model needs denoisers of the fields with noise.
         x_0: start here instead of drawing from the base distribution.
         max_batch: integrate at most so many structures at a time. Without noise the result does
             not depend on it.
@@ -121,12 +131,22 @@ def integrate(
 
     Raises:
         ValueError: ``n_steps`` or ``max_batch`` not positive, no generator where one is needed, an
-            unknown field in ``noise``, or ``x_0`` of other compositions.
+            unknown field in ``noise``, an unknown kind, an SDE without denoiser, or ``x_0`` of
+            other compositions.
     """
     check_n_steps(n_steps)
     noise = dict(noise or {})
     if unknown := sorted(set(noise) - set(FIELD_NAMES)):
         raise ValueError(f"noise must be for the fields {FIELD_NAMES}, got {unknown}")
+    if kind not in ("ode", "sde"):
+        raise ValueError(f"kind must be 'ode' or 'sde', got {kind!r}")
+    if kind == "sde" and (
+        missing := [f for f in noise if f not in getattr(model, "has_denoiser", ())]
+    ):
+        raise ValueError(
+            f"kind='sde' needs denoisers of the fields with noise, the model has none for "
+            f"{missing}; kind='ode' perturbs the velocity alone"
+        )
     if generator is None and (x_0 is None or noise):
         raise ValueError("generator must be a torch.Generator unless x_0 is given without noise")
     if x_0 is None:
@@ -142,7 +162,9 @@ def integrate(
     recorded: list[list[CrystalBatch]] = []
     with tqdm(total=n_steps * len(parts), disable=not progress, unit="step") as bar:
         for part in parts:
-            states = _integrate(model, part, n_steps, annealing, noise, generator, record, bar)
+            states = _integrate(
+                model, part, n_steps, annealing, noise, kind, generator, record, bar
+            )
             # Cloned: tensors born in inference mode cannot take part in a later backward pass.
             crystals = [
                 part.replace(pos=state["pos"].clone(), cell=state["cell"].clone())
@@ -167,11 +189,12 @@ def _split(batch: CrystalBatch, max_batch: int | None) -> list[CrystalBatch]:
 
 @torch.inference_mode()
 def _integrate(
-    model: VelocityField,
+    model: Any,
     x_0: CrystalBatch,
     n_steps: int,
     annealing: Annealing,
     noise: Mapping[str, NoiseSchedule],
+    kind: Literal["ode", "sde"],
     generator: torch.Generator | None,
     record: bool,
     bar: tqdm,
@@ -180,13 +203,26 @@ def _integrate(
     times = time_grid(n_steps, x_0.dtype, x_0.device)
     dts = times.diff()
     factors = {name: 1.0 + s for name, s in annealing_on_grid(annealing, times).items()}
-    stds = {name: sigma(times[:-1]) * dts.sqrt() for name, sigma in noise.items()}
+    sigmas = {name: sigma(times[:-1]) for name, sigma in noise.items()}
+    stds = {name: sigma * dts.sqrt() for name, sigma in sigmas.items()}
+    corrections: dict[str, Tensor] = {}
+    options = {}
+    if kind == "sde" and noise:
+        options["heads"] = ("velocity", "denoiser")
+        corrections = {
+            name: sigma.square() / (2.0 * model.gamma(name, times[:-1])) * dts
+            for name, sigma in sigmas.items()
+        }
     conditioning = model.prepare(x_0)
     state: State = {name: getattr(x_0, name) for name in FIELD_NAMES}
     states = [state]
     for i in range(n_steps):
-        velocity = model.velocity(times[i], state["pos"], state["cell"], conditioning).velocity
-        increments = {name: factors[name][i] * dts[i] * velocity[name] for name in FIELD_NAMES}
+        output = model.velocity(times[i], state["pos"], state["cell"], conditioning, **options)
+        increments = {
+            name: factors[name][i] * dts[i] * output.velocity[name] for name in FIELD_NAMES
+        }
+        for name, correction in corrections.items():
+            increments[name] = increments[name] - correction[i] * output.denoiser[name]
         for name, std in stds.items():
             assert generator is not None
             xi = standard_normal(state[name], generator)

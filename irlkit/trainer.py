@@ -22,7 +22,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
-from irlkit.sampler import integrate, rollout
+from irlkit.sampler import rollout
 from irlkit.system import write_atomically
 from irlkit.updates import PolicyUpdate
 
@@ -183,7 +183,7 @@ class GRPOTrainer:
         return self.history
 
     def validate(self, seed: int | None = None) -> float:
-        """Mean reward of noise-free generation with the current policy (its average, if kept).
+        """Mean reward of what the policy (its average, if kept) generates as it is deployed.
 
         Args:
             seed: of the base samples; None takes that of the configuration.
@@ -200,13 +200,11 @@ class GRPOTrainer:
         """Mean reward, and the means of the reward's information."""
         rewards, infos = [], []
         with self.averaged():
-            model, annealing = self.policy.deploy()
+            dynamics = self.policy.deploy()
             for n_steps in self.config.validation_step_choices:
-                generated = integrate(
-                    model,
+                generated = dynamics.generate(
                     self.validation,
                     n_steps,
-                    annealing=annealing,
                     generator=torch.Generator().manual_seed(seed),
                     max_batch=self.config.max_batch,
                 )

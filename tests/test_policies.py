@@ -4,18 +4,25 @@ import pytest
 import torch
 
 from irlkit.grpo import GRPOConfig, grpo_loss
-from irlkit.policies import AnnealingPolicy, Gaussian, ScorePolicy, VelocityPolicy
+from irlkit.policies import (
+    AnnealingPolicy,
+    Gaussian,
+    ScorePolicy,
+    VelocityPolicy,
+    load_dynamics,
+)
 from irlkit.sampler import advance, integrate, rollout
 from irlkit.schedules import (
     ConstantNoise,
     LearnedAnnealing,
+    LearnedNoise,
     LinearAnnealing,
     SquareRootNoise,
     load_annealing,
     time_grid,
 )
 from tests.test_schedules import randomised
-from tests.toys import ToyModel, crystals
+from tests.toys import ToyModel, crystals, flow_model
 
 NOISE = {"pos": SquareRootNoise(0.2), "cell": ConstantNoise(0.3)}
 REF_NOISE = {"pos": ConstantNoise(0.25), "cell": SquareRootNoise(0.15)}
@@ -56,6 +63,7 @@ def test_gaussian_agrees_with_torch_distributions(event_dims, shape):
         torch.distributions.Independent(torch.distributions.Normal(g.mean, g.std), event_dims)
         for g in (ours, other)
     )
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().expand(shape[:2]))
     torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         ours.kl(other),
@@ -203,8 +211,7 @@ def test_other_fields_follow_the_frozen_velocity(kind, fields):
     )
     assert set(trajectory.actions) == set(fields)
     # What is deployed moves that field in the same way.
-    model, annealing = policy.deploy()
-    deployed = integrate(model, start, 3, x_0=start, annealing=annealing)
+    deployed = policy.deploy().generate(start, 3, x_0=start, generator=generator())
     torch.testing.assert_close(getattr(deployed, other), getattr(plain, other))
     if kind != "annealing":
         assert not torch.allclose(getattr(deployed, fields[0]), getattr(plain, fields[0]))
@@ -218,9 +225,9 @@ def test_an_annealing_can_be_carried_along(kind):
     policy = make_policy(kind, small, None, annealing=annealing)
     start = crystals()
     trajectory = rollout(policy, start, 6, generator())
-    model, carried = policy.deploy()
-    assert carried is annealing
-    expected = integrate(model, start, 6, x_0=start, annealing=annealing)
+    dynamics = policy.deploy()
+    assert dynamics.annealing is annealing
+    expected = integrate(dynamics.model, start, 6, x_0=start, annealing=annealing)
     difference = trajectory.final.pos - expected.pos
     assert float((difference - difference.round()).abs().max()) < 1e-5
     torch.testing.assert_close(trajectory.final.cell, expected.cell, rtol=1e-5, atol=1e-5)
@@ -230,10 +237,122 @@ def test_deployed_annealing_is_the_noise_free_policy():
     small = {field: ConstantNoise(1e-7) for field in ("pos", "cell")}
     policy = make_policy("annealing", small, None, condition_on_dt=True)
     start = crystals()
-    model, annealing = policy.deploy()
-    expected = integrate(model, start, 6, x_0=start, annealing=annealing)
+    expected = policy.deploy().generate(start, 6, x_0=start)
     final = rollout(policy, start, 6, generator()).final
     torch.testing.assert_close(final.cell, expected.cell, rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_what_is_deployed_of_each_policy(kind):
+    """Velocity and annealing: without noise. Score: the SDE that was trained, noise included."""
+    policy = make_policy(kind)
+    policy.noise_scale = {"pos": 0.5, "cell": 0.25}
+    dynamics = policy.deploy()
+    start = crystals()
+    first, second = (
+        dynamics.generate(start, 5, x_0=start, generator=generator(seed)) for seed in (0, 1)
+    )
+    if kind == "score":
+        assert dynamics.kind == "sde"
+        sampled = rollout(policy, start, 5, generator()).final
+        torch.testing.assert_close(first.pos, sampled.pos)
+        torch.testing.assert_close(first.cell, sampled.cell)
+        assert not torch.equal(first.cell, second.cell)
+    else:
+        assert (dynamics.kind, dict(dynamics.noise)) == ("ode", {})
+        assert torch.equal(first.cell, second.cell)
+
+
+@pytest.mark.parametrize("kind", ["velocity", "score"])
+@pytest.mark.parametrize("fields", [("pos",), ("pos", "cell")])
+def test_saved_networks(kind, fields, tmp_path):
+    """Weights, a carried annealing, noise and metadata come back; other fields stay frozen."""
+    from irlkit.model import FlowModel
+
+    model = flow_model(torch.float64)
+    if "cell" in fields and kind == "score":
+        model.interpolants["cell"] = model.interpolants["pos"]  # which has a denoiser
+    noise = {
+        field: LearnedNoise(SquareRootNoise(0.2), 4) if field == "pos" else ConstantNoise(0.1)
+        for field in fields
+    }
+    cls = {"velocity": VelocityPolicy, "score": ScorePolicy}[kind]
+    annealing = randomised(LearnedAnnealing(8, 1)).double()
+    policy = cls(model, noise, annealing=annealing)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator()).double()
+    policy.noise_scale["pos"] = 0.5
+    path = tmp_path / "policy.safetensors"
+    policy.save(path, {"iteration": 7})
+    assert FlowModel.load(path).info["iteration"] == 7
+    assert "iteration" not in policy.network.info
+    start = crystals()
+    ours, theirs = (
+        dynamics.generate(start, 4, x_0=start, generator=generator())
+        for dynamics in (policy.deploy(), load_dynamics(path, model))
+    )
+    assert torch.equal(ours.pos, theirs.pos) and torch.equal(ours.cell, theirs.cell)
+
+
+def test_saved_networks_of_others(tmp_path):
+    from irlkit.model import FlowModel
+
+    model = flow_model()
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    with pytest.raises(ValueError, match="was not saved by a policy"):
+        load_dynamics(path, model)
+    model.info["policy"] = {"fields": ["pos"]}
+    model.save(path)
+    with pytest.raises(ValueError, match="description of the policy is incomplete"):
+        load_dynamics(path, model)
+    with pytest.raises(FileNotFoundError):
+        load_dynamics(tmp_path / "missing.safetensors", model)
+    assert isinstance(FlowModel.load(path), FlowModel)
+
+
+@kinds
+def test_learned_noise_is_trained_with_the_policy(kind):
+    """Its reference stays what it was, and old probabilities are those of the rollout."""
+    noise = {"cell": LearnedNoise(ConstantNoise(0.3), 4).double()}
+    policy = make_policy(kind, noise, None)
+    names = [name for name, _ in policy.named_parameters()]
+    assert any(name.startswith("learned_noise.cell") for name in names)
+    trajectory = rollout(policy, crystals(), 5, generator())
+    advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
+    config = GRPOConfig(group_size=2, kl_weight=0.1)
+    grpo_loss(policy, trajectory, advantages, config).total.backward()
+    assert float(noise["cell"].layers[-1].bias.grad.abs()) > 0
+    index = torch.arange(5)
+    with torch.no_grad():
+        noise["cell"].layers[-1].bias += 1.0
+        step = policy.steps(trajectory.inputs(policy, index))["cell"]
+        loss = grpo_loss(policy, trajectory, advantages, config)
+    dt = trajectory.times.diff()
+    torch.testing.assert_close(step.reference.std.flatten(), 0.3 * dt.sqrt())
+    assert bool((step.policy.std.flatten() > 0.4 * dt.sqrt()).all())
+    assert float(loss.terms["cell_ratio"]) != 1.0
+
+
+def test_an_entropy_bonus_keeps_learned_noise_alive():
+    scales = {}
+    for weight in (0.0, 1.0):
+        noise = LearnedNoise(ConstantNoise(0.3), 4).double()
+        policy = make_policy("annealing", {"cell": noise}, None)
+        trajectory = rollout(policy, crystals(), 5, generator())
+        config = GRPOConfig(group_size=2, entropy_weight=weight)
+        before = grpo_loss(policy, trajectory, torch.zeros(4), config)
+        before.total.backward()
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+        scales[weight] = float(noise(torch.tensor(0.5)).detach())
+        after = grpo_loss(policy, trajectory, torch.zeros(4), config).terms["cell_entropy"]
+        if weight:
+            assert float(after) > float(before.terms["cell_entropy"])
+    assert scales[0.0] == pytest.approx(0.3) and scales[1.0] > 0.3
 
 
 def test_saved_policies(tmp_path):

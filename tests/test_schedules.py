@@ -9,11 +9,17 @@ from safetensors.torch import save_file
 from irlkit.schedules import (
     ConstantNoise,
     LearnedAnnealing,
+    LearnedNoise,
     LinearAnnealing,
     NoAnnealing,
+    ScaledNoise,
     SquareRootNoise,
+    annealing_from_dict,
     annealing_on_grid,
+    annealing_to_dict,
     load_annealing,
+    noise_from_dict,
+    noise_to_dict,
     read_annealing_metadata,
     save_annealing,
     time_grid,
@@ -68,6 +74,70 @@ def test_noise_schedules():
 def test_noise_scale_is_checked(kind, scale):
     with pytest.raises(ValueError, match="scale must be a positive finite number"):
         kind(scale)
+
+
+NOISES = {
+    "constant": ConstantNoise(0.3),
+    "sqrt": SquareRootNoise(0.3),
+    "scaled": ScaledNoise(SquareRootNoise(0.3), 0.5),
+    "learned": LearnedNoise(SquareRootNoise(0.3), 4),
+    "double": ScaledNoise(LearnedNoise(ConstantNoise(0.3), 4, 2).double(), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_as_plain_data(name):
+    noise = NOISES[name]
+    if isinstance(noise, torch.nn.Module):
+        randomised(noise)
+    again = noise_from_dict(json.loads(json.dumps(noise_to_dict(noise))))
+    t = time_grid(6)
+    assert torch.equal(noise(t[:-1]), again(t[:-1]))
+
+
+def test_annealing_as_plain_data():
+    for annealing in ANNEALINGS.values():
+        again = annealing_from_dict(json.loads(json.dumps(annealing_to_dict(annealing))))
+        times = time_grid(6)
+        for field, s in annealing_on_grid(annealing, times).items():
+            assert torch.equal(s, annealing_on_grid(again, times)[field])
+
+
+def test_wrong_plain_data():
+    for data in ({}, {"kind": "Loud"}, {"kind": ["ConstantNoise"]}):
+        with pytest.raises(ValueError, match="noise: unknown kind"):
+            noise_from_dict(data)
+        with pytest.raises(ValueError, match="annealing: unknown kind"):
+            annealing_from_dict(data)
+    with pytest.raises(ValueError, match="description of ConstantNoise is incomplete"):
+        noise_from_dict({"kind": "ConstantNoise"})
+    with pytest.raises(ValueError, match="description of LearnedAnnealing is wrong"):
+        annealing_from_dict({"kind": "LearnedAnnealing"})
+    data = noise_to_dict(LearnedNoise(ConstantNoise(0.3), 4))
+    data["arguments"]["hidden_dim"] = 5
+    with pytest.raises(ValueError, match="weights do not fit LearnedNoise"):
+        noise_from_dict(data)
+    with pytest.raises(ValueError, match=r"noise must be one of .* to be saved"):
+        noise_to_dict(lambda t: t)
+
+
+def test_learned_noise_starts_as_its_base_and_stays_positive():
+    base = SquareRootNoise(0.17)
+    noise = LearnedNoise(base, 8)
+    t = time_grid(9, torch.float32)[:-1]
+    torch.testing.assert_close(noise(t), base(t))
+    for bias in (-1e30, -200.0, -1.0, 50.0):
+        torch.nn.init.constant_(noise.layers[-1].bias, bias)
+        assert bool((noise(t) >= 0.999e-3 * base(t)).all()) and bool((noise(t) > 0).all())
+    for setting, message in (
+        ({"hidden_dim": 0}, "hidden_dim must be at least 1"),
+        ({"n_hidden_layers": -1}, "n_hidden_layers must not be negative"),
+        ({"floor": 0.0}, "floor must be above 0 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LearnedNoise(base, **setting)
+    with pytest.raises(ValueError, match="factor must be a positive finite number"):
+        ScaledNoise(base, 0.0)
 
 
 @pytest.mark.parametrize("name", ANNEALINGS)

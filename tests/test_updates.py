@@ -5,28 +5,15 @@ import math
 import pytest
 import torch
 
-from irlkit.base_distribution import BaseDistribution
-from irlkit.cspnet import CSPNet
 from irlkit.grpo import GRPOConfig, grpo_loss
-from irlkit.model import FlowModel
 from irlkit.policies import ScorePolicy, VelocityPolicy
-from irlkit.pretraining import KINDS
 from irlkit.sampler import rollout
 from irlkit.schedules import ConstantNoise
 from irlkit.updates import PolicyUpdate, split_sizes
 from tests.test_policies import generator, kinds, make_policy
-from tests.toys import crystals
+from tests.toys import crystals, flow_model
 
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
-
-
-def flow_model(dtype=torch.float32):
-    """A network with velocity and denoiser, random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = CSPNet(16, 2, 3, 8, denoiser=True)
-    base = BaseDistribution((1.5, 1.5, 1.5), (0.2, 0.2, 0.2))
-    return FlowModel(network, KINDS["trig-sde-gamma"], base).to(dtype)
 
 
 def make_update(policy, learning_rate=1e-2, **settings):

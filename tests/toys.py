@@ -7,7 +7,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
+from irlkit.cspnet import CSPNet
+from irlkit.model import FlowModel
+from irlkit.pretraining import KINDS
 
 
 def crystals(n_atoms=(2, 1, 5, 3), dtype=torch.float64, seed=0):
@@ -83,3 +87,12 @@ def volume_reward(structures):
     return Result(
         (0.5 - error).double().cpu(), {"length": lengths.numpy(), "name": np.array(["a"])}
     )
+
+
+def flow_model(dtype=torch.float32):
+    """A network with velocity and denoiser, random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = CSPNet(16, 2, 3, 8, denoiser=True)
+    base = BaseDistribution((1.5, 1.5, 1.5), (0.2, 0.2, 0.2))
+    return FlowModel(network, KINDS["trig-sde-gamma"], base).to(dtype)
