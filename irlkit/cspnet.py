@@ -6,13 +6,16 @@ inside each structure, one layer is
 
     h_i <- h_i + phi_h(LN(h)_i, mean_j phi_e(LN(h)_i, LN(h)_j, L L^T, psi(x_j - x_i)))
 
-Three identities make it cheap and change nothing:
+What makes it cheap changes nothing:
 
 1. The first linear map of phi_e is a sum of maps of its four arguments, so what depends on one
    atom or on one structure is computed once per atom or structure.
-2. psi(x_i - x_j) is psi(x_j - x_i) with the sines negated, so unordered pairs suffice; psi is the
-   same in all layers and in every network evaluated at the same positions.
+2. What depends on x_j - x_i is, along each axis, a periodic function of one variable that the
+   weights alone determine; ``irlkit.pairs`` interpolates it to rounding (on a CPU) or uses its
+   symmetry (elsewhere). Its features serve all layers and all networks at the same positions.
 3. Which pairs exist depends on the numbers of atoms alone (`PairTopology`).
+4. Structures do not see each other, so parts of a batch whose edges fit into the cache go through
+   all layers one after the other.
 """
 
 from __future__ import annotations
@@ -20,86 +23,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from irlkit.pairs import (
+    FourierFeatures,
+    InterpolatedFeatures,
+    PairFeatures,
+    PairTopology,
+    grid_values,
+)
+
 HEADS = ("velocity", "denoiser")
-
-
-@dataclass(frozen=True)
-class PairTopology:
-    """Which atoms interact, from the numbers of atoms alone.
-
-    Attributes:
-        n_atoms: Atoms per structure, shape (B,).
-        batch: Structure of each atom, shape (n,).
-        first: Smaller atom index of each unordered pair, shape (P,).
-        second: Larger atom index of each unordered pair, shape (P,).
-        receiver: Receiving atom of each directed edge, shape (2 P + n,): the unordered pairs, the
-            same pairs reversed, and the self-edges.
-    """
-
-    n_atoms: Tensor
-    batch: Tensor
-    first: Tensor
-    second: Tensor
-    receiver: Tensor
-
-    @classmethod
-    def from_n_atoms(cls, n_atoms: Tensor) -> PairTopology:
-        """Build the topology without a loop over structures.
-
-        Args:
-            n_atoms: Atoms per structure, shape (B,), positive integers.
-
-        Returns:
-            Topology on the device of `n_atoms`.
-
-        Raises:
-            ValueError: `n_atoms` is empty, not one-dimensional or has entries below 1.
-        """
-        if n_atoms.ndim != 1 or n_atoms.numel() == 0 or bool((n_atoms < 1).any()):
-            raise ValueError(
-                f"n_atoms: expected a one-dimensional tensor of positive counts, got {n_atoms}"
-            )
-        device = n_atoms.device
-        structure = torch.arange(len(n_atoms), device=device)
-        batch = structure.repeat_interleave(n_atoms)
-        atom = torch.arange(len(batch), device=device)
-        start = n_atoms.cumsum(0) - n_atoms
-        # Atom i pairs with the atoms after it in its structure.
-        n_after = (start + n_atoms)[batch] - atom - 1
-        first = atom.repeat_interleave(n_after)
-        offset = n_after.cumsum(0) - n_after
-        second = torch.arange(len(first), device=device) - offset[first] + first + 1
-        receiver = torch.cat([first, second, atom])
-        return cls(n_atoms, batch, first, second, receiver)
-
-
-@dataclass(frozen=True)
-class PairFeatures:
-    """Sines and cosines of 2 pi k (x_second - x_first), each of shape (P, 3 K), axis-major."""
-
-    sines: Tensor
-    cosines: Tensor
-
-    @classmethod
-    def from_positions(cls, pos: Tensor, topology: PairTopology, n_freqs: int) -> PairFeatures:
-        """Features of all unordered pairs.
-
-        Args:
-            pos: Fractional coordinates, shape (n, 3); only differences modulo 1 enter.
-            topology: Pairs.
-            n_freqs: Number of frequencies K, k = 0 ... K - 1.
-        """
-        difference = pos[topology.second] - pos[topology.first]
-        # The features do not see the nearest integer; without it, large arguments stay accurate.
-        difference = difference - difference.round()
-        frequencies = 2 * math.pi * torch.arange(n_freqs, device=pos.device, dtype=pos.dtype)
-        angles = (difference[:, :, None] * frequencies).flatten(1)
-        return cls(angles.sin(), angles.cos())
 
 
 @dataclass(frozen=True)
@@ -132,11 +71,62 @@ class TimeEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def _maps(mlp: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
+    """The two linear maps of an edge or node network."""
+    return cast(nn.Linear, mlp[0]), cast(nn.Linear, mlp[2])
+
+
+class _EdgeMessages(torch.autograd.Function):
+    """Mean of the edge network's output over each atom's edges, from interpolated features.
+
+    Of everything the size of the edges, only the second linear map's output is kept for the
+    backward pass; what comes before it is cheaper to recompute than to store.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: InterpolatedFeatures,
+        grids: Tensor,
+        receiver: Tensor,
+        sender: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        keep = any(ctx.needs_input_grad)
+        hidden = functional.silu(features.edges(grids, receiver, sender), inplace=True)
+        before = functional.linear(hidden, weight, bias)
+        ctx.features = features
+        ctx.save_for_backward(grids, receiver, sender, weight, before)
+        return features.part.mean(functional.silu(before, inplace=not keep).to(grids.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features: InterpolatedFeatures = ctx.features
+        grids, receiver, sender, weight, before = ctx.saved_tensors
+        dtype = before.dtype  # of autocast, if that was on
+        grad = features.part.spread(grad).to(dtype)
+        grad = torch.ops.aten.silu_backward(grad, before)
+        hidden = features.edges(grids, receiver, sender)
+        grad_hidden = (grad @ weight.to(dtype)).to(hidden.dtype)
+        grad_edges = torch.ops.aten.silu_backward(grad_hidden, hidden)
+        grad_weight = grad.T @ functional.silu(hidden, inplace=True).to(dtype)
+        grad_bias = grad.sum(0)
+        return (
+            None,
+            *features.edges_transposed(grad_edges),
+            grad_weight.to(weight.dtype),
+            grad_bias.to(weight.dtype),
+        )
+
+
 class CSPLayer(nn.Module):
     """One message-passing layer; see the module's formula."""
 
     def __init__(self, hidden_dim: int, n_freqs: int) -> None:
         super().__init__()
+        self.n_freqs = n_freqs
         self.edge_mlp = nn.Sequential(
             nn.Linear(2 * hidden_dim + 9 + 6 * n_freqs, hidden_dim),
             nn.SiLU(),
@@ -150,47 +140,78 @@ class CSPLayer(nn.Module):
             nn.SiLU(),
         )
         self.layer_norm = nn.LayerNorm(hidden_dim)
+        self._frozen_grids: tuple[Tensor, Tensor] | None = None
+
+    def pair_coefficients(self) -> Tensor:
+        """The pair features' coefficients in the first edge map, shape (H, 6 K)."""
+        return _maps(self.edge_mlp)[0].weight[:, -6 * self.n_freqs :]
+
+    def grids(self) -> Tensor:
+        """`grid_values` of the coefficients; kept as long as the weights stay, if they are frozen.
+
+        The weights themselves are compared: a version counter misses what goes through ``.data``.
+        """
+        weight = _maps(self.edge_mlp)[0].weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            with torch.autocast(weight.device.type, enabled=False):
+                return grid_values(self.pair_coefficients(), self.n_freqs)
+        kept = self._frozen_grids
+        if kept is None or kept[0].dtype != weight.dtype or not torch.equal(kept[0], weight):
+            # Also of use outside inference mode, should this be inside.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(weight.device.type, enabled=False),
+            ):
+                values = grid_values(self.pair_coefficients(), self.n_freqs)
+                self._frozen_grids = kept = (weight.detach().clone(), values)
+        return kept[1]
 
     def forward(
-        self, h: Tensor, gram: Tensor, features: PairFeatures, topology: PairTopology
+        self,
+        h: Tensor,
+        gram: Tensor,
+        features: FourierFeatures | InterpolatedFeatures,
+        grids: Tensor | None,
     ) -> Tensor:
         """Update the atoms' features.
 
         Args:
-            h: Atom features, shape (n, H).
-            gram: L L^T, flattened, shape (B, 9).
-            features: Pair features.
-            topology: Pairs.
+            h: Atom features, shape (m, H).
+            gram: L L^T, flattened, shape (b, 9).
+            features: Pair features of these structures.
+            grids: Of `grids`, for interpolated features.
 
         Returns:
-            New features, shape (n, H).
+            New features, shape (m, H).
         """
-        width = h.shape[1]
-        n_pair = features.sines.shape[1]
-        linear, _, second_linear, _ = self.edge_mlp
-        assert isinstance(linear, nn.Linear)
-        w_i, w_j, w_gram, w_sin, w_cos = linear.weight.split(
-            [width, width, 9, n_pair, n_pair], dim=1
-        )
-        normed = self.layer_norm(h)
-        receiver = normed @ w_i.T + functional.linear(gram, w_gram, linear.bias)[topology.batch]
-        sender = normed @ w_j.T
-        odd = features.sines @ w_sin.T
-        even = features.cosines @ w_cos.T
-        first, second = topology.first, topology.second
         inplace = not torch.is_grad_enabled()
-        edges = torch.cat(
-            [
-                receiver[first] + sender[second] + even + odd,
-                receiver[second] + sender[first] + even - odd,
-                receiver + sender + w_cos.sum(1),
-            ]
-        )
-        edges = functional.silu(edges, inplace=inplace)
-        edges = functional.silu(second_linear(edges), inplace=inplace)
-        message = torch.zeros_like(normed).index_add_(0, topology.receiver, edges.to(normed.dtype))
-        message = message / topology.n_atoms[topology.batch].to(h.dtype)[:, None]
-        return h + self.node_mlp(torch.cat([normed, message], dim=1))
+        width = h.shape[1]
+        part = features.part
+        first, second = _maps(self.edge_mlp)
+        w_i, w_j, w_gram, w_pair = first.weight.split([width, width, 9, 6 * self.n_freqs], dim=1)
+        normed = self.layer_norm(h)
+        of_structure = functional.linear(gram, w_gram, first.bias).index_select(0, part.batch)
+        receiver = torch.addmm(of_structure, normed, w_i.T)
+        sender = normed @ w_j.T
+        if isinstance(features, InterpolatedFeatures):
+            message = _EdgeMessages.apply(
+                features,
+                grids,
+                receiver.to(h.dtype),
+                sender.to(h.dtype),
+                second.weight,
+                second.bias,
+            )
+        else:
+            edges = features.edges(w_pair, receiver, sender)
+            edges = second(functional.silu(edges, inplace=inplace))
+            message = part.mean(functional.silu(edges, inplace=inplace).to(h.dtype))
+        first, second = _maps(self.node_mlp)
+        w_normed, w_message = first.weight.split(width, dim=1)
+        node = torch.addmm(functional.linear(normed, w_normed, first.bias), message, w_message.T)
+        node = second(functional.silu(node, inplace=inplace))
+        return h + functional.silu(node, inplace=inplace)
 
 
 class CSPNet(nn.Module):
@@ -282,27 +303,40 @@ class CSPNet(nn.Module):
             raise ValueError(f"heads: this network has {self.heads}, asked for {missing}")
         if features is None:
             features = PairFeatures.from_positions(pos, topology, self.n_freqs)
+        layers = [
+            cast(CSPLayer, self.get_submodule(f"csp_layer_{k}")) for k in range(self.n_layers)
+        ]
+        grids = [layer.grids() if features.interpolated else None for layer in layers]
         w_species, w_time = self.atom_latent_emb.weight.split(
             [self.node_embedding.embedding_dim, self.time_embedding.dim], dim=1
         )
         time = functional.linear(
             self.time_embedding(t.reshape(-1).to(pos.dtype)), w_time, self.atom_latent_emb.bias
         )
-        h = (self.node_embedding.weight @ w_species.T)[species - 1]
-        # Under autocast, what is summed over layers and atoms keeps the precision of positions.
-        h = h.to(pos.dtype) + (time if len(time) == 1 else time[topology.batch])
+        time = time.expand(len(cell), -1)
+        of_species = self.node_embedding.weight @ w_species.T
         gram = (cell @ cell.transpose(1, 2)).flatten(1)
-        for k in range(self.n_layers):
-            h = self.get_submodule(f"csp_layer_{k}")(h, gram, features, topology)
-        h = self.final_layer_norm(h)
-        pooled = h.new_zeros(len(cell), h.shape[1]).index_add_(0, topology.batch, h)
-        pooled = pooled / topology.n_atoms.to(h.dtype)[:, None]
+        atoms, structures = [], []
+        # Part by part through all layers: what the size of the edges is stays in the cache.
+        for part in features.parts:
+            where = part.part
+            # Under autocast, what is summed over layers and atoms keeps the precision of positions.
+            h = of_species.index_select(0, species[where.atoms] - 1).to(pos.dtype)
+            h = h + time[where.structures].index_select(0, where.batch)
+            for layer, grid in zip(layers, grids, strict=True):
+                h = layer(h, gram[where.structures], part, grid)
+            h = self.final_layer_norm(h)
+            total = h.new_zeros(len(where.n_atoms), h.shape[1]).index_add_(0, where.batch, h)
+            atoms.append(h)
+            structures.append(total / where.n_atoms.to(h.dtype)[:, None])
+        h, pooled = torch.cat(atoms), torch.cat(structures)
         outputs: dict[str, dict[str, Tensor]] = {head: {} for head in HEADS}
-        for head in heads:
-            suffix = "" if head == "velocity" else "_2"
-            strain = self.get_submodule(f"lattice_out{suffix}")(pooled).view(-1, 3, 3)
-            outputs[head] = {
-                "pos": self.get_submodule(f"coord_out{suffix}")(h),
-                "cell": strain @ cell,
-            }
+        with torch.autocast(pos.device.type, enabled=False):
+            for head in heads:
+                suffix = "" if head == "velocity" else "_2"
+                strain = self.get_submodule(f"lattice_out{suffix}")(pooled).view(-1, 3, 3)
+                outputs[head] = {
+                    "pos": self.get_submodule(f"coord_out{suffix}")(h),
+                    "cell": strain @ cell,
+                }
         return NetworkOutput(outputs["velocity"], outputs["denoiser"])

@@ -105,16 +105,22 @@ def test_shared_features_and_scalar_time_change_nothing(case):
     torch.testing.assert_close(first["cell"], second["cell"])
 
 
-def test_topology_lists_every_pair_once():
-    topology = PairTopology.from_n_atoms(N_ATOMS)
-    pairs = set(zip(topology.first.tolist(), topology.second.tolist(), strict=True))
+@pytest.mark.parametrize("max_edges", [1, 20, 10_000])
+def test_topology_lists_every_pair_once(max_edges):
+    topology = PairTopology.from_n_atoms(N_ATOMS, max_edges)
+    edges = [
+        (i + part.atoms.start, j + part.atoms.start)
+        for part in topology.parts
+        for i, j in zip(part.receiver.tolist(), part.sender.tolist(), strict=True)
+    ]
     expected = set()
     start = 0
     for n in N_ATOMS.tolist():
-        expected |= {(start + i, start + j) for i in range(n) for j in range(i + 1, n)}
+        expected |= {(start + i, start + j) for i in range(n) for j in range(n)}
         start += n
-    assert pairs == expected
-    assert len(topology.first) == len(expected)
+    assert set(edges) == expected
+    assert len(edges) == len(expected)
+    assert len(topology.parts) == {1: len(N_ATOMS), 20: 3, 10_000: 1}[max_edges]
 
 
 def test_errors():
