@@ -1,19 +1,10 @@
-"""Keep notebooks free of outputs: ``python -m irlkit.notebooks strip|check [NOTEBOOK ...]``.
-
-``strip`` rewrites notebooks in place, ``check`` only says which ones ``strip`` would change and
-exits with 1 if there are any. Without paths, both look at ``notebooks/*.ipynb``.
-"""
+"""Notebooks as files: reading them, and removing what execution leaves behind."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-__all__ = ["main", "read_notebook", "strip", "to_text"]
 
 # What ipykernel registers in every environment: a notebook saved with somebody's own kernel name
 # would not run anywhere else.
@@ -70,33 +61,3 @@ def read_notebook(path: Path) -> dict[str, Any]:
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:
         raise ValueError(f"{path}: not a notebook of nbformat 4")
     return notebook
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (``check``: 1 if a notebook is unstripped)."""
-    parser = argparse.ArgumentParser(prog="python -m irlkit.notebooks", description=__doc__)
-    parser.add_argument("action", choices=("strip", "check"))
-    parser.add_argument("paths", nargs="*", type=Path, help="default: notebooks/*.ipynb")
-    options = parser.parse_args(arguments)
-
-    status = 0
-    for path in options.paths or sorted(Path("notebooks").glob("*.ipynb")):
-        try:
-            text = to_text(strip(read_notebook(path)))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            status = 1
-            continue
-        if text == path.read_text(encoding="utf-8"):
-            continue
-        if options.action == "strip":
-            path.write_text(text, encoding="utf-8")
-            print(f"stripped {path}")
-        else:
-            print(f"{path}: not stripped; run python -m irlkit.notebooks strip", file=sys.stderr)
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

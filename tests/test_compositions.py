@@ -1,0 +1,55 @@
+"""Formulas that people type, and what they are told."""
+
+import pytest
+
+from irlkit.compositions import from_formula
+
+
+@pytest.mark.parametrize(
+    ("formula", "units", "expected"),
+    [
+        ("NaCl", 1, [11, 17]),
+        ("NaCl", 2, [11, 11, 17, 17]),
+        ("  SrTiO3 ", 1, [8, 8, 8, 22, 38]),
+        ("TiO₂", 1, [8, 8, 22]),
+        ("Mg(OH)2", 1, [1, 1, 8, 8, 12]),
+        ("Na2 Cl2", 1, [11, 11, 17, 17]),
+        ("Si", 1, [14]),
+    ],
+)
+def test_formulas_become_atoms(formula, units, expected):
+    batch = from_formula(formula, units)
+    assert len(batch) == 1
+    assert batch.species.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("formula", "words"),
+    [
+        ("", "must be a text"),
+        (None, "must be a text"),
+        ("nacl", "begin with a capital letter"),
+        ("Nacl", "begin with a capital letter|no element"),
+        ("NaX", "'X' is no element that is known here"),
+        ("Jo2", "'Jo' is no element.*did you mean"),
+        ("LvO", "atomic number is above 100"),
+        ("Na0.5Cl", "fractions of atoms"),
+        ("Na+", "carries a charge"),
+        ("Na-Cl!", "signs that are not part"),
+        ("Ca3(PO4", "cannot read"),
+        ("123", "cannot read"),
+        ("Al12Fe15", "27 atoms, more than the 20 that are allowed: take a smaller formula"),
+    ],
+)
+def test_wrong_formulas_are_answered_in_words(formula, words):
+    with pytest.raises(ValueError, match=words):
+        from_formula(formula)
+
+
+def test_too_many_formula_units():
+    with pytest.raises(ValueError, match="take at most 4 formula units"):
+        from_formula("SrTiO3", 5)
+    assert len(from_formula("SrTiO3", 5, max_atoms=30).species) == 25
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match="n_formula_units must be"):
+            from_formula("SrTiO3", wrong)
