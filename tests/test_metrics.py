@@ -14,7 +14,8 @@ from pymatgen.core import Lattice, Structure
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.matcher import RmsdMatcher
-from irlkit.metrics import MatchPool, evaluate
+from irlkit.metrics import MatchPool, evaluate, evaluate_energies
+from tests.toy_potentials import LennardJonesToy
 
 FCC = [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
 
@@ -391,3 +392,85 @@ def test_bad_arguments_of_evaluate(references, local_pool):
         evaluate(batch[order], batch, local_pool)
     with pytest.raises(ValueError, match="references must hold at least one structure"):
         evaluate(batch[:0], batch[:0], local_pool)
+
+
+# --- energies ---
+
+
+@pytest.fixture(scope="module")
+def known(references):
+    return dataset_of(references)
+
+
+def displaced(batch, noise=0.03):
+    generator = torch.Generator().manual_seed(0)
+    shift = noise * torch.randn(batch.pos.shape, generator=generator, dtype=batch.dtype)
+    return batch.replace(pos=(batch.pos + shift) % 1.0)
+
+
+def test_energies_are_relative_to_the_reference_of_the_structure(known):
+    toy = LennardJonesToy(sigma=1.5)
+    generated = displaced(known.batch)
+    cell = generated.cell.clone()
+    cell[1] = 0.0
+    generated = generated.replace(cell=cell)
+    metrics = evaluate_energies(generated, known, toy)
+    table = metrics.table
+    own = toy(generated).energy_per_atom
+    reference = toy(known.batch).energy_per_atom
+    np.testing.assert_allclose(table["energy_per_atom"], own)
+    np.testing.assert_allclose(table["energy_above_reference"], own - reference)
+    lowest = table.groupby("formula")["reference_energy"].transform("min")
+    np.testing.assert_allclose(table["energy_above_lowest"], own - lowest)
+    assert (lowest < table["reference_energy"]).any()
+    kept = np.arange(len(own)) != 1
+    assert metrics.energy_above_reference == pytest.approx((own - reference)[kept].mean())
+    assert metrics.median_energy_above_reference == pytest.approx(
+        np.median((own - reference)[kept])
+    )
+    assert metrics.energy_above_lowest == pytest.approx((own - lowest)[kept].mean())
+    assert metrics.invalid_rate == pytest.approx(1 / len(own))
+    assert metrics.n_failed == 0 and metrics.potential == "toy"
+    assert list(table["material_id"]) == list(known.table["material_id"])
+    assert metrics.summary().keys() == vars(metrics).keys() - {"table"}
+
+
+def test_structures_that_the_potential_fails_on_count_as_invalid(known):
+    batch = known.batch
+    energies = LennardJonesToy()(batch)
+    metrics = evaluate_energies(displaced(batch), batch, LennardJonesToy(breaks=[17]), energies)
+    share = np.mean([17 in part.species for part in batch])
+    assert share > 0 and metrics.invalid_rate == pytest.approx(share)
+    assert metrics.n_failed == share * len(batch)
+
+
+def test_reference_energies_can_be_given_but_not_mixed(known):
+    toy, generated = LennardJonesToy(), displaced(known.batch)
+    energies = toy(known.batch)
+    given = evaluate_energies(generated, known, toy, energies)
+    assert given.summary() == evaluate_energies(generated, known, toy).summary()
+    other = LennardJonesToy(sigma=2.5)
+    other.name = "other toy"
+    with pytest.raises(ValueError, match=r"are of the potential toy, but .* of other toy"):
+        evaluate_energies(generated, known, other, energies)
+    with pytest.raises(ValueError, match="must hold one energy per reference"):
+        evaluate_energies(generated, known, toy, toy(known.batch[:2]))
+
+
+def test_energies_need_fitting_references(known):
+    toy = LennardJonesToy()
+    with pytest.raises(ValueError, match="must have the composition of reference i"):
+        evaluate_energies(known.batch[list(range(len(known)))[::-1]], known, toy)
+    cell = known.batch.cell.clone()
+    cell[2] = torch.nan
+    broken = known.batch.replace(cell=cell)
+    with pytest.raises(ValueError, match=r"toy gives none for those at \[2\]"):
+        evaluate_energies(known.batch, broken, toy)
+
+
+def test_energies_without_any_valid_structure(known):
+    batch = known.batch
+    generated = batch.replace(cell=torch.zeros_like(batch.cell))
+    metrics = evaluate_energies(generated, batch, LennardJonesToy())
+    assert metrics.invalid_rate == 1 and np.isnan(metrics.energy_above_reference)
+    assert np.isnan(metrics.median_energy_above_reference)

@@ -1,5 +1,6 @@
 """Neighbours, CHGNet against its package, MACE and ASE against one-by-one calculations."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from tests.toy_calculators import Troubled, missing_calculator
 from tests.toy_potentials import LennardJonesToy
 
 LJ = {"sigma": 2.0, "epsilon": 0.3, "rc": 6.0}
+SKIP_WITHOUT_MACE = pytest.mark.skipif(
+    importlib.util.find_spec("mace") is None, reason="needs mace-torch"
+)
 ELEMENTS = torch.tensor([8, 11, 17, 22, 38])
 
 
@@ -122,7 +126,6 @@ def lennard_jones():
 @pytest.fixture(scope="module")
 def tiny_mace(tmp_path_factory):
     """File of a small random MACE model for five elements."""
-    pytest.importorskip("mace", reason="needs mace-torch")
     from irlkit.potentials.mace import _mace
 
     path = tmp_path_factory.mktemp("mace") / "tiny.model"
@@ -157,7 +160,12 @@ def tiny_mace(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=["toy", "chgnet", "lennard_jones", pytest.param("mace", marks=pytest.mark.mace)]
+    params=[
+        "toy",
+        "chgnet",
+        "lennard_jones",
+        pytest.param("mace", marks=[pytest.mark.mace, SKIP_WITHOUT_MACE]),
+    ]
 )
 def potential(request):
     if request.param == "toy":
@@ -445,6 +453,7 @@ def test_ase_factories_must_be_importable():
 
 
 @pytest.mark.mace
+@SKIP_WITHOUT_MACE
 class TestMACE:
     @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
     def test_values_are_those_of_its_ase_calculator(self, tiny_mace, dtype, atol):
@@ -515,7 +524,6 @@ class TestMACE:
             MACEPotential(path=tiny_mace, trust=True, max_edges=0)
 
     def test_missing_weights_are_named_and_nothing_is_fetched(self, monkeypatch, tmp_path):
-        pytest.importorskip("mace", reason="needs mace-torch")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         tried = []
 

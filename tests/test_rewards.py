@@ -1,4 +1,7 @@
-"""What every reward promises, and the structure-matching reward."""
+"""What every reward promises, and each reward's own definition."""
+
+import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -9,8 +12,29 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
+from irlkit.grpo import GRPOConfig
 from irlkit.matching import MatchPool
-from irlkit.rewards import CRMSEReward, RewardResult
+from irlkit.policies import AnnealingPolicy
+from irlkit.potentials import CHGNetPotential
+from irlkit.rewards import (
+    CompositeReward,
+    CRMSEReward,
+    EnergyReward,
+    FunctionReward,
+    RewardResult,
+    SymmetryReward,
+    as_reward,
+)
+from irlkit.rewards.energy import clip_energies
+from irlkit.schedules import ConstantNoise, LearnedAnnealing
+from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
+from tests.toy_potentials import (
+    LennardJonesToy,
+    volume_but_hangs_on_neon,
+    volume_per_atom,
+    volume_without_helium,
+)
+from tests.toys import ToyModel, crystals
 
 
 def make_dataset():
@@ -41,7 +65,23 @@ def dataset():
     return make_dataset()
 
 
-REWARDS = {"crmse": lambda dataset: CRMSEReward(dataset, pool=0)}
+REWARDS = {
+    "crmse": lambda dataset: CRMSEReward(dataset, pool=0),
+    "energy": lambda dataset: EnergyReward(LennardJonesToy(), references=dataset),
+    "not_triclinic": lambda dataset: SymmetryReward("not_triclinic"),
+    "not_centrosymmetric": lambda dataset: SymmetryReward("not_centrosymmetric"),
+    "composite": lambda dataset: CompositeReward(
+        {"match": CRMSEReward(dataset, pool=0), "symmetry": SymmetryReward("not_triclinic")},
+        {"match": 1.0, "symmetry": 0.25},
+    ),
+    "function": lambda dataset: FunctionReward(nearest_contact, on_failure=-1.0),
+}
+
+
+def nearest_contact(batch):
+    """Smallest distance between atoms, Å; raises for structures without a lattice."""
+    matrices = [structure.distance_matrix for structure in batch.to_structures()]
+    return [float(np.where(np.eye(len(m)), np.inf, m).min()) for m in matrices]
 
 
 @pytest.fixture(params=REWARDS)
@@ -170,3 +210,352 @@ def test_result_checks_itself():
         RewardResult(torch.zeros(3))
     with pytest.raises(ValueError, match=r"info\['a'\] must have shape \(3,\), got \(2,\)"):
         RewardResult(torch.zeros(3, dtype=torch.float64), {"a": np.zeros(2)})
+
+
+# --- energies ---
+
+
+def energies_of(batch):
+    return LennardJonesToy()(batch).energy_per_atom
+
+
+def test_energy_reward_is_the_negative_energy_per_atom(dataset):
+    batch = perturbed(dataset.batch, 0.02)
+    result = EnergyReward(LennardJonesToy())(batch)
+    np.testing.assert_allclose(result.values, -energies_of(batch))
+    np.testing.assert_allclose(result.info["energy_per_atom"], energies_of(batch))
+
+
+def test_energies_are_clipped_per_group_around_the_valid_ones():
+    """By the definition of Appendix E, written out."""
+    generator = np.random.default_rng(0)
+    energy = generator.normal(-4, 0.1, 60)
+    energy[[3, 25]] = [40.0, -90.0]
+    energy[[7, 8, 41]] = np.nan
+    groups = np.repeat([0, 1, 2], 20)
+    clipped = clip_energies(energy, groups, 3.0)
+    for group in range(3):
+        members = energy[groups == group]
+        mean, std = np.nanmean(members), np.nanstd(members)
+        expected = np.clip(members, mean - 3 * std, mean + 3 * std)
+        np.testing.assert_allclose(clipped[groups == group], expected, rtol=1e-12)
+    assert (clipped != energy).sum() == 2 + 3  # nan differs from itself
+    np.testing.assert_array_equal(clip_energies(energy, groups, math.inf), energy)
+
+
+def test_energy_reward_groups_clips_and_penalises(dataset):
+    """One collapsed structure among 24 is an outlier of its group; invalid ones count 3 eV/atom."""
+    batch = perturbed(dataset.batch[:1].repeat(24), 0.01)
+    pos, cell = batch.pos.clone(), batch.cell.clone()
+    pos[2 * 5 + 1] = pos[2 * 5] + 0.12
+    cell[9] = 0.0
+    group = batch.replace(pos=pos, cell=cell)
+    other = perturbed(dataset.batch[3:].repeat(4), 0.01)
+    result = EnergyReward(LennardJonesToy())(CrystalBatch.concatenate([group, other]))
+    energy = energies_of(group)
+    assert result.values[9] == -3.0
+    assert np.isnan(energy[9]) and np.isnan(result.info["energy_per_atom"][9])
+    mean, std = np.nanmean(energy), np.nanstd(energy)
+    assert energy[5] > mean + 3 * std
+    assert float(result.values[5]) == pytest.approx(-(mean + 3 * std))
+    assert np.flatnonzero(result.info["clipped"]).tolist() == [5]
+    assert np.flatnonzero(~result.info["valid"]).tolist() == [9]
+    np.testing.assert_allclose(result.values[24:], -energies_of(other))
+    unclipped = EnergyReward(LennardJonesToy(), clip=math.inf, penalty=7.0)(group)
+    np.testing.assert_allclose(unclipped.values, -np.where(np.isfinite(energy), energy, 7.0))
+
+
+def test_group_size_separates_neighbouring_groups_of_one_composition(dataset):
+    batch = perturbed(dataset.batch[:1].repeat(40), 0.005)
+    cell = batch.cell.clone()
+    cell[:20] *= 1.5
+    cell[3] *= 0.55
+    batch = batch.replace(cell=cell)
+    expected = clip_energies(energies_of(batch), np.repeat([0, 1], 20), 3.0)
+    apart = EnergyReward(LennardJonesToy(), group_size=20)(batch)
+    np.testing.assert_allclose(apart.values, -expected)
+    together = EnergyReward(LennardJonesToy())(batch)
+    assert not np.allclose(together.values, apart.values)
+
+
+def test_references_shift_whole_compositions(dataset):
+    batch = perturbed(dataset.batch.repeat(4), 0.02)
+    cell = batch.cell.clone()
+    cell[0] = torch.nan
+    batch = batch.replace(cell=cell)
+    plain = EnergyReward(LennardJonesToy())(batch)
+    shifted = EnergyReward(LennardJonesToy(), references=dataset)(batch)
+    lowest = energies_of(dataset.batch)
+    lowest[:2] = lowest[:2].min()
+    shift = np.repeat(lowest, 4)
+    np.testing.assert_allclose(shifted.values - plain.values, shift)
+    np.testing.assert_allclose(
+        shifted.info["energy_above_reference"][1:], energies_of(batch)[1:] - shift[1:]
+    )
+
+
+def test_structures_that_the_potential_fails_on_get_the_penalty(dataset):
+    batch = perturbed(dataset.batch, 0.01)
+    reward = EnergyReward(LennardJonesToy(breaks=[22]), penalty=2.0)
+    result = reward(batch)
+    assert result.values[2] == -2.0 and result.info["failed"].tolist() == [0, 0, 1, 0]
+    assert result.info["valid"].all()
+
+
+def test_energy_reward_with_chgnet_prefers_relaxed_structures(dataset):
+    reward = EnergyReward(CHGNetPotential(), references=dataset)
+    relaxed = reward(dataset.batch)
+    assert (relaxed.values > reward(perturbed(dataset.batch, 0.08)).values).all()
+    assert relaxed.values.max() == 0
+
+
+def test_energy_reward_arguments_are_checked(dataset):
+    toy = LennardJonesToy()
+    with pytest.raises(ValueError, match="group_size must be at least 1 or None"):
+        EnergyReward(toy, group_size=0)
+    with pytest.raises(ValueError, match="penalty must be a finite energy"):
+        EnergyReward(toy, penalty=math.inf)
+    with pytest.raises(ValueError, match="clip must be positive"):
+        EnergyReward(toy, clip=0.0)
+    with pytest.raises(ValueError, match="toy gives none for CaTiO3"):
+        EnergyReward(LennardJonesToy(breaks=[22]), references=dataset)
+    water = CrystalBatch.from_formulas(["H2 O1"])
+    with pytest.raises(ValueError, match=r"no reference structure.*H2O"):
+        EnergyReward(toy, references=dataset).check(water)
+    with pytest.raises(ValueError, match="does not know the elements Cm"):
+        EnergyReward("chgnet").check(CrystalBatch.from_formulas(["Cm1"]))
+
+
+# --- symmetry ---
+
+
+def test_symmetry_rewards_of_known_space_groups():
+    triclinic = Lattice.from_parameters(3.1, 4.3, 5.7, 77, 85, 98)
+    general = [[0] * 3, [0.31, 0.22, 0.13], [0.57, 0.71, 0.39]]
+    structures = [
+        Structure(triclinic, ["Na", "Cl", "O"], general),
+        Structure(triclinic, ["Na", "Cl"], [[0] * 3, [0.5] * 3]),
+        Structure.from_spacegroup("F-43m", Lattice.cubic(5.4), ["Zn", "S"], [[0] * 3, [0.25] * 3]),
+        Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3]),
+    ]
+    batch = CrystalBatch.from_structures(structures)
+    result = SymmetryReward("not_triclinic")(batch)
+    assert result.info["spacegroup"].tolist() == [1, 2, 216, 225]
+    assert result.values.tolist() == [0, 0, 1, 1]
+    result = SymmetryReward("not_centrosymmetric")(batch)
+    assert result.info["centrosymmetric"].tolist() == [False, True, False, True]
+    assert result.values.tolist() == [1, 0, 1, 0]
+
+
+def test_symmetry_is_found_within_the_tolerance(dataset):
+    batch = perturbed(dataset.batch, 0.005)
+    assert (SymmetryReward("not_triclinic", symprec=0.2)(batch).values == 1).all()
+    assert (SymmetryReward("not_triclinic", symprec=1e-4)(batch).values == 0).any()
+
+
+def test_what_spglib_refuses_is_no_success(dataset, monkeypatch):
+    import spglib
+
+    monkeypatch.setattr(spglib, "get_symmetry_dataset", lambda *arguments: None)
+    result = SymmetryReward("not_centrosymmetric")(dataset.batch)
+    assert (result.values == 0).all() and result.info["failed"].all()
+
+    def fail(*arguments):
+        raise RuntimeError("spglib")
+
+    monkeypatch.setattr(spglib, "get_symmetry_dataset", fail)
+    assert SymmetryReward("not_centrosymmetric")(dataset.batch).info["failed"].all()
+
+
+def test_symmetry_reward_arguments_are_checked():
+    with pytest.raises(ValueError, match="kind must be 'not_triclinic' or"):
+        SymmetryReward("cubic")
+    with pytest.raises(ValueError, match="symprec must be positive"):
+        SymmetryReward("not_triclinic", symprec=0)
+    with pytest.raises(ValueError, match="angle_tolerance must be positive"):
+        SymmetryReward("not_triclinic", angle_tolerance=-1)
+
+
+# --- composite ---
+
+
+def test_composite_sums_weighted_parts_and_monitors_those_of_weight_zero(dataset):
+    batch = perturbed(dataset.batch, 0.02)
+    match, energy = CRMSEReward(dataset, pool=0), EnergyReward(LennardJonesToy())
+    reward = CompositeReward(
+        {"match": match, "energy": energy, "broken": lambda batch: [math.nan] * len(batch)},
+        {"match": 2.0, "energy": 0.5, "broken": 0.0},
+    )
+    result = reward(batch)
+    expected = 2 * match(batch).values + 0.5 * energy(batch).values
+    torch.testing.assert_close(result.values, expected)
+    assert np.isnan(result.info["broken"]).all()
+    np.testing.assert_allclose(result.info["energy"], energy(batch).values)
+    np.testing.assert_allclose(result.info["match_crmse"], match(batch).info["crmse"])
+    reward.weights["broken"] = 1.0
+    assert reward(batch).values.isnan().all()
+
+
+def test_composite_closes_and_checks_its_parts(dataset):
+    water = CrystalBatch.from_formulas(["H2 O1"])
+    match = CRMSEReward(dataset, pool=1)
+    with CompositeReward({"match": match}) as reward:
+        reward(dataset.batch)
+        assert match.pool._workers
+        with pytest.raises(ValueError, match=r"no reference structure.*H2O"):
+            reward.check(water)
+    assert not match.pool._workers
+
+
+def test_composite_arguments_are_checked():
+    symmetry = SymmetryReward("not_triclinic")
+    with pytest.raises(ValueError, match="parts must hold at least one reward"):
+        CompositeReward({})
+    with pytest.raises(ValueError, match="weights must have the names of the parts"):
+        CompositeReward({"a": symmetry}, {"b": 1.0})
+    with pytest.raises(ValueError, match=r"weights\['a'\] must be finite"):
+        CompositeReward({"a": symmetry}, {"a": math.nan})
+
+
+# --- functions ---
+
+
+def solids(symbols=("Na", "He", "Ne", "Cl")):
+    """One atom each, of growing volume."""
+    return CrystalBatch.from_structures(
+        [Structure(Lattice.cubic(3 + i), [s], [[0] * 3]) for i, s in enumerate(symbols)]
+    )
+
+
+VOLUMES = [27.0, 64.0, 125.0, 216.0]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda values: values,
+        lambda values: values.float(),
+        lambda values: values.numpy(),
+        lambda values: values.tolist(),
+        lambda values: RewardResult(values.double(), {"half": values.double().numpy() / 2}),
+    ],
+)
+def test_functions_may_return_any_numbers(convert):
+    reward = as_reward(lambda batch: convert(batch.volume))
+    result = reward(solids())
+    np.testing.assert_allclose(result.values, VOLUMES, rtol=1e-6)
+    assert not result.info["failed"].any()
+    if "half" in result.info:
+        np.testing.assert_allclose(result.info["half"], np.array(VOLUMES) / 2, rtol=1e-6)
+
+
+def test_as_reward_keeps_rewards():
+    symmetry = SymmetryReward("not_triclinic")
+    assert as_reward(symmetry) is symmetry
+    with pytest.raises(ValueError, match="function must be callable, got int"):
+        as_reward(3)
+
+
+def test_a_function_that_raises_for_one_structure():
+    result = FunctionReward(volume_without_helium)(solids())
+    np.testing.assert_allclose(result.values, [27, math.nan, 125, 216], rtol=1e-6)
+    assert result.info["error"].tolist() == ["", "ArithmeticError: no helium", "", ""]
+    result = FunctionReward(volume_without_helium, on_failure=-5.0)(solids())
+    np.testing.assert_allclose(result.values, [27, -5, 125, 216], rtol=1e-6)
+    assert result.info["failed"].tolist() == [False, True, False, False]
+
+
+def test_a_function_that_raises_for_all_is_at_fault():
+    with pytest.raises(ArithmeticError, match="no helium"):
+        FunctionReward(volume_without_helium)(solids(["He", "He"]))
+    with pytest.warns(UserWarning, match="failed for all 2 structures: .*no helium"):
+        result = FunctionReward(volume_without_helium, on_failure=0.0)(solids(["He", "He"]))
+    assert (result.values == 0).all()
+
+
+def test_values_that_are_not_finite_are_treated_as_declared():
+    def function(batch):
+        return torch.tensor([1.0, math.nan, math.inf, 2.0])
+
+    assert FunctionReward(function)(solids()).info["failed"].tolist() == [False, True, True, False]
+    assert FunctionReward(function, on_failure=-1)(solids()).values.tolist() == [1, -1, -1, 2]
+
+
+def test_a_function_that_hangs_is_stopped_in_this_process():
+    result = FunctionReward(volume_but_hangs_on_neon, timeout=0.3)(solids())
+    np.testing.assert_allclose(result.values, [27, 64, math.nan, 216], rtol=1e-6)
+    assert result.info["error"].tolist() == ["", "", "it took more than 0.3 s", ""]
+
+
+def test_functions_in_worker_processes():
+    reward = FunctionReward(volume_but_hangs_on_neon, timeout=5.0, n_workers=1, on_failure=0.0)
+    with reward:
+        result = reward(solids(["Na", "He", "Cl", "Ne"]))
+    np.testing.assert_allclose(result.values, [27, 64, 125, 0], rtol=1e-6)
+    assert result.info["error"][3] == "it took more than 5 s"
+
+
+def test_functions_of_a_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"one value per structure, shape \(4,\), got \(1,\)"):
+        FunctionReward(lambda batch: [1.0])(solids())
+
+
+def test_function_reward_arguments_are_checked():
+    with pytest.raises(ValueError, match="timeout must be positive"):
+        FunctionReward(volume_per_atom, timeout=-1)
+    with pytest.raises(ValueError, match="n_workers must be 0"):
+        FunctionReward(volume_per_atom, n_workers=-1)
+    with pytest.raises(ValueError, match="a worker process cannot import"):
+        FunctionReward(lambda batch: batch.volume, n_workers=1)
+    assert len(FunctionReward(volume_per_atom)(solids()[:0])) == 0
+
+
+# --- what a trainer does when a function fails ---
+
+
+def small_trainer(reward, folder, resume=False):
+    noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
+    policy = AnnealingPolicy(ToyModel(), LearnedAnnealing(8, 1).double(), noise)
+    config = GRPOConfig(n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=1)
+    return GRPOTrainer(policy, reward, crystals(), config, out_dir=folder, resume=resume)
+
+
+@pytest.mark.parametrize("how", ["raises", "nan", "hangs"])
+def test_a_run_names_the_structures_that_a_function_fails_on_and_can_go_on(how, tmp_path):
+    armed = []
+
+    def function(batch):
+        values = volume_per_atom(batch).double()
+        bad = torch.zeros(len(batch), dtype=torch.bool)
+        bad[batch.batch[batch.pos[:, 0] > 0.95]] = True
+        if armed and bad.any():
+            if how == "raises":
+                raise ArithmeticError("no")
+            if how == "hangs":
+                time.sleep(60)
+            values[bad] = math.nan
+        return values
+
+    reward = FunctionReward(function, timeout=0.2 if how == "hangs" else None)
+    trainer = small_trainer(reward, tmp_path)
+    trainer.run(2, progress=False)
+    armed.append(True)
+    with pytest.raises(NonFiniteRewardError, match=r"not finite for . of 8 structures") as caught:
+        trainer.run(4, progress=False)
+    assert 0 < len(caught.value.structures) < 8
+    assert len(caught.value.paths) == len(caught.value.structures)
+    assert all(path.exists() for path in caught.value.paths)
+    assert (caught.value.structures.pos[:, 0] > 0.95).any()
+    armed.clear()
+    continued = small_trainer(reward, tmp_path, resume=True)
+    assert continued.iteration == trainer.iteration >= 2
+    continued.run(5, progress=False)
+    assert continued.iteration == 5
+
+
+def test_a_run_goes_on_where_the_reward_declares_what_failures_count(tmp_path):
+    def function(batch):
+        return torch.where(batch.volume > batch.volume.median(), math.nan, batch.volume)
+
+    trainer = small_trainer(FunctionReward(function, on_failure=0.0), tmp_path)
+    assert trainer.run(2, progress=False)["info_failed"].iloc[-1] > 0

@@ -86,9 +86,10 @@ class FunctionReward(Reward):
             return self._join(batch, self._pool.map([_on_cpu(part) for part in batch]), None)
         if self.timeout is None:
             try:
-                values, info = _judge(self.function, batch)
+                returned = self.function(batch)
             except Exception as error:
                 return self._one_by_one(batch, error)
+            values, info = _checked(returned, batch)
             return self._result(values, info, np.full(len(batch), "", dtype=object))
         return self._one_by_one(batch, None)
 
@@ -155,8 +156,11 @@ def as_reward(reward: Reward | Callable[[CrystalBatch], Any]) -> Reward:
 def _judge(
     function: Callable[[CrystalBatch], Any], batch: CrystalBatch
 ) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Checked values, float64 on the CPU, and information."""
-    returned = function(batch)
+    return _checked(function(batch), batch)
+
+
+def _checked(returned: Any, batch: CrystalBatch) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """Values, float64 on the CPU, and information, from whatever a function returns."""
     info: dict[str, np.ndarray] = {}
     if not isinstance(returned, Tensor | np.ndarray) and hasattr(returned, "values"):
         info = {name: np.asarray(array) for name, array in (returned.info or {}).items()}

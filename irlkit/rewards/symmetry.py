@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -53,10 +54,12 @@ class SymmetryReward(Reward):
         valid = validity.check(batch).valid
         spacegroup = np.zeros(len(batch), dtype=np.int64)
         inversion = np.zeros(len(batch), dtype=bool)
-        for i, arrays in zip(
-            np.flatnonzero(valid), batch[np.flatnonzero(valid)]._to_arrays(), strict=True
-        ):
-            spacegroup[i], inversion[i] = self._find(*arrays)
+        rows = np.flatnonzero(valid)
+        with warnings.catch_warnings():
+            # spglib announces other errors, which are handled here as well.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for i, arrays in zip(rows, batch[rows]._to_arrays(), strict=True):
+                spacegroup[i], inversion[i] = self._find(*arrays)
         found = spacegroup > 0
         wanted = spacegroup > 2 if self.kind == "not_triclinic" else found & ~inversion
         return RewardResult(
