@@ -411,7 +411,7 @@ def test_malicious_checkpoint_executes_nothing(config, tmp_path, payload, suffix
     trace = tmp_path / "trace"
     path = tmp_path / f"c{suffix}"
     write_checkpoint(path, callbacks={"x": payload(trace)})
-    with pytest.raises(ValueError, match="is refused: it holds .*not loaded"):
+    with pytest.raises(ValueError, match=r"is refused: it holds .*not loaded"):
         irlkit.load_omatg(path, config)
     assert not trace.exists()
     torch.load(path, weights_only=False)  # what the payload would have done

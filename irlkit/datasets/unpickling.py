@@ -46,13 +46,17 @@ def loads(data: bytes) -> Any:
     """
     try:
         return _Unpickler(data, _ALLOWED).load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(str(error)) from error
+    except _Refused as error:
+        raise ValueError(f"refused: {error}") from error
     # A broken pickle can raise almost anything.
     except Exception as error:
         raise ValueError(
             f"the record is not a readable pickle ({type(error).__name__}: {error})"
         ) from error
+
+
+class _Refused(Exception):
+    """A record holds something that is not read, in words."""
 
 
 class _Callable:
@@ -67,10 +71,10 @@ class _Callable:
         return self._function(*arguments)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("refused: the record changes what it must only call")
+        raise _Refused("the record changes what it must only call")
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("refused: the record changes what it must only call")
+        raise _Refused("the record changes what it must only call")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -80,14 +84,14 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(
-                f"refused: it holds {module}.{name}, and only tensors, numbers, strings, lists and "
+            raise _Refused(
+                f"it holds {module}.{name}, and only tensors, numbers, strings, lists and "
                 "dictionaries are read"
             )
         return self._allowed[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("refused: it refers to objects outside the record")
+        raise _Refused("it refers to objects outside the record")
 
 
 class _StorageUnpickler(_Unpickler):
@@ -96,7 +100,7 @@ class _StorageUnpickler(_Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         kind, dtype, _, _, count, *_ = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"refused: unknown storage {kind!r}")
+            raise _Refused(f"unknown storage {kind!r}")
         return dtype, int(count)
 
 
@@ -109,14 +113,14 @@ def _load_storage(data: bytes) -> Tensor:
     file = io.BytesIO(data)
     magic, version, system = (_Unpickler(file, {}).load() for _ in range(3))
     if magic != TORCH_MAGIC_NUMBER or version != 1001:
-        raise pickle.UnpicklingError("refused: a tensor is not in the format of torch.save")
+        raise _Refused("a tensor is not in the format of torch.save")
     if system.get("little_endian") != (sys.byteorder == "little"):
-        raise pickle.UnpicklingError("a tensor was stored with another byte order")
+        raise _Refused("a tensor was stored with another byte order")
     dtype, count = _StorageUnpickler(file, _STORAGES).load()
     _Unpickler(file, {}).load()
     (stored,) = struct.unpack("<q", file.read(8))
     if stored != count or count < 0:
-        raise pickle.UnpicklingError("a tensor's number of elements is stored inconsistently")
+        raise _Refused("a tensor's number of elements is stored inconsistently")
     if count == 0:
         return torch.zeros(0, dtype=dtype)
     # A copy: torch warns of memory that cannot be written to.
@@ -137,7 +141,7 @@ class _NumberType:
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in _NUMBERS:
-            raise pickle.UnpicklingError(f"refused: a NumPy object of type {code!r}")
+            raise _Refused(f"a NumPy object of type {code!r}")
         self.code = code
         self.order = "<"
 
@@ -161,7 +165,15 @@ def _ordered_dict(*items: Any) -> dict[Any, Any]:
     return dict(*items)
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, as protocols before the third store them."""
+    if encoding != "latin1":
+        raise _Refused(f"bytes are encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _Callable(_encode),
     ("torch._utils", "_rebuild_tensor_v2"): _Callable(_rebuild_tensor),
     ("torch.storage", "_load_from_bytes"): _Callable(_load_storage),
     ("collections", "OrderedDict"): _Callable(_ordered_dict),
