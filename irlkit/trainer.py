@@ -111,6 +111,8 @@ class GRPOTrainer:
         if self.config.average_decay is not None:
             self.average = {name: p.detach().clone() for name, p in policy.named_parameters()}
         self.iteration = 0
+        # Only for those who look at the checkpoint: how far the run is.
+        self._planned: int | None = self.config.iterations
         self.best: dict[str, Any] | None = None
         self._history: list[dict[str, float]] = []
         if resume:
@@ -151,6 +153,7 @@ class GRPOTrainer:
         iterations = self.config.iterations if iterations is None else iterations
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
+        self._planned = iterations
         complete = self._state()
         bar = progress_bar(
             total=iterations, initial=self.iteration, disable=not progress, unit="it"
@@ -410,6 +413,7 @@ class GRPOTrainer:
             "format": _FORMAT,
             "identity": self._identity(),
             "iteration": self.iteration,
+            "planned": self._planned,
             "policy": copy.deepcopy(self.policy.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self._generator.get_state(),
