@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from html import escape
@@ -44,11 +43,11 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
     import nbformat
 
     source = _executed(name)
-    notebook = copy.deepcopy(read_notebook(source))
+    notebook = nbformat.read(source, as_version=4)
     n_figures = 0
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = _to_mathml("".join(cell["source"]))
+            cell["source"] = _to_mathml(cell["source"])
         for out in cell.get("outputs", ()):
             data = out.get("data", {})
             if PLOTLY in data:
@@ -60,7 +59,7 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
     exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(
-        nbformat.from_dict(notebook), {"metadata": {"name": _title(notebook, source)}}
+        notebook, {"metadata": {"name": _title(notebook, source)}}
     )
     html = _REMOTE.sub("", html)
     if n_figures:
@@ -90,7 +89,7 @@ def _title(notebook: dict[str, Any], source: Path) -> str:
     """The first heading, or the file's name."""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            heading = re.match(r"#\s+(.+)", "".join(cell["source"]))
+            heading = re.match(r"#\s+(.+)", cell["source"])
             if heading:
                 return heading[1].strip()
     return source.stem
