@@ -332,7 +332,7 @@ class Interpolant:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `from_dict` makes the same interpolant."""
-        data = {
+        data: dict[str, Any] = {
             "path": named(self.path),
             "gamma": None if self.gamma is None else named(self.gamma),
             "periodic": self.periodic,

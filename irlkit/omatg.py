@@ -18,7 +18,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -321,12 +321,10 @@ def _parse_base(entry: Any) -> BaseDistribution:
             f"pos_distribution {pos_kind} is not supported; supported are "
             "UniformPositionDistribution and NormalPositionDistribution"
         )
-    normal = {}
-    if pos_kind == "NormalPositionDistribution":
-        normal["normal_pos"] = _loc_and_scale(pos_arguments)
+    normal_pos = _loc_and_scale(pos_arguments) if pos_kind.startswith("Normal") else None
     cell_kind, cell_arguments = _component(arguments["cell_distribution"])
     if cell_kind == "NormalCellDistribution":
-        return BaseDistribution(normal_cell=_loc_and_scale(cell_arguments), **normal)
+        return BaseDistribution(normal_pos=normal_pos, normal_cell=_loc_and_scale(cell_arguments))
     if cell_kind != "InformedLatticeDistribution":
         raise _Unsupported(
             f"cell_distribution {cell_kind} is not supported; supported are "
@@ -334,7 +332,7 @@ def _parse_base(entry: Any) -> BaseDistribution:
         )
     dataset = str(cell_arguments["dataset_name"])
     informed = BaseDistribution.informed("perov_5" if dataset == "perov" else dataset)
-    return BaseDistribution(informed.log_length_mean, informed.log_length_std, **normal)
+    return replace(informed, normal_pos=normal_pos)
 
 
 def _loc_and_scale(arguments: Mapping[str, Any]) -> tuple[float, float]:

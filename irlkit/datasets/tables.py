@@ -114,7 +114,10 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
                     payloads = [_without_missing(entry) for entry in lists[0]]
                 else:
                     cartesian = ARRAY_COLUMNS[arrays]
-                    payloads = [_from_arrays(*row, cartesian) for row in zip(*lists, strict=True)]
+                    payloads = [
+                        _from_arrays(species, pos, cell, cartesian)
+                        for species, pos, cell in zip(*lists, strict=True)
+                    ]
                 table = batch.select(others).to_pandas()
                 table.index = range(len(payloads))
                 yield RawRecords(payloads=payloads, table=tidy_table(table, path, start))

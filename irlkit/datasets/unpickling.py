@@ -63,6 +63,7 @@ class _Callable:
     """A function that a pickle may call, and that it cannot change."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
