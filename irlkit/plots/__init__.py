@@ -19,6 +19,7 @@ from irlkit.plots.schedules import (
     schedule_color,
     schedule_name,
 )
+from irlkit.plots.search import parallel_coordinates, parameter_importance
 from irlkit.plots.structures import structure, structures
 from irlkit.plots.style import (
     BLUE,
@@ -68,6 +69,8 @@ __all__ = [
     "minimum_distances",
     "noise_schedules",
     "pair_distribution",
+    "parallel_coordinates",
+    "parameter_importance",
     "periodic_table",
     "reward_against",
     "schedule_and_structures",

@@ -1,0 +1,114 @@
+"""A sweep over many parameters at once: parallel coordinates and importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from irlkit.plots.style import BLUE, need, style
+
+
+def parallel_coordinates(
+    trials: pd.DataFrame,
+    parameters: Sequence[str],
+    value: str = "value",
+    *,
+    label: str | None = None,
+    logarithmic: Sequence[str] = (),
+) -> go.Figure:
+    """Every trial as a line through its parameters to its value; drag along an axis to select.
+
+    Args:
+        trials: one row per trial; those without a value are left out.
+        parameters: columns, one axis each. What is no number is drawn as categories, and so are
+            numbers that take no more than eight values.
+        value: column of the value, higher is better; the last axis, and the colour.
+        label: of the value, with its unit; None: the column's name.
+        logarithmic: parameters on a logarithmic axis.
+
+    Raises:
+        ValueError: a column is missing, or no trial has a value.
+    """
+    need(trials, value, *parameters)
+    done = trials[trials[value].notna()]
+    if not len(done):
+        raise ValueError("trials must hold at least one trial with a value, got none")
+    label = value if label is None else label
+    values = done[value].astype(float)
+    figure = go.Figure(
+        go.Parcoords(
+            line={
+                "color": values,
+                "colorscale": "Cividis",
+                "showscale": True,
+                "colorbar": {"title": {"text": label}, "thickness": 12},
+            },
+            dimensions=[
+                *(_axis(name, done[name], name in logarithmic) for name in parameters),
+                {"label": label, "values": values},
+            ],
+            labelangle=-20,
+        )
+    )
+    figure = style(figure, 480)
+    figure.update_layout(margin={"t": 120, "l": 70, "r": 70, "b": 40})
+    return figure
+
+
+def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
+    numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if numeric and (logarithmic or column.nunique() > 8):
+        numbers = column.astype(float)
+        if not logarithmic:
+            return {"label": name, "values": numbers}
+        exponents = np.log10(numbers)
+        low, high = float(exponents.min()), float(exponents.max())
+        ticks = np.arange(np.floor(low), np.ceil(high) + 1)
+        return {
+            "label": name,
+            "values": exponents,
+            "range": [float(ticks[0]), float(ticks[-1])] if len(ticks) > 1 else None,
+            "tickvals": list(ticks),
+            "ticktext": [f"{10.0**tick:g}" for tick in ticks],
+        }
+    # As text, a truth value cannot be taken for a number.
+    texts = column.astype(str)
+    order = list(dict.fromkeys(str(v) for v in (sorted(column) if numeric else sorted(texts))))
+    return {
+        "label": name,
+        "values": texts.map({text: i for i, text in enumerate(order)}),
+        "tickvals": list(range(len(order))),
+        "ticktext": order,
+        "range": [-0.5, len(order) - 0.5],
+    }
+
+
+def parameter_importance(importance: pd.Series) -> go.Figure:
+    """Shares of the parameters, the largest on top.
+
+    Args:
+        importance: parameter -> share, as of ``irlkit.sweeps.importance``; nan where unknown.
+
+    Raises:
+        ValueError: there is no parameter.
+    """
+    if not len(importance):
+        raise ValueError("importance must hold at least one parameter, got none")
+    ordered = importance.fillna(0.0).sort_values(kind="stable")
+    figure = go.Figure(
+        go.Bar(
+            x=ordered.to_numpy(dtype=float),
+            y=[str(name) for name in ordered.index],
+            orientation="h",
+            marker={"color": BLUE},
+            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        )
+    )
+    if importance.isna().all():
+        figure.update_layout(title={"text": "too few trials to tell"})
+    figure.update_xaxes(title="share of the difference between good trials and all", range=[0, 1])
+    return style(figure, 120 + 30 * len(ordered))
