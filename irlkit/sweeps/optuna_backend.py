@@ -95,6 +95,7 @@ def run_optuna(
         "failed": optuna.trial.TrialState.FAIL,
     }
     with sweep.lock():
+        sweep.plan(n_trials)
         study = _open_study(sweep, store)
     with progress_bar(total=n_trials, disable=not progress, desc="sweep", unit="trial") as bar:
         while True:

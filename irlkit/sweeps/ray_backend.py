@@ -75,6 +75,8 @@ def run_ray(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     import_optuna()
     ray = import_ray()
+    with sweep.lock():
+        sweep.plan(n_trials)
     records = sweep.records()
     missing = n_trials - sum(trial.finished for trial in records)
     if missing < 1:

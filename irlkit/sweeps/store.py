@@ -135,9 +135,22 @@ class SweepFolder:
                         "choose another folder, or the same settings to continue it"
                     )
             else:
-                text = json.dumps(ours, indent=1, allow_nan=False) + "\n"
-                write_atomically(sweep.path / "sweep.json", text.encode())
+                sweep._write_description(None)
         return sweep
+
+    def plan(self, n_trials: int) -> None:
+        """Remember how many trials there are to be; the lock is held."""
+        if self.planned() != n_trials:
+            self._write_description(n_trials)
+
+    def planned(self) -> int | None:
+        """How many trials there are to be, None if it was never run."""
+        return json.loads((self.path / "sweep.json").read_text(encoding="utf-8")).get("n_trials")
+
+    def _write_description(self, n_trials: int | None) -> None:
+        data = {**self._description(), "n_trials": n_trials}
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.path / "sweep.json", text.encode())
 
     def _description(self) -> dict[str, Any]:
         return {
