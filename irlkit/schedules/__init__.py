@@ -11,6 +11,7 @@ from irlkit.schedules.annealing import (
     NoAnnealing,
     annealing_on_grid,
 )
+from irlkit.schedules.control_points import ControlPointAnnealing, ControlPointNoise
 from irlkit.schedules.files import (
     annealing_from_dict,
     annealing_to_dict,
@@ -33,6 +34,8 @@ __all__ = [
     "FIELD_NAMES",
     "Annealing",
     "ConstantNoise",
+    "ControlPointAnnealing",
+    "ControlPointNoise",
     "LearnedAnnealing",
     "LearnedNoise",
     "LinearAnnealing",

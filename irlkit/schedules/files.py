@@ -14,11 +14,15 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from irlkit.schedules.annealing import Annealing, LearnedAnnealing, LinearAnnealing, NoAnnealing
+from irlkit.schedules.control_points import ControlPointAnnealing
 from irlkit.schedules.grid import load_weights, weights_to_dict
 from irlkit.system import write_atomically
 
 _FORMAT = "irlkit-annealing"
-_KINDS = {cls.__name__: cls for cls in (NoAnnealing, LinearAnnealing, LearnedAnnealing)}
+_KINDS = {
+    cls.__name__: cls
+    for cls in (NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
+}
 
 
 def save_annealing(
@@ -27,7 +31,8 @@ def save_annealing(
     """Write an annealing as safetensors; the file is complete or absent, never half-written.
 
     Args:
-        annealing: ``NoAnnealing``, ``LinearAnnealing`` or ``LearnedAnnealing``.
+        annealing: ``NoAnnealing``, ``LinearAnnealing``, ``LearnedAnnealing`` or
+            ``ControlPointAnnealing``.
         path: file to write.
         metadata: anything JSON can hold, kept beside the weights (what it was trained on, ...).
 
@@ -38,10 +43,11 @@ def save_annealing(
     if isinstance(annealing, LearnedAnnealing):
         arguments = annealing.hyperparameters
         tensors = {k: v.detach().cpu().contiguous() for k, v in annealing.state_dict().items()}
-    elif isinstance(annealing, NoAnnealing | LinearAnnealing):
+    elif isinstance(annealing, NoAnnealing | LinearAnnealing | ControlPointAnnealing):
         arguments = asdict(annealing)
         # A file without tensors is not readable everywhere.
-        tensors = {"arguments": torch.tensor([*arguments.values()], dtype=torch.float64)}
+        values = [torch.tensor(v, dtype=torch.float64).reshape(-1) for v in arguments.values()]
+        tensors = {"arguments": torch.cat([torch.zeros(0, dtype=torch.float64), *values])}
     else:
         raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
     header = {"format": _FORMAT, "kind": kind, "arguments": arguments, "metadata": metadata or {}}
@@ -61,7 +67,7 @@ def annealing_to_dict(annealing: Annealing) -> dict[str, Any]:
             "arguments": annealing.hyperparameters,
             **weights_to_dict(annealing),
         }
-    if isinstance(annealing, NoAnnealing | LinearAnnealing):
+    if isinstance(annealing, NoAnnealing | LinearAnnealing | ControlPointAnnealing):
         return {"kind": kind, "arguments": asdict(annealing)}
     raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
 
