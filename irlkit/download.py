@@ -106,7 +106,7 @@ def _split(name: str) -> tuple[str, str]:
     match = re.fullmatch(r"([\w.-]+)/([\w.-]+)/([\w.-]+)", name)
     if match is None or match[1] not in ORGANISATIONS or ".." in name:
         raise ValueError(
-            f"name: expected omatg/<repository>/<model>, such as omatg/MP-20-CSP/Linear-ODE, "
+            "name: expected omatg/<repository>/<model>, such as omatg/MP-20-CSP/Linear-ODE, "
             f"got {name!r}"
         )
     return f"{ORGANISATIONS[match[1]]}/{match[2]}", match[3]
@@ -142,11 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", nargs="+", help="such as omatg/MP-20-CSP/Linear-ODE")
     for name in parser.parse_args(arguments).name:
         try:
-            download(name)
+            folder = download(name)
         except (ConnectionError, ImportError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
-        print(f'irlkit.load_omatg("{name}")')
+        print(f'{folder}: load it with irlkit.load_omatg("{name}")')
     return 0
 
 
