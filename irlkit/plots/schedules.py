@@ -123,7 +123,11 @@ def noise_schedules(
 
 
 def schedule_and_structures(
-    t: np.ndarray, curves: Mapping[str, np.ndarray], table: pd.DataFrame, stol: float = 0.5
+    t: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    table: pd.DataFrame,
+    stol: float = 0.5,
+    label: str = "1 + s(t)",
 ) -> go.Figure:
     """A schedule beside what it makes of a few structures.
 
@@ -131,9 +135,10 @@ def schedule_and_structures(
 
     Args:
         t: times, shape (n_steps,).
-        curves: field -> 1 + s(t), shape (n_steps,).
+        curves: field -> 1 + s(t), or another quantity, shape (n_steps,).
         table: columns formula and rmsd, a row per structure; nan means no match.
         stol: height of the bars of structures without a match.
+        label: of the curves.
 
     Raises:
         ValueError: a column is missing.
@@ -162,7 +167,7 @@ def schedule_and_structures(
     for (name, height), color in zip(heights.items(), (GREEN, GREY), strict=True):
         figure.add_bar(x=names, y=height, name=name, marker={"color": color}, row=1, col=2)
     figure.update_xaxes(title="time t", range=[0, 1], row=1, col=1)
-    figure.update_yaxes(title="1 + s(t)", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title=label, rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
     figure.update_layout(barmode="stack")
     return style(figure, 420, legend_below=True)
