@@ -1,17 +1,30 @@
 """What the notebooks do, as functions: each notebook only calls, shows and explains."""
 
 from irlkit.experiments.claims import Claim, claims_table
+from irlkit.experiments.energy_presets import ENERGY_PRESETS, EnergyPreset, Variant, resolve_energy
+from irlkit.experiments.energy_reinforcement import EnergyReinforcement
+from irlkit.experiments.noise_presets import NOISE_PRESETS, NoisePreset, resolve_noise
+from irlkit.experiments.noise_schedules import NoiseSchedules
 from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
 from irlkit.experiments.results import write_results
 from irlkit.experiments.velocity_annealing import VelocityAnnealing
 
 __all__ = [
+    "ENERGY_PRESETS",
+    "NOISE_PRESETS",
     "PRESETS",
     "Claim",
+    "EnergyPreset",
+    "EnergyReinforcement",
+    "NoisePreset",
+    "NoiseSchedules",
     "Preset",
     "Rung",
+    "Variant",
     "VelocityAnnealing",
     "claims_table",
     "resolve",
+    "resolve_energy",
+    "resolve_noise",
     "write_results",
 ]

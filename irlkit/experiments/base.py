@@ -29,11 +29,14 @@ from irlkit.policies import Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import Reward
 from irlkit.sampler import integrate
-from irlkit.schedules import Annealing, LinearAnnealing
+from irlkit.schedules import Annealing, LinearAnnealing, NoiseSchedule
 from irlkit.trainer import GRPOTrainer
 
 SWEEP_SEED = 1_000_003
 """Seed of the base samples of sweeps: another one than those of evaluations."""
+
+NOISE_SEED = 2_000_003
+"""Added to a seed for the noise: its stream is not that of the base samples."""
 
 
 class Settings(Protocol):
@@ -202,10 +205,11 @@ class Experiment:
     # Generation and evaluation
     # ----------------------------------------------------------------------------------------------
 
-    def base_sample(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
-        """x_0 of a seed, the same on every device."""
+    def base_sample(self, batch: CrystalBatch, seed: int, model: Any = None) -> CrystalBatch:
+        """x_0 of a seed, the same on every device; of another model if one is given."""
         generator = torch.Generator().manual_seed(seed)
-        return self.model.sample_base(batch, generator).to(self.device)
+        sampler = self.model if model is None else model
+        return sampler.sample_base(batch, generator).to(self.device)
 
     def generate(
         self,
@@ -213,7 +217,10 @@ class Experiment:
         n_steps: int,
         annealing: Annealing | None,
         seed: int,
+        *,
         model: Any = None,
+        x_0: CrystalBatch | None = None,
+        noise: Mapping[str, NoiseSchedule] | None = None,
         **options: Any,
     ) -> Any:
         """Generate for the compositions of `batch` from x_0 of `seed`; see ``integrate``.
@@ -222,16 +229,23 @@ class Experiment:
             batch: the compositions.
             n_steps: integration steps.
             annealing: of the velocity; None: none.
-            seed: of x_0.
+            seed: of x_0, and of the noise.
             model: what to integrate; None: the pretrained model.
+            x_0: start here; None: from the base sample of the seed.
+            noise: field -> sigma(t); None: none.
             **options: further ones of ``integrate``.
         """
+        if noise:
+            options |= {
+                "noise": noise,
+                "generator": torch.Generator().manual_seed(NOISE_SEED + seed),
+            }
         return integrate(
             self.model if model is None else model,
             batch.to(self.device),
             n_steps,
             annealing=annealing,
-            x_0=self.base_sample(batch, seed),
+            x_0=self.base_sample(batch, seed, model) if x_0 is None else x_0,
             max_batch=self.settings.max_batch,
             **options,
         )
@@ -326,6 +340,7 @@ class Experiment:
         validation: CrystalDataset,
         validation_reward: Reward,
         kept: dict[Any, Any],
+        what: str = "training",
     ) -> pd.DataFrame:
         """Train one policy after the other with GRPO and keep the best of each by validation.
 
@@ -337,6 +352,7 @@ class Experiment:
             validation: compositions of the validation.
             validation_reward: of the validation.
             kept: key of a run -> its policy, filled here.
+            what: what the time it takes is called.
 
         Returns:
             The history of all runs.
@@ -347,8 +363,8 @@ class Experiment:
         if all(run.key in kept for run in runs):
             for run in runs:
                 del kept[run.key], self._histories[run.key], self.best_iteration[run.key]
-            self.seconds.pop("training", None)
-        with self._timed("training", self.seconds.get("training", 0.0)):
+            self.seconds.pop(what, None)
+        with self._timed(what, self.seconds.get(what, 0.0)):
             for run in runs:
                 if run.key in kept:
                     continue

@@ -132,15 +132,7 @@ def annealing_conclusion(evaluation: pd.DataFrame, preset: Preset, claims: Seque
         rows = _by_seed(evaluation, schedule, n_steps, tuned_at)
         values = [_with_range(rows[metric]) for metric in ("metre", "crmse")]
         lines.append(f"| {' | '.join([label, *values])} |")
-    held = [claim for claim in claims if claim.required and claim.holds]
-    required = [claim for claim in claims if claim.required]
-    lines += ["", f"**{len(held)} of {len(required)} claims hold.**"]
-    failing = [
-        f"{number} ({'claim' if claim.required else 'aim'})"
-        for number, claim in enumerate(claims, start=1)
-        if not claim.holds
-    ]
-    lines[-1] += f" Those that do not: number {', '.join(failing)}." if failing else ""
+    lines += ["", held_in_words(claims)]
     size = int(evaluation["n_structures"].max())
     share = _by_seed(evaluation, "learned", few)["metre"].mean()
     error = math.sqrt(share * (1 - share) / size)
@@ -154,6 +146,19 @@ def annealing_conclusion(evaluation: pd.DataFrame, preset: Preset, claims: Seque
             " The preset *quick* only shows that everything works: do not judge the method by it."
         )
     return "\n".join(lines)
+
+
+def held_in_words(claims: Sequence[Claim]) -> str:
+    """How many claims hold, and which do not, in Markdown."""
+    held = [claim for claim in claims if claim.required and claim.holds]
+    required = [claim for claim in claims if claim.required]
+    failing = [
+        f"{number} ({'claim' if claim.required else 'aim'})"
+        for number, claim in enumerate(claims, start=1)
+        if not claim.holds
+    ]
+    text = f"**{len(held)} of {len(required)} claims hold.**"
+    return f"{text} Those that do not: number {', '.join(failing)}." if failing else text
 
 
 def _with_range(values: pd.Series) -> str:

@@ -1,0 +1,117 @@
+"""What notebook 03 claims, computed and not written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from irlkit.experiments.claims import Claim, _with_range, held_in_words
+from irlkit.experiments.energy_presets import EnergyPreset
+
+PRETRAINED = "pretrained"
+
+
+def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]:
+    """The paper's claims about energy reinforcement (section 4.2), on means over seeds.
+
+    Args:
+        evaluation: columns policy, schedule, n_steps, seed, energy_above_reference, invalid_rate,
+            match_rate, rmse.
+        preset: names the policies, and says which steps are few and many.
+    """
+    few, many = preset.n_steps, preset.reference_steps
+    baseline = rows_of(evaluation, PRETRAINED, "handcrafted", many)
+    means = baseline[["energy_above_reference", "match_rate", "rmse", "invalid_rate"]].mean()
+    check = Claim.check
+    claims = []
+    than = f"the pretrained model with its best annealing and {many} steps"
+    energies = {}
+    for name, variant in preset.policies.items():
+        ours = rows_of(evaluation, name, "none", few)
+        energy = energies[variant.policy] = float(ours["energy_above_reference"].mean())
+        who = f"{name}, {few} steps"
+        claims += [
+            check(
+                f"{who}: energy above reference relative to {than}",
+                _share(energy, float(means["energy_above_reference"])),
+                "<= 0.5",
+            ),
+            check(
+                f"{who}: match rate minus that of {than}",
+                float(ours["match_rate"].mean() - means["match_rate"]),
+                ">= -0.01",
+            ),
+            check(
+                f"{who}: RMSE minus that of {than}",
+                float(ours["rmse"].mean() - means["rmse"]),
+                "<= 0",
+            ),
+            check(
+                f"{who}: invalid-energy rate minus that of {than}",
+                float(ours["invalid_rate"].mean() - means["invalid_rate"]),
+                "<= 0",
+            ),
+        ]
+    velocity, score = energies["velocity"], energies["score"]
+    claims.append(
+        check(
+            "energy above reference, velocity-based minus score-based, relative to score-based",
+            (velocity - score) / abs(score) if score else float("nan"),
+            "<= 0.1",
+        )
+    )
+    return claims
+
+
+def energy_conclusion(
+    evaluation: pd.DataFrame, preset: EnergyPreset, potential: str, claims: Sequence[Claim]
+) -> str:
+    """What the numbers say, in Markdown.
+
+    Args:
+        evaluation: as for ``energy_claims``, with n_structures.
+        preset: names the policies, and says which steps are few and many.
+        potential: name of the potential of all energies.
+        claims: of ``energy_claims``.
+    """
+    few, many = preset.n_steps, preset.reference_steps
+    compared = [
+        (f"pretrained, best annealing, {many} steps", PRETRAINED, "handcrafted", many),
+        (f"pretrained, no annealing, {few} steps", PRETRAINED, "none", few),
+        *((f"{name}, {few} steps", name, "none", few) for name in preset.policies),
+    ]
+    columns = {
+        "energy_above_reference": "energy above reference, eV/atom",
+        "match_rate": "match rate",
+        "rmse": "RMSE",
+        "invalid_rate": "invalid",
+    }
+    lines = [f"| | {' | '.join(columns.values())} |", f"|:--|{'--:|' * len(columns)}"]
+    for label, policy, schedule, n_steps in compared:
+        rows = rows_of(evaluation, policy, schedule, n_steps)
+        values = [_with_range(rows[column].dropna()) for column in columns]
+        lines.append(f"| {' | '.join([label, *values])} |")
+    size = int(evaluation["n_structures"].max())
+    lines += [
+        "",
+        f"{held_in_words(claims)} All energies are {potential}'s, on {size} test structures; "
+        "brackets have the range over seeds.",
+    ]
+    if preset.name == "quick":
+        lines[-1] += (
+            " The preset *quick* only shows that everything works: do not judge the method by it."
+        )
+    return "\n".join(lines)
+
+
+def rows_of(evaluation: pd.DataFrame, policy: str, schedule: str, n_steps: int) -> pd.DataFrame:
+    """Rows of one policy and number of steps, by seed."""
+    keep = (evaluation["policy"] == policy) & (evaluation["schedule"] == schedule)
+    keep &= evaluation["n_steps"] == n_steps
+    return evaluation[keep].drop_duplicates("seed", keep="last").set_index("seed")
+
+
+def _share(value: float, of: float) -> float:
+    """A share of a positive number; nan of others, of which no share can be taken."""
+    return value / of if of > 0 else float("nan")

@@ -1,0 +1,297 @@
+"""How large the experiment of notebook 03 is: presets, and parameters that override them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from irlkit.experiments.presets import Rung, _seeds
+from irlkit.grpo import GRPOConfig
+from irlkit.schedules import FIELD_NAMES, check_n_steps
+
+POLICIES = ("score", "velocity")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A policy to be trained.
+
+    Attributes:
+        policy: "score" (7) or "velocity" (13).
+        noise: level of the exploration noise.
+        ref_noise: level of the reference policy's noise; None: the same.
+        grpo: further arguments of ``GRPOConfig``, before those of the preset.
+        n_seeds: how many of the preset's seeds it is trained with; None: all.
+    """
+
+    policy: str
+    noise: str = "medium"
+    ref_noise: str | None = None
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    n_seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
+
+
+@dataclass(frozen=True)
+class EnergyPreset:
+    """Size and settings of notebook 03.
+
+    Attributes:
+        name: of the preset.
+        fields: that are reinforced: ("pos",), as in the paper, ("cell",) or both.
+        noise: level -> field -> scale of the square-root schedule (no unit for "pos", Å for
+            "cell"); the fields that are not reinforced are not looked at.
+        policies: name -> policy; those of the main comparison, one of each kind.
+        noise_study: name -> policies with other scales of the noise (Fig. 6); trained on request.
+        n_steps: integration steps of validation and evaluation.
+        train_steps: of the rollouts; None: n_steps.
+        iterations: of GRPO, per policy and seed.
+        grpo: further arguments of ``GRPOConfig``.
+        reference_steps: many steps, which the handcrafted annealing is tuned for.
+        test_size: structures of the test split, about; None: all.
+        seeds: of training, and of the base samples of the evaluation.
+        n_seeds_at_reference: how many of the seeds are evaluated at reference_steps; None: all.
+        reference_sweep: rounds of the handcrafted sweep for reference_steps, on validation.
+        candidates: coefficients (pos, cell) that the sweep tries besides its own.
+        diversity: test compositions, and structures of each, whose diversity is looked at.
+        max_batch: structures per network call; small ones stay in a processor's cache.
+        n_workers: processes that match structures; None: one per core, 0: in this process.
+    """
+
+    name: str
+    fields: tuple[str, ...] = ("pos",)
+    noise: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: {
+            "small": {"pos": 0.05, "cell": 0.1},
+            "medium": {"pos": 0.15, "cell": 0.3},
+            "large": {"pos": 0.45, "cell": 0.9},
+        }
+    )
+    policies: Mapping[str, Variant] = field(
+        default_factory=lambda: {
+            "score-based": Variant("score"),
+            "velocity-based": Variant("velocity"),
+        }
+    )
+    noise_study: Mapping[str, Variant] = field(
+        default_factory=lambda: {
+            "score-based, small noise": Variant("score", noise="small"),
+            "score-based, large noise": Variant("score", noise="large"),
+            "velocity-based, small reference noise": Variant("velocity", ref_noise="small"),
+        }
+    )
+    n_steps: int = 50
+    train_steps: int | None = None
+    iterations: int = 40
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    reference_steps: int = 500
+    test_size: int | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    n_seeds_at_reference: int | None = None
+    reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
+    candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
+    diversity: tuple[int, int] = (8, 16)
+    max_batch: int | None = 64
+    n_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for n_steps in (self.n_steps, self.reference_steps, self.train_steps or 1):
+            check_n_steps(n_steps)
+        if self.n_steps >= self.reference_steps:
+            raise ValueError(
+                f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
+                f"got {self.n_steps}"
+            )
+        if not self.fields or set(self.fields) - set(FIELD_NAMES):
+            raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {self.fields}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+        if isinstance(self.iterations, bool) or self.iterations < 1:
+            raise ValueError(f"iterations must be a positive integer, got {self.iterations!r}")
+        kinds = [variant.policy for variant in self.policies.values()]
+        if sorted(kinds) != sorted(POLICIES):
+            raise ValueError(f"policies must be one of each kind of {POLICIES}, got {kinds}")
+        if both := set(self.policies) & set(self.noise_study):
+            raise ValueError(f"noise_study must have other names than policies, got {sorted(both)}")
+        for name, variant in self.variants.items():
+            for level in (variant.noise, variant.ref_noise or variant.noise):
+                if not set(self.fields) <= set(self.noise.get(level, ())):
+                    raise ValueError(
+                        f"noise must have a scale for {self.fields} of level {level!r}, which "
+                        f"{name} uses, got {dict(self.noise.get(level, {}))}"
+                    )
+            self.config(name, 0)  # Checks the settings of GRPO.
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """All policies by name."""
+        return {**self.policies, **self.noise_study}
+
+    def config(self, name: str, seed: int) -> GRPOConfig:
+        """Settings of a training run of a policy."""
+        settings = {
+            "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
+            "validation_n_steps": self.n_steps,
+            "max_batch": self.max_batch,
+            "iterations": self.iterations,
+            **self.grpo,
+            **self.variants[name].grpo,
+        }
+        return GRPOConfig(seed=seed, **settings)
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """Seeds that a policy is trained with."""
+        return self.seeds[: self.variants[name].n_seeds]
+
+    def seeds_for(self, n_steps: int) -> tuple[int, ...]:
+        """Seeds to evaluate the pretrained model with."""
+        many = n_steps >= self.reference_steps
+        return self.seeds[: self.n_seeds_at_reference] if many else self.seeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON can hold them."""
+        configs = {name: self.config(name, self.seeds[0]).to_dict() for name in self.variants}
+        return {**asdict(self), "grpo": configs}
+
+
+# --------------------------------------------------------------------------------------------------
+# The one place to tune.
+# --------------------------------------------------------------------------------------------------
+
+_GRPO = {
+    "n_ppo_epochs": 2,
+    "learning_rate": 3e-4,
+    "clip_eps": 0.2,
+    "kl_weight": 1e-4,
+    "distillation_weight": 1e-5,
+    "step_fraction": 0.25,
+    "max_minibatch": 640,
+}
+_ONE_SEED = {
+    "score-based, small noise": Variant("score", noise="small", n_seeds=1),
+    "score-based, large noise": Variant("score", noise="large", n_seeds=1),
+    "velocity-based, small reference noise": Variant("velocity", ref_noise="small", n_seeds=1),
+}
+
+ENERGY_PRESETS: dict[str, EnergyPreset] = {
+    preset.name: preset
+    for preset in (
+        # About a minute on two cores: shows that everything works, not how well.
+        EnergyPreset(
+            "quick",
+            n_steps=20,
+            iterations=3,
+            noise_study={"score-based, large noise": Variant("score", noise="large", n_seeds=1)},
+            grpo={
+                **_GRPO,
+                "n_groups": 4,
+                "group_size": 8,
+                "validate_every": 1,
+                "validation_size": 32,
+            },
+            reference_steps=100,
+            test_size=32,
+            seeds=(0, 1),
+            n_seeds_at_reference=1,
+            reference_sweep=(Rung(4, 24, 100),),
+            candidates=((2, 0), (5, 2)),
+            diversity=(4, 8),
+            max_batch=48,
+            n_workers=0,
+        ),
+        # Less than fifteen minutes on two cores.
+        EnergyPreset(
+            "laptop",
+            train_steps=25,
+            iterations=20,
+            noise_study=_ONE_SEED,
+            grpo={
+                **_GRPO,
+                "n_groups": 8,
+                "group_size": 16,
+                "validate_every": 4,
+                "validation_size": 64,
+            },
+            test_size=128,
+            n_seeds_at_reference=1,
+            reference_sweep=(Rung(10, 64, 100), Rung(2, 96, 500)),
+        ),
+        # The paper's numbers, for a GPU: 16 groups of 64 (Appendix F), all steps in every update,
+        # and as many steps as the paper's model was tuned for.
+        EnergyPreset(
+            "paper",
+            iterations=200,
+            noise={
+                "small": {"pos": 0.05, "cell": 0.1},
+                "medium": {"pos": 0.16681, "cell": 0.3},
+                "large": {"pos": 0.5, "cell": 0.9},
+            },
+            grpo={
+                "n_groups": 16,
+                "group_size": 64,
+                "n_ppo_epochs": 2,
+                "clip_eps": 0.2,
+                "learning_rate": 1e-4,
+                "kl_weight": 1e-4,
+                "distillation_weight": 1e-5,
+                "validate_every": 5,
+                "validation_size": 512,
+                "max_minibatch": 8192,
+            },
+            reference_steps=740,
+            reference_sweep=(Rung(48, 512, 740), Rung(6, 2048, 740)),
+            diversity=(64, 32),
+            max_batch=None,
+        ),
+    )
+}
+
+
+def resolve_energy(
+    preset: str = "laptop",
+    *,
+    fields: Iterable[str] | None = None,
+    n_steps: int | None = None,
+    iterations: int | None = None,
+    n_groups: int | None = None,
+    group_size: int | None = None,
+    seeds: Iterable[int] | int | str | None = None,
+) -> EnergyPreset:
+    """A preset with the parameters that were given; None keeps what the preset says.
+
+    Args:
+        preset: a name in ``ENERGY_PRESETS``.
+        fields: see ``EnergyPreset``; a text such as "pos,cell" will do.
+        n_steps: see ``EnergyPreset``.
+        iterations: see ``EnergyPreset``.
+        n_groups: compositions per iteration.
+        group_size: structures per composition.
+        seeds: numbers, or as a command line has them: one number, or a text such as "0,1,2".
+
+    Raises:
+        ValueError: no such preset, or a value that makes no sense.
+    """
+    if preset not in ENERGY_PRESETS:
+        raise ValueError(f"preset must be one of {sorted(ENERGY_PRESETS)}, got {preset!r}")
+    chosen = ENERGY_PRESETS[preset]
+    if isinstance(fields, str):
+        fields = [name.strip() for name in fields.split(",")]
+    given: dict[str, Any] = {
+        "fields": None if fields is None else tuple(fields),
+        "n_steps": n_steps,
+        "iterations": iterations,
+        "seeds": _seeds(seeds),
+    }
+    grpo = {"n_groups": n_groups, "group_size": group_size}
+    return replace(
+        chosen,
+        **{name: value for name, value in given.items() if value is not None},
+        grpo={**chosen.grpo, **{name: value for name, value in grpo.items() if value is not None}},
+    )

@@ -1,0 +1,404 @@
+"""Notebook 03's experiment: presets, claims, what has changed, and a run with a tiny model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from irlkit import experiments, metrics
+from irlkit.crystals import CrystalBatch
+from irlkit.experiments import changes
+from irlkit.experiments.energy_claims import PRETRAINED, energy_claims, energy_conclusion
+from irlkit.experiments.energy_presets import ENERGY_PRESETS, Variant
+from irlkit.experiments.energy_reinforcement import file_name
+from irlkit.experiments.presets import Rung
+from irlkit.policies import load_dynamics
+from irlkit.trainer import GRPOTrainer
+from tests.tiny_experiments import write_files
+from tests.toy_potentials import LennardJonesToy
+
+# --------------------------------------------------------------------------------------------------
+# Presets
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENERGY_PRESETS)
+def test_presets_are_complete_and_json(name):
+    preset = experiments.resolve_energy(name)
+    assert preset.name == name
+    for variant in preset.variants:
+        assert preset.config(variant, 3).seed == 3
+        assert preset.config(variant, 3).validation_step_choices == (preset.n_steps,)
+    json.dumps(preset.to_dict(), allow_nan=False)
+
+
+def test_given_parameters_override_the_preset():
+    preset = experiments.resolve_energy(
+        "laptop", fields="pos, cell", iterations=2, n_groups=3, group_size=4, seeds=5
+    )
+    config = preset.config("score-based", 5)
+    assert (preset.fields, preset.iterations, preset.seeds) == (("pos", "cell"), 2, (5,))
+    assert (config.n_groups, config.group_size) == (3, 4)
+
+
+def test_variants_have_their_own_settings():
+    variants = {"other": Variant("velocity", noise="small", grpo={"clip_eps": 0.07}, n_seeds=1)}
+    preset = replace(ENERGY_PRESETS["quick"], noise_study=variants)
+    assert preset.config("other", 0).clip_eps == 0.07
+    assert preset.config("score-based", 0).clip_eps != 0.07
+    assert preset.seeds_of("other") == (0,) and preset.seeds_of("score-based") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fields": ("species",)}, "fields must be one or more of"),
+        ({"fields": ()}, "fields must be one or more of"),
+        ({"noise": {"medium": {"pos": 0.1}}}, "of level 'large', which score-based, large"),
+        ({"policies": {"a": Variant("score")}}, "policies must be one of each kind"),
+        ({"noise_study": {"score-based": Variant("score")}}, "noise_study must have other names"),
+        ({"n_steps": 100}, "smaller than the 100 steps"),
+        ({"iterations": 0}, "iterations must be a positive integer"),
+        ({"seeds": (-1,)}, "non-negative"),
+        ({"grpo": {"group_size": 1}}, "group_size must be an integer of at least 2"),
+    ],
+)
+def test_settings_that_make_no_sense(changed, message):
+    with pytest.raises(ValueError, match=message):
+        replace(ENERGY_PRESETS["quick"], **changed)
+
+
+def test_names_that_make_no_sense():
+    with pytest.raises(ValueError, match="preset must be one of"):
+        experiments.resolve_energy("huge")
+    with pytest.raises(ValueError, match="policy must be one of"):
+        Variant("annealing")
+
+
+# --------------------------------------------------------------------------------------------------
+# Claims
+# --------------------------------------------------------------------------------------------------
+
+PRESET = ENERGY_PRESETS["laptop"]
+
+
+def evaluation(score=(), velocity=(), baseline=()):
+    """A table in which everything holds; arguments are changed metrics."""
+    good = {"energy_above_reference": 0.4, "match_rate": 0.6, "rmse": 0.1, "invalid_rate": 0.0}
+    rows = []
+    for policy, changed in (("score-based", score), ("velocity-based", velocity)):
+        for seed in (0, 1, 2):
+            labels = {"policy": policy, "schedule": "none", "n_steps": PRESET.n_steps}
+            rows.append({**labels, "seed": seed, **good, **dict(changed)})
+    poor = {**good, "energy_above_reference": 0.9, "rmse": 0.15}
+    labels = {"policy": PRETRAINED, "schedule": "handcrafted", "n_steps": PRESET.reference_steps}
+    rows.append({**labels, "seed": 0, **poor, **dict(baseline)})
+    return pd.DataFrame(rows).assign(n_structures=100)
+
+
+def failing(table):
+    judged = energy_claims(table, PRESET)
+    assert len(judged) == 9
+    return {i for i, claim in enumerate(judged, start=1) if not claim.holds}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, set()),
+        ({"velocity": {"energy_above_reference": 0.46}}, {5, 9}),
+        ({"velocity": {"energy_above_reference": 0.2}}, set()),
+        ({"score": {"match_rate": 0.58}}, {2}),
+        ({"score": {"match_rate": 0.595}}, set()),
+        ({"velocity": {"rmse": 0.16}}, {7}),
+        ({"velocity": {"invalid_rate": 0.01}}, {8}),
+        ({"score": {"energy_above_reference": 0.3}}, {9}),
+        # Of an energy below the reference, no share can be taken.
+        ({"baseline": {"energy_above_reference": -0.1}}, {1, 5}),
+        # Both below the reference, velocity-based slightly less so.
+        (
+            {
+                "score": {"energy_above_reference": -0.10},
+                "velocity": {"energy_above_reference": -0.095},
+            },
+            set(),
+        ),
+    ],
+)
+def test_claims(arguments, expected):
+    assert failing(evaluation(**arguments)) == expected
+
+
+def test_what_was_not_measured_does_not_hold():
+    table = evaluation()
+    assert failing(table[table["policy"] != "velocity-based"]) == {5, 6, 7, 8, 9}
+
+
+def test_the_conclusion_is_computed():
+    table = evaluation(velocity={"energy_above_reference": 0.46})
+    text = energy_conclusion(table, PRESET, "toy", energy_claims(table, PRESET))
+    assert "**7 of 9 claims hold.** Those that do not: number 5 (claim), 9 (claim)." in text
+    assert "| velocity-based, 50 steps | 0.460 (0.460 to 0.460) |" in text
+    assert "| pretrained, no annealing, 50 steps | not measured |" in text
+    assert "toy's, on 100 test structures" in text and "quick" not in text
+
+
+# --------------------------------------------------------------------------------------------------
+# What has changed
+# --------------------------------------------------------------------------------------------------
+
+
+def salt(shift=(0, 0, 0), a=4.0, second=(0.5, 0.5, 0.5)):
+    sites = np.array([[0, 0, 0], second]) + shift
+    return Structure(Lattice.cubic(a), ["Cs", "Cl"], sites)
+
+
+def test_a_shift_of_all_atoms_is_no_move():
+    before = CrystalBatch.from_structures([salt(), salt(shift=(0.9, 0, 0))])
+    after = CrystalBatch.from_structures([salt(shift=(0.3, 0.1, 0)), salt(shift=(0.1, 0, 0))])
+    table = changes.atom_changes(before, after, before)
+    np.testing.assert_allclose(table["moved"], 0.0, atol=1e-5)
+
+
+def test_moves_and_distances_are_in_angstrom():
+    before, after = (CrystalBatch.from_structures([salt(second=(x, 0.5, 0.5))]) for x in (0.5, 0.6))
+    table = changes.atom_changes(before, after, before)
+    assert list(table["element"]) == ["Cs", "Cl"]
+    # 0.1 x 4 A apart from each other: 0.2 A each from their common shift.
+    np.testing.assert_allclose(table["moved"], 0.2, atol=1e-5)
+    np.testing.assert_allclose(table["nearest before"], 2 * np.sqrt(3), rtol=1e-5)
+    np.testing.assert_allclose(table["nearest after"], np.sqrt(1.6**2 + 8), rtol=1e-5)
+    np.testing.assert_allclose(table["nearest in reference"], table["nearest before"])
+    np.testing.assert_allclose(table["volume before"], 32, rtol=1e-5)
+
+
+def test_the_nearest_atom_can_be_an_image():
+    lone = CrystalBatch.from_structures(
+        [Structure(Lattice([[3, 0, 0], [2.9, 1, 0], [0, 0, 5]]), ["Po"], [[0, 0, 0]])]
+    )
+    np.testing.assert_allclose(changes.nearest_distances(lone), np.hypot(0.1, 1), rtol=1e-4)
+
+
+def test_structures_that_match_count_once():
+    far = Structure(Lattice.tetragonal(2.5, 9.0), ["Cs", "Cl"], [[0, 0, 0], [0, 0, 0.5]])
+    broken = salt(second=(0.01, 0.0, 0.0))
+    groups = CrystalBatch.from_structures([salt(), salt(shift=(0.2, 0, 0)), far, far, broken, far])
+    with metrics.MatchPool(0) as pool:
+        table = changes.count_distinct(groups, 3, pool)
+        assert list(table["n_valid"]) == [3, 2]
+        assert list(table["n_distinct"]) == [2, 1]
+        alone = changes.count_distinct(groups[4:5], 1, pool)
+    assert list(alone["n_distinct"]) == [0]
+
+
+# --------------------------------------------------------------------------------------------------
+# The experiment
+# --------------------------------------------------------------------------------------------------
+
+TINY = replace(
+    ENERGY_PRESETS["quick"],
+    n_steps=3,
+    train_steps=2,
+    iterations=2,
+    grpo={"n_groups": 2, "group_size": 3, "validate_every": 1, "validation_size": 4},
+    reference_steps=4,
+    test_size=6,
+    reference_sweep=(Rung(2, 3, 4),),
+    candidates=(),
+    diversity=(2, 3),
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_files(tmp_path_factory.mktemp("energy"))
+
+
+def make(files, out_dir, preset=TINY, **options):
+    return experiments.EnergyReinforcement(
+        files / "model.safetensors",
+        files / "salts.csv",
+        preset,
+        potential=LennardJonesToy(),
+        out_dir=out_dir,
+        progress=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """The experiment, run to its end as the notebook does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IRLKIT_CACHE", str(files / "cache"))
+        experiment = make(files, tmp_path_factory.mktemp("results"))
+    experiment.sweep_reference()
+    experiment.evaluate_pretrained()
+    experiment.train_policies()
+    experiment.evaluate_policies()
+    experiment.study_noise()
+    experiment.evaluate_policies(TINY.noise_study)
+    experiment.diversity()
+    return experiment
+
+
+def test_every_policy_is_trained_with_every_seed(finished):
+    assert set(finished.policies) == {
+        *((name, seed) for name in TINY.policies for seed in (0, 1)),
+        ("score-based, large noise", 0),
+    }
+    assert len(finished.history) == 5 * 3
+    assert set(finished.history["policy"]) == set(TINY.variants)
+    start = finished.model.state_dict()
+    for policy in finished.policies.values():
+        assert policy.model is finished.model
+        assert policy.network.state_dict().keys() == start.keys()
+
+
+def test_training_leaves_the_pretrained_model_as_it_was(finished, files):
+    fresh = experiments.EnergyReinforcement._load(files / "model.safetensors", torch.device("cpu"))
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, finished.model.state_dict()[name])
+
+
+def test_the_kept_policies_are_those_with_the_best_validation(finished):
+    history = finished.history.set_index(["policy", "seed", "iteration"])[
+        "validation_reward"
+    ].sort_index()
+    for (name, seed), iteration in finished.best_iteration.items():
+        assert history[name, seed, iteration] == history[name, seed].max()
+
+
+def test_evaluations_are_labelled(finished):
+    rows = finished.evaluation
+    assert rows.groupby("policy").size().to_dict() == {
+        PRETRAINED: 2 * 2 + 2 * 1,
+        "score-based": 2,
+        "velocity-based": 2,
+        "score-based, large noise": 1,
+    }
+    assert len(finished.metrics_table()) == 4 + 3
+    assert set(finished.structures["policy"]) == set(rows["policy"])
+
+
+def test_validation_curves_have_what_the_paper_shows(finished):
+    curves = finished.validation_curves(TINY.policies)
+    assert len(curves) == 2 * 2 * 3
+    assert curves["match_rate"].between(0, 1).all()
+    assert curves["invalid_rate"].between(0, 1).all()
+    # All begin with the same model; a score-based policy adds the same noise in each validation.
+    start = curves[curves["iteration"] == 0]
+    energy = start.groupby("policy")["energy_above_reference"]
+    assert (energy.nunique(dropna=False) == 1).all()
+    lines = finished.test_lines(TINY.policies)
+    assert list(lines["policy"]) == ["pretrained, annealed, 4 steps", *TINY.policies]
+
+
+def test_before_and_after_start_from_one_noise(finished, monkeypatch):
+    # Of the untrained model, too few structures have an energy: three are given one.
+    gains = {PRETRAINED: [3.0, 2.0, 5.0], "velocity-based": [1.0, 3.0, 4.5]}
+    missing = [np.nan] * (len(finished.test) - 3)
+    energies = {name: np.array([*values, *missing]) for name, values in gains.items()}
+    monkeypatch.setattr(finished, "energies", lambda seed=None: energies)
+    panels, atoms = finished.before_and_after("velocity-based")
+    assert len(panels) == 9 and len(atoms) == 6
+    assert list(atoms["structure"]) == [1, 1, 2, 2, 3, 3]
+    assert [title.split()[2].strip(":") for title in panels] == ["before", "after", "reference"] * 3
+    whole = finished.generate(finished.test.batch, 3, None, 0)
+    chosen = [0, 2, 1]  # The largest, the median and the smallest gain: 2.0, 0.5 and -1.0.
+    for number, panel in zip(chosen, list(panels.values())[::3], strict=True):
+        torch.testing.assert_close(panel.pos, whole[number].pos, atol=1e-4, rtol=0)
+
+
+def test_too_few_structures_to_show(finished, monkeypatch):
+    nothing = {name: np.full(len(finished.test), np.nan) for name in (PRETRAINED, "score-based")}
+    monkeypatch.setattr(finished, "energies", lambda seed=None: nothing)
+    with pytest.raises(ValueError, match="0 test structures have an energy"):
+        finished.examples("score-based")
+
+
+def test_diversity_is_counted_for_all_policies(finished):
+    table = finished.tables()["diversity"]
+    assert len(table) == 3 * 2 and set(table["n_generated"]) == {3}
+    assert (table["n_distinct"] <= table["n_valid"]).all()
+
+
+def test_results_are_complete_and_strict(finished):
+    judged = finished.claims()
+    paths = experiments.write_results(finished, {"preset": "quick"}, judged)
+    assert all(path.is_file() for path in paths)
+    found = json.loads(
+        (finished.out_dir / "results.json").read_text(),
+        parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"),
+    )
+    keys = "parameters environment dataset evaluation handcrafted_sweep training claims"
+    assert set(found) == {*keys.split(), "potential", "diversity"}
+    assert found["potential"] == "toy"
+    assert found["training"]["best_iteration"]["velocity-based"].keys() == {"0", "1"}
+    for row in found["evaluation"]:
+        assert {"policy", "energy_above_reference", "invalid_rate", "potential"} <= set(row)
+    history = pd.read_parquet(finished.out_dir / "history.parquet")
+    assert {"policy", "seed", "validation_info_match_matched"} <= set(history)
+
+
+def test_learned_weights_generate_what_the_policy_generates(finished):
+    finished.save_learned()
+    batch = finished.test.batch
+    for name in TINY.policies:
+        path = finished.out_dir / f"{file_name(name)}_seed_1.safetensors"
+        loaded = load_dynamics(path, finished.model)
+        options = {"model": loaded.model, "noise": loaded.noise, "kind": loaded.kind}
+        expected = finished.generate(batch, 3, None, 0, **finished.deployed(name, 1))
+        found = finished.generate(batch, 3, None, 0, **options)
+        torch.testing.assert_close(found.pos, expected.pos)
+
+
+def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch):
+    experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
+    iterate, count = GRPOTrainer._iterate, iter(range(99))
+
+    def interrupted(trainer):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return iterate(trainer)
+
+    monkeypatch.setattr(GRPOTrainer, "_iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="iteration 1 of 2 of velocity-based, seed 0"):
+        experiment.train_policies()
+    assert set(experiment.policies) == {("score-based", 0)}
+    experiment.train_policies()
+    assert next(count) == 5, "two iterations of two policies, and the interrupted one"
+    # Once finished, a further call begins anew, and leaves the noise study alone.
+    experiment.study_noise()
+    experiment.train_policies()
+    assert next(count) == 5 + 1 + 2 + 4
+    assert len(experiment.policies) == 3
+
+
+def test_the_order_of_things_is_explained(files, tmp_path):
+    experiment = make(files, tmp_path)
+    with pytest.raises(ValueError, match="call sweep_reference"):
+        experiment.evaluate_pretrained()
+    with pytest.raises(ValueError, match="'score-based' of seed 0 is not trained yet"):
+        experiment.evaluate_policies()
+    assert "toy" in experiment.summary().to_string()
+
+
+def test_a_model_without_denoiser_is_refused_at_once(files, tmp_path):
+    with pytest.raises(ValueError, match="no denoiser"):
+        experiments.EnergyReinforcement(
+            files / "second.safetensors",
+            files / "salts.csv",
+            TINY,
+            potential=LennardJonesToy(),
+            out_dir=tmp_path,
+            progress=False,
+        )
+
+
+def test_names_of_files():
+    assert file_name("score-based, small noise") == "score_based_small_noise"
