@@ -35,7 +35,9 @@ from irlkit.pairs import (
     InterpolatedFeatures,
     PairFeatures,
     PairTopology,
+    PartFeatures,
     grid_values,
+    interpolates,
 )
 
 HEADS = ("velocity", "denoiser")
@@ -171,7 +173,7 @@ class CSPLayer(nn.Module):
         self,
         h: Tensor,
         gram: Tensor,
-        features: FourierFeatures | InterpolatedFeatures,
+        features: PartFeatures,
         grids: Tensor | None,
     ) -> Tensor:
         """Update the atoms' features.
@@ -301,12 +303,13 @@ class CSPNet(nn.Module):
         missing = [head for head in heads if head not in self.heads]
         if missing:
             raise ValueError(f"heads: this network has {self.heads}, asked for {missing}")
-        if features is None:
-            features = PairFeatures.from_positions(pos, topology, self.n_freqs)
         layers = [
             cast(CSPLayer, self.get_submodule(f"csp_layer_{k}")) for k in range(self.n_layers)
         ]
-        grids = [layer.grids() if features.interpolated else None for layer in layers]
+        kind = InterpolatedFeatures if interpolates(pos) else FourierFeatures
+        if features is not None:
+            kind = type(features.parts[0])
+        grids = [layer.grids() if kind is InterpolatedFeatures else None for layer in layers]
         w_species, w_time = self.atom_latent_emb.weight.split(
             [self.node_embedding.embedding_dim, self.time_embedding.dim], dim=1
         )
@@ -318,8 +321,11 @@ class CSPNet(nn.Module):
         gram = (cell @ cell.transpose(1, 2)).flatten(1)
         atoms, structures = [], []
         # Part by part through all layers: what the size of the edges is stays in the cache.
-        for part in features.parts:
-            where = part.part
+        for k, where in enumerate(topology.parts):
+            if features is not None:
+                part = features.parts[k]
+            else:
+                part = kind.from_positions(pos[where.atoms], where, self.n_freqs)
             # Under autocast, what is summed over layers and atoms keeps the precision of positions.
             h = of_species.index_select(0, species[where.atoms] - 1).to(pos.dtype)
             h = h + time[where.structures].index_select(0, where.batch)

@@ -316,17 +316,18 @@ class InterpolatedFeatures:
         return edge, offsets, self.weight.flatten()[order]
 
 
+PartFeatures = FourierFeatures | InterpolatedFeatures
+
+
 @dataclass(frozen=True)
 class PairFeatures:
     """Features of all pairs at some positions, usable by every network with as many frequencies.
 
     Attributes:
         parts: Per part of the topology.
-        interpolated: Whether these are `InterpolatedFeatures` (or else `FourierFeatures`).
     """
 
-    parts: tuple[FourierFeatures | InterpolatedFeatures, ...] = field(repr=False)
-    interpolated: bool
+    parts: tuple[PartFeatures, ...] = field(repr=False)
 
     @classmethod
     def from_positions(
@@ -342,15 +343,21 @@ class PairFeatures:
             pos: Fractional coordinates, shape (n, 3); only differences modulo 1 enter.
             topology: Pairs.
             n_freqs: Number of frequencies K, k = 0 ... K - 1.
-            interpolate: Which kind; None interpolates on a CPU in single and double precision,
-                unless gradients with respect to `pos` are wanted.
+            interpolate: Whether to take `InterpolatedFeatures`; None decides with `interpolates`.
         """
         if interpolate is None:
-            differentiable = torch.is_grad_enabled() and pos.requires_grad
-            interpolate = pos.device.type == "cpu" and pos.dtype in WINDOW and not differentiable
-        kind: type[InterpolatedFeatures] | type[FourierFeatures]
+            interpolate = interpolates(pos)
         kind = InterpolatedFeatures if interpolate else FourierFeatures
-        return cls(
-            tuple(kind.from_positions(pos[part.atoms], part, n_freqs) for part in topology.parts),
-            interpolate,
-        )
+        parts: list[PartFeatures] = [
+            kind.from_positions(pos[part.atoms], part, n_freqs) for part in topology.parts
+        ]
+        return cls(tuple(parts))
+
+
+def interpolates(pos: Tensor) -> bool:
+    """Whether interpolation is the faster way and can be taken.
+
+    It is on a CPU, in single and double precision; its derivative by positions is not implemented.
+    """
+    differentiable = torch.is_grad_enabled() and pos.requires_grad
+    return pos.device.type == "cpu" and pos.dtype in WINDOW and not differentiable
