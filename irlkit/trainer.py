@@ -22,6 +22,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
+from irlkit.rewards import as_reward
 from irlkit.sampler import rollout
 from irlkit.system import write_atomically
 from irlkit.updates import PolicyUpdate
@@ -57,8 +58,8 @@ class GRPOTrainer:
 
     Args:
         policy: trained in place.
-        reward: structures -> ``RewardResult``, one value per structure, higher is better. If it
-            has a method ``check``, that is asked whether it can judge the compositions.
+        reward: structures -> ``RewardResult``, one value per structure, higher is better; or a
+            function that returns numbers, for which see ``FunctionReward``. If it has a method ``check``, that is asked whether it can judge the compositions.
         dataset: compositions to train on; its structures are not used.
         config: settings.
         validation: compositions to validate on; None means no validation and no best policy.
@@ -86,8 +87,10 @@ class GRPOTrainer:
         resume: bool = False,
     ) -> None:
         self.policy = policy
-        self.reward = reward
-        self.validation_reward = reward if validation_reward is None else validation_reward
+        self.reward = as_reward(reward)
+        self.validation_reward = (
+            self.reward if validation_reward is None else as_reward(validation_reward)
+        )
         self.config = GRPOConfig() if config is None else config
         self.out_dir = None if out_dir is None else Path(out_dir)
         parameter = next(policy.parameters())

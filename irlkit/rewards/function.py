@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -33,7 +34,8 @@ class FunctionReward(Reward):
     that names them.
 
     The result's `info` holds `failed`, `error` (why, in words, if the function raised or took too
-    long), and what the function itself returns as `info`.
+    long), and what the function itself returns as `info`; only that, if it returns any and nothing
+    has failed.
 
     Args:
         function: Of a `CrystalBatch` of B structures; returns B numbers (tensor, array or list,
@@ -90,6 +92,8 @@ class FunctionReward(Reward):
             except Exception as error:
                 return self._one_by_one(batch, error)
             values, info = _checked(returned, batch)
+            if info and torch.isfinite(values).all():
+                return RewardResult(values, info)
             return self._result(values, info, np.full(len(batch), "", dtype=object))
         return self._one_by_one(batch, None)
 
@@ -145,12 +149,18 @@ class FunctionReward(Reward):
 
 
 def as_reward(reward: Reward | Callable[[CrystalBatch], Any]) -> Reward:
-    """A reward as it is, and any other function as a `FunctionReward`.
+    """Functions (and methods, and their partials) as a `FunctionReward`; rewards as they are.
+
+    Other objects that can be called are rewards of their own making: they return a `RewardResult`.
 
     Raises:
         ValueError: not callable.
     """
-    return reward if isinstance(reward, Reward) else FunctionReward(reward)
+    if inspect.isroutine(reward) or isinstance(reward, partial):
+        return FunctionReward(reward)
+    if not callable(reward):
+        raise ValueError(f"a reward must be callable, got {type(reward).__name__}")
+    return reward  # type: ignore[return-value]
 
 
 def _judge(
