@@ -59,7 +59,8 @@ class GRPOTrainer:
     Args:
         policy: trained in place.
         reward: structures -> ``RewardResult``, one value per structure, higher is better; or a
-            function that returns numbers, for which see ``FunctionReward``. If it has a method ``check``, that is asked whether it can judge the compositions.
+            function that returns numbers, for which see ``FunctionReward``. If it has a method
+            ``check``, that is asked whether it can judge the compositions.
         dataset: compositions to train on; its structures are not used.
         config: settings.
         validation: compositions to validate on; None means no validation and no best policy.
