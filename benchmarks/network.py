@@ -1,0 +1,137 @@
+"""Forward and backward passes of the network against the edge-list implementation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import (
+    in_turns,
+    matmul_rate,
+    parser,
+    random_crystals,
+    relative_difference,
+    report,
+    start,
+)
+from benchmarks.edge_list import EdgeListNetwork
+from irlkit.cspnet import CSPNet, NetworkOutput
+from irlkit.pairs import WINDOW, PairTopology, interpolates
+
+CASES = ("128x4x512", "128x4x64", "512x6x64", "512x6x512")
+QUICK = ("16x2x8",)
+State = tuple[Tensor, Tensor, Tensor, Tensor, PairTopology]
+MAX_DIFFERENCE = 1e-4  # of two float32 evaluations, in the norm
+
+
+def operations(network: CSPNet, topology: PairTopology, interpolated: bool) -> dict[str, float]:
+    """Multiplications and additions that a forward and a backward pass cannot do without.
+
+    Only products are counted: of the maps of edges and atoms, and of the pair features with their
+    coefficients. Embeddings, heads and everything per element come for free.
+    """
+    width = network.sizes["hidden_dim"]
+    n_atoms = float(topology.n_atoms.sum())
+    n_edges = float(topology.n_atoms.square().sum())
+    edge_map = n_edges * width**2
+    # Two maps into the edges, two from (LN(h), message), one after.
+    atom_maps = 5 * n_atoms * width**2
+    if interpolated:
+        pair_map = n_edges * (3 * WINDOW[torch.float32] + 2) * width
+    else:
+        pair_map = (n_edges - n_atoms) / 2 * 6 * network.n_freqs * width
+    forward = 2 * network.n_layers * (edge_map + atom_maps + pair_map)
+    # Gradients of inputs and of weights; positions need none.
+    backward = 2 * network.n_layers * (2 * edge_map + 2 * atom_maps + pair_map)
+    return {"forward": forward, "forward+backward": forward + backward}
+
+
+def forward(network: CSPNet, state: State) -> NetworkOutput:
+    """An evaluation without gradients."""
+    with torch.no_grad():
+        return network(*state)
+
+
+def both(network: CSPNet, state: State, mixed: bool = False) -> None:
+    """An evaluation with gradients of the weights."""
+    network.zero_grad()
+    with torch.autocast(state[0].device.type, torch.bfloat16, enabled=mixed):
+        output = network(*state)
+    sum(x.square().mean() for x in output.velocity.values()).backward()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark."""
+    known = parser(__doc__)
+    known.add_argument(
+        "--cases", nargs="+", default=CASES, help="channels x layers x structures: 128x4x512"
+    )
+    options = known.parse_args(arguments)
+    device = start(options)
+    rows = []
+    for case in QUICK if options.quick else options.cases:
+        width, n_layers, n_structures = map(int, case.split("x"))
+        torch.manual_seed(0)
+        ours = CSPNet(width, n_layers).to(device)
+        baseline = EdgeListNetwork(width, n_layers).to(device)
+        baseline.load_state_dict(ours.state_dict())
+        batch = random_crystals(n_structures).to(device)
+        topology = PairTopology.from_n_atoms(batch.n_atoms)
+        t = torch.linspace(0.01, 0.99, n_structures, device=device)
+        state = (t, batch.species, batch.pos, batch.cell, topology)
+        networks = {"irlkit": ours, "edge list": baseline}
+
+        mine, theirs = (forward(network, state).velocity for network in networks.values())
+        for field in mine:
+            difference = relative_difference(mine[field], theirs[field])
+            assert difference < MAX_DIFFERENCE, f"outputs of {field} differ by {difference}"
+        gradients = []
+        for network in networks.values():
+            both(network, state)
+            used = (p.grad for p in network.parameters() if p.grad is not None)
+            gradients.append(torch.cat([g.flatten() for g in used]))
+        difference = relative_difference(*gradients)
+        assert difference < MAX_DIFFERENCE, f"gradients differ by {difference}"
+
+        rate = matmul_rate(device, width, clock=options.clock)
+        needed = operations(ours, topology, interpolates(batch.pos))
+        for what, function in (("forward", forward), ("forward+backward", both)):
+            seconds = in_turns(
+                {name: partial(function, network, state) for name, network in networks.items()},
+                device,
+                options.repeats,
+                options.seconds,
+                options.clock,
+            )
+            rows.append(
+                {
+                    "case": f"{what} {width}x{n_layers}, {n_structures} structures",
+                    "ratio": seconds["edge list"] / seconds["irlkit"],
+                    "seconds": seconds["irlkit"],
+                    "edge_list_seconds": seconds["edge list"],
+                    "needed_gflop": needed[what] / 1e9,
+                    "matmul_gflops": rate / 1e9,
+                    "share_of_matmul_rate": needed[what] / seconds["irlkit"] / rate,
+                }
+            )
+        seconds = in_turns(
+            {"bfloat16": partial(both, ours, state, True), "float32": partial(both, ours, state)},
+            device,
+            options.repeats,
+            options.seconds,
+            options.clock,
+        )
+        rows.append(
+            {
+                "case": f"bfloat16 forward+backward {width}x{n_layers}, {n_structures} structures",
+                "ratio": seconds["float32"] / seconds["bfloat16"],
+                "seconds": seconds["bfloat16"],
+            }
+        )
+    report("network", rows, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The benchmarks' smoke runs: that they measure, agree with themselves and report."""
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from benchmarks import common
+from benchmarks.edge_list import EdgeListNetwork, fully_connected
+from irlkit.cspnet import PairTopology
+from tests.textbook import csp_forward
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A benchmark sets the threads of its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(name, capsys, *options):
+    module = importlib.import_module(f"benchmarks.{name}")
+    module.main(["--quick", "--threads", "1", *options])
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result["benchmark"] == name
+    assert result["machine"]["threads"] == 1
+    return {row["case"]: row for row in result["results"]}
+
+
+def test_network(capsys):
+    rows = run("network", capsys)
+    assert len(rows) == 3
+    assert all(row["ratio"] > 0 for row in rows.values())
+
+
+def test_scaling(capsys):
+    rows = run("scaling", capsys, "--clock", "cpu")
+    assert [len(row["seconds"]) for row in rows.values()] == [2, 2, 2]
+
+
+def test_rl_iteration(capsys):
+    rows = run("rl_iteration", capsys, "--policies", "velocity", "--no-memory")
+    assert len(rows) == 4
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_peak_memory(capsys):
+    rows = run("rl_iteration", capsys, "--policies", "annealing")
+    assert any("peak memory" in case and "edge_list_mb" in row for case, row in rows.items())
+
+
+@pytest.mark.slow
+def test_rewards(capsys):
+    rows = run("rewards", capsys)
+    assert any("CHGNet" in case for case in rows)
+    assert all(row["per_second"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_time_to_reward(capsys):
+    rows = run("time_to_reward", capsys, "--policies", "annealing")
+    assert len(rows) == 2
+    assert all(row["seconds_per_iteration"] > 0 for row in rows.values())
+
+
+def test_baseline_is_the_textbook_network():
+    torch.manual_seed(0)
+    network = EdgeListNetwork(16, 2, 4, 8, denoiser=True).double()
+    batch = common.random_crystals(5).to(dtype=torch.float64)
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    heads = ("velocity", "denoiser")
+    output = network(
+        t,
+        batch.species,
+        batch.pos,
+        batch.cell,
+        PairTopology.from_n_atoms(batch.n_atoms),
+        heads=heads,
+    )
+    expected = csp_forward(
+        dict(network.named_parameters()),
+        t,
+        batch.species,
+        batch.pos,
+        batch.cell,
+        batch.n_atoms,
+        n_freqs=4,
+        time_dim=8,
+    )
+    for head in heads:
+        for field, value in getattr(output, head).items():
+            torch.testing.assert_close(value, expected[head][field], rtol=1e-10, atol=1e-12)
+
+
+def test_pairs_of_the_baseline():
+    receiver, sender = fully_connected(torch.tensor([1, 3, 2]))
+    expected = [(0, 0)]
+    expected += [(i, j) for i in (1, 2, 3) for j in (1, 2, 3)]
+    expected += [(i, j) for i in (4, 5) for j in (4, 5)]
+    assert list(zip(receiver.tolist(), sender.tolist(), strict=True)) == expected
+
+
+def test_slope():
+    assert common.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_turns_are_taken():
+    order = []
+    seconds = common.in_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        torch.device("cpu"),
+        repeats=2,
+        seconds=10,
+    )
+    assert order == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
