@@ -357,6 +357,17 @@ def test_learned_weights_generate_what_the_policy_generates(finished):
         torch.testing.assert_close(found.pos, expected.pos)
 
 
+def test_positions_and_cells_can_be_reinforced_together(files, tmp_path):
+    preset = replace(TINY, fields=("pos", "cell"), seeds=(0,), iterations=1)
+    experiment = make(files, tmp_path, preset)
+    history = experiment.train_policies()
+    assert {"pos_kl", "cell_kl"} <= set(history)
+    assert len(experiment.evaluate_policies()) == 2
+    experiment.save_learned()
+    dynamics = load_dynamics(tmp_path / "score_based_seed_0.safetensors", experiment.model)
+    assert dynamics.kind == "sde" and set(dynamics.noise) == {"pos"}
+
+
 def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch):
     experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
     iterate, count = GRPOTrainer._iterate, iter(range(99))

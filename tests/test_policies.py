@@ -363,6 +363,32 @@ def test_saved_policies(tmp_path):
     assert torch.equal(loaded(times, times)["pos"], policy.annealing(times, times)["pos"])
 
 
+def test_a_field_without_denoiser_is_reinforced_by_its_velocity_alone():
+    """Its drift is the velocity policy's, and it is deployed without noise."""
+    model = ToyModel()
+    model.has_denoiser = ("pos",)
+    policies = {"score": ScorePolicy(model, NOISE), "velocity": VelocityPolicy(model, NOISE)}
+    with torch.no_grad():
+        for policy in policies.values():
+            policy.network.scale.fill_(1.3)
+    inputs = rollout(policies["score"], crystals(), 3, generator()).inputs(
+        policies["score"], torch.arange(3)
+    )
+    steps = {name: policy.steps(inputs) for name, policy in policies.items()}
+    assert steps["score"]["cell"].distillation is None
+    assert steps["score"]["pos"].distillation is not None
+    # Actions of the velocity policy are relative to the frozen increment.
+    frozen = policies["velocity"].frozen_increment("cell", inputs)
+    torch.testing.assert_close(
+        steps["score"]["cell"].policy.mean, steps["velocity"]["cell"].policy.mean + frozen
+    )
+    torch.testing.assert_close(
+        steps["score"]["cell"].policy.kl(steps["score"]["cell"].reference),
+        steps["velocity"]["cell"].policy.kl(steps["velocity"]["cell"].reference),
+    )
+    assert set(policies["score"].deploy().noise) == {"pos"}
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="noise must name one or more of the fields"):
         AnnealingPolicy(ToyModel(), noise={})
@@ -373,7 +399,7 @@ def test_arguments_are_checked():
     model = ToyModel()
     model.has_denoiser = ("pos",)
     with pytest.raises(ValueError, match=r"noise reinforces \['cell'\].*has no denoiser"):
-        ScorePolicy(model, NOISE)
+        ScorePolicy(model, {"cell": ConstantNoise(1.0)})
     trajectory = rollout(make_policy("velocity"), crystals(), 2, generator(), record_states=False)
     with pytest.raises(ValueError, match="needs the states of the trajectory"):
         trajectory.inputs(make_policy("velocity"), torch.arange(2))

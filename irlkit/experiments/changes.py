@@ -24,11 +24,11 @@ def atom_changes(
         references: structures of the same compositions.
 
     Returns:
-        One row per atom: structure (its number), formula, atom (number in it), element, moved (Å, in the cell
-        as it is now; what all atoms have in common is no move), the distances (Å) to the nearest
-        atom "nearest before", "nearest after" and "nearest in reference" (the mean over atoms of
-        the element), and the volumes per atom "volume before" and "volume after" (Å^3) of the
-        structure.
+        One row per atom: structure (its number), formula, atom (number in it), element, moved
+        (Å, in the cell as it is now; what all atoms have in common is no move), the distances (Å)
+        to the nearest atom "nearest before", "nearest after" and "nearest in reference" (the mean
+        over atoms of the element), and the volumes per atom "volume before" and "volume after"
+        (Å^3) of the structure.
     """
     tables = []
     formulas = references.reduced_formulas()

@@ -64,7 +64,11 @@ class NetworkPolicy(Policy):
             model = _FieldwiseModel(self.network, self.model, self.fields)
         if self.test_kind == "ode":
             return Dynamics(model, self.schedule())
-        return Dynamics(model, self.schedule(), self.exploration(), self.test_kind)
+        return Dynamics(model, self.schedule(), self._kept_noise(), self.test_kind)
+
+    def _kept_noise(self) -> dict[str, NoiseSchedule]:
+        """The noise that is saved with the policy; an SDE is also deployed with it."""
+        return self.exploration()
 
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
         """Write the network as ``FlowModel.save`` does; ``load_dynamics`` reads the rest.
@@ -78,7 +82,7 @@ class NetworkPolicy(Policy):
             "fields": list(self.fields),
             "kind": self.test_kind,
             "annealing": annealing_to_dict(self.schedule()),
-            "noise": {name: noise_to_dict(entry) for name, entry in self.exploration().items()},
+            "noise": {name: noise_to_dict(entry) for name, entry in self._kept_noise().items()},
         }
         network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
         network.save(path)
@@ -125,14 +129,17 @@ class ScorePolicy(NetworkPolicy):
     learned is missing. So the SDE is also what is deployed, with the noise of the exploration (the
     paper integrates the score-based model in SDE mode as well, section 4.2 and Fig. 2).
 
+    A reinforced field without a denoiser, beside others with one, is reinforced by its velocity
+    alone (13), and is deployed without noise.
+
     Args:
-        model: frozen pretrained model with denoisers for the reinforced fields.
+        model: frozen pretrained model with a denoiser for at least one of the reinforced fields.
         noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
         ref_noise: field -> sigma_ref(t); None means ``noise``.
         annealing: multiplies the velocities (not the denoisers) by 1 + s; not trained.
 
     Raises:
-        ValueError: see ``Policy``; or the model has no denoiser for a reinforced field.
+        ValueError: see ``Policy``; or the model has no denoiser for any reinforced field.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("velocity", "denoiser")
@@ -146,12 +153,15 @@ class ScorePolicy(NetworkPolicy):
         annealing: Annealing | None = None,
     ) -> None:
         super().__init__(model, noise, ref_noise, annealing)
-        missing = [field for field in self.fields if field not in model.has_denoiser]
-        if missing:
+        self.scored = tuple(field for field in self.fields if field in model.has_denoiser)
+        if not self.scored:
             raise ValueError(
-                f"noise reinforces {missing}, for which the model has no denoiser (it has them for "
-                f"{model.has_denoiser}); use VelocityPolicy or another model"
+                f"noise reinforces {list(self.fields)}, for which the model has no denoiser (it "
+                f"has them for {model.has_denoiser}); use VelocityPolicy or another model"
             )
+
+    def _kept_noise(self) -> dict[str, NoiseSchedule]:
+        return {name: entry for name, entry in self.exploration().items() if name in self.scored}
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
         trained = evaluate(self.network, inputs, self.heads)
@@ -164,12 +174,15 @@ class ScorePolicy(NetworkPolicy):
                 self._drift(field, output, sigma, inputs) * inputs.dt(ndim)
                 for output, sigma in zip((trained, inputs.frozen), sigmas, strict=True)
             ]
-            distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
+            distillation = None
+            if field in self.scored:
+                distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
+                distillation = distance.square().flatten(2).sum(-1)
             steps[field] = FieldStep(
                 Gaussian(means[0], std, ndim - 2),
                 Gaussian(means[1], ref_std, ndim - 2),
                 per_atom=field == "pos",
-                distillation=distance.square().flatten(2).sum(-1),
+                distillation=distillation,
                 **_drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),
             )
         return steps
@@ -181,12 +194,11 @@ class ScorePolicy(NetworkPolicy):
         sigma: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
-        velocity, denoiser = output["velocity"][field], output["denoiser"][field]
+        velocity = self._annealed(output["velocity"][field], field, inputs)
+        if field not in self.scored:
+            return velocity
         factor = sigma.square() / (2.0 * self.model.gamma(field, inputs.times[:-1]))
-        return (
-            self._annealed(velocity, field, inputs)
-            - inputs.on_grid(factor, velocity.ndim) * denoiser
-        )
+        return velocity - inputs.on_grid(factor, velocity.ndim) * output["denoiser"][field]
 
     def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
         return action
