@@ -1,5 +1,8 @@
 """The explorer with a small model that nobody trained."""
 
+import json
+import threading
+
 import ipywidgets
 import numpy as np
 import pandas as pd
@@ -9,8 +12,11 @@ import torch
 
 from irlkit import widgets
 from irlkit.datasets import CrystalDataset
-from irlkit.schedules import LinearAnnealing, NoAnnealing
-from tests.toys import ToyModel, crystals
+from irlkit.grpo import GRPOConfig
+from irlkit.policies import AnnealingPolicy
+from irlkit.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
+from irlkit.trainer import GRPOTrainer
+from tests.toys import Result, ToyModel, crystals, volume_reward
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_no_output_widget_is_used(explorer):
 
 def test_show_displays_an_ordinary_figure_and_the_controls(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr(widgets, "display", lambda entry, raw=False: shown.append(entry))
+    monkeypatch.setattr(widgets.base, "display", lambda entry, raw=False: shown.append(entry))
     explorer.show()
     figure, controls = shown
     assert type(figure) is go.Figure
@@ -70,6 +76,7 @@ def test_show_displays_an_ordinary_figure_and_the_controls(explorer, monkeypatch
 def test_sliders_make_a_schedule_and_structures(explorer):
     n = explorer.model.n_evaluations
     explorer.sliders["pos"][1].value = 5.0
+    assert explorer.wait(60)
     assert explorer.model.n_evaluations == n + 4, "one integration of four steps"
     s = explorer.annealing(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.full((4,), 0.25))
     np.testing.assert_allclose(s["pos"], [0.0, 2.0, 4.0, 2.0], atol=1e-6)
@@ -79,6 +86,7 @@ def test_sliders_make_a_schedule_and_structures(explorer):
 def test_beginning_with_another_schedule_integrates_once(explorer):
     n = explorer.model.n_evaluations
     explorer.start.value = "none"
+    assert explorer.wait(60)
     assert explorer.model.n_evaluations == n + 4
     assert isinstance(explorer.annealing, NoAnnealing)
     assert values(explorer, "pos") == [1.0, 1.0, 1.0]
@@ -87,6 +95,7 @@ def test_beginning_with_another_schedule_integrates_once(explorer):
 def test_number_of_steps(explorer):
     n = explorer.model.n_evaluations
     explorer.n_steps.value = 10
+    assert explorer.wait(60)
     assert explorer.model.n_evaluations == n + 10
     assert len(explorer.figure().data[0].x) == 10
 
@@ -95,19 +104,22 @@ def test_a_live_figure_appears_and_follows(explorer):
     pytest.importorskip("anywidget")
     before = len(explorer.controls.children)
     explorer.n_steps.value = 10
+    assert explorer.wait(60)
     live = explorer.controls.children[-1]
     assert len(explorer.controls.children) == before + 2, "a note and the figure"
     explorer.sliders["cell"][0].value = 7.0
+    assert explorer.wait(60)
     assert len(explorer.controls.children) == before + 2
     assert live.data[1].y[0] == pytest.approx(7.0, abs=0.1)
 
 
 def test_without_anywidget_the_numbers_are_there(explorer, monkeypatch):
-    def missing(figure):
+    def missing(**parts):
         raise ImportError("Please install anywidget")
 
-    monkeypatch.setattr(widgets.go, "FigureWidget", missing)
+    monkeypatch.setattr(widgets.base.go, "FigureWidget", missing)
     explorer.n_steps.value = 10
+    assert explorer.wait(60)
     assert "10 steps" in explorer.message.value
     assert "Please install anywidget" in explorer.message.value
 
@@ -115,7 +127,9 @@ def test_without_anywidget_the_numbers_are_there(explorer, monkeypatch):
 def test_the_same_schedule_gives_the_same_structures(explorer):
     first = explorer.result.table
     explorer.start.value = "none"
+    assert explorer.wait(60)
     explorer.start.value = "linear"
+    assert explorer.wait(60)
     pd.testing.assert_frame_equal(first, explorer.result.table)
 
 
@@ -146,3 +160,213 @@ def test_sliders_reach_somewhat_above_the_schedules(explorer):
     other = widgets.ScheduleExplorer(model, explorer.dataset, steep, n_steps=4)
     assert other.sliders["cell"][0].max == 13.0
     np.testing.assert_allclose(values(other, "pos")[-1], 10.0, atol=0.05)
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def all_widgets(controls):
+    found, stack = [], [controls]
+    while stack:
+        found.append(stack.pop())
+        stack.extend(getattr(found[-1], "children", ()))
+    return found
+
+
+def test_dragged_handles_become_the_schedule(explorer):
+    pytest.importorskip("anywidget")
+    explorer.show_live()
+    live = explorer.controls.children[-1]
+    shapes = [shape.to_plotly_json() for shape in live.layout.shapes]
+    assert len(shapes) == 6 and shapes[1]["yanchor"] == pytest.approx(2.0, abs=0.05)
+    # What arrives from a browser after somebody has dragged a handle.
+    shapes[1] = {**shapes[1], "xanchor": 0.7, "yanchor": 4.0}
+    live.layout.shapes = shapes
+    assert explorer.wait(60)
+    assert values(explorer, "pos")[1] == 4.0
+    assert isinstance(explorer.annealing, widgets.ControlPointAnnealing)
+    moved = live.layout.shapes[1]
+    assert (moved.xanchor, moved.yanchor) == (0.5, 4.0), "times of control points are fixed"
+    np.testing.assert_allclose(live.data[0].y[2], 4.0, atol=0.05)
+
+
+def test_an_edited_schedule_is_saved_and_loaded(explorer, tmp_path):
+    explorer.sliders["pos"][0].value = 3.0
+    assert explorer.wait(60)
+    explorer.path.value = str(tmp_path / "mine.safetensors")
+    explorer.save_button.click()
+    assert load_annealing(tmp_path / "mine.safetensors") == explorer.annealing
+    explorer.path.value = str(tmp_path / "no" / "\0")
+    explorer.save_button.click()
+    assert "not saved" in explorer.message.value
+
+
+def test_noise_is_edited_likewise(dataset, tmp_path):
+    model = ToyModel(dtype=torch.float32)
+    model.device = torch.device("cpu")
+    noise = {"small": {field: ConstantNoise(0.1) for field in ("pos", "cell")}}
+    explorer = widgets.NoiseExplorer(model, dataset, noise, n_steps=4, n_points=3)
+    np.testing.assert_allclose(explorer.figure().data[0].y, 0.1)
+    explorer.sliders["pos"][2].value = 0.15
+    assert explorer.wait(60)
+    assert explorer.annealing["pos"].values == pytest.approx((0.1, 0.1, 0.15))
+    explorer.save(tmp_path / "noise.json")
+    saved = json.loads((tmp_path / "noise.json").read_text())
+    assert widgets.ControlPointNoise(**saved["pos"]).values == pytest.approx((0.1, 0.1, 0.15))
+
+
+@pytest.mark.parametrize("points", [(0.1,), (0.0, 0.0), (0.1, -0.1), (0.1, float("nan"))])
+def test_what_is_no_noise_is_refused(points):
+    with pytest.raises(ValueError, match="values must"):
+        widgets.ControlPointNoise(points)
+
+
+def test_later_work_replaces_earlier(explorer):
+    done = []
+    begun = threading.Event()
+
+    def endless(job):
+        while True:
+            begun.set()
+            job.progress(0.5)
+
+    explorer.compute(endless, done.append)
+    assert begun.wait(60)
+    explorer.compute(lambda job: "second", done.append)
+    assert explorer.wait(60)
+    assert done == ["second"]
+
+
+def test_cancelled_work_ends_and_errors_are_shown(explorer):
+    def endless(job):
+        while True:
+            job.progress(0.5)
+
+    explorer.compute(endless, lambda result: None)
+    explorer.stop.click()
+    assert explorer.wait(60)
+    assert explorer.status.layout.visibility == "hidden"
+    explorer.compute(lambda job: 1 / 0, lambda result: None)
+    assert explorer.wait(60)
+    assert "ZeroDivisionError" in explorer.message.value
+
+
+def test_integration_stops_in_the_middle():
+    job = widgets.base.Job(lambda share: job.cancel() if share > 0.3 else None)
+    job._shown = -1e9
+    model = widgets.base.WatchedModel(ToyModel(), job, 10)
+    with pytest.raises(widgets.base.Cancelled):
+        for share in range(10):
+            job._shown = -1e9
+            batch = crystals()
+            model.velocity(torch.tensor(share / 10), batch.pos, batch.cell, batch)
+    assert model.n_evaluations < 10
+
+
+@pytest.fixture
+def toy():
+    model = ToyModel(dtype=torch.float32)
+    model.device = torch.device("cpu")
+    return model
+
+
+def test_trajectories_of_a_choice(toy):
+    schedules = {"none": NoAnnealing(), "linear": LinearAnnealing(2.0, 0.5)}
+    explorer = widgets.TrajectoryExplorer(
+        toy, crystals(dtype=torch.float32), schedules, volume_reward, n_steps=5
+    )
+    assert len(explorer.states) == len(explorer.values) == 6
+    first = explorer.figure()
+    assert len(first.frames) == 6
+    explorer.policy.value = "linear"
+    assert explorer.wait(60)
+    assert not torch.equal(explorer.states[-1].cell, explorer.states[0].cell)
+    assert explorer.values[-1] != first.data[-2].y[-1]
+    explorer.n_steps.value = 10
+    assert explorer.wait(60)
+    assert explorer.scrub.max == explorer.scrub.value == 10
+    assert not any(isinstance(w, ipywidgets.Output) for w in all_widgets(explorer.controls))
+
+
+def test_scrubbing_moves_the_live_figure(toy):
+    pytest.importorskip("anywidget")
+    explorer = widgets.TrajectoryExplorer(
+        toy, crystals(dtype=torch.float32), {"none": NoAnnealing()}, n_steps=5
+    )
+    explorer.scrub.value = 2
+    live = explorer.controls.children[-1]
+    (mark,) = (trace for trace in live.data if trace.name == "now")
+    assert mark.x[0] == pytest.approx(float(explorer.figure().data[-2].x[2]))
+    explorer.scrub.value = 4
+    assert explorer.controls.children[-1] is live
+    assert mark.x[0] == pytest.approx(float(explorer.figure().data[-2].x[4]))
+
+
+def test_noise_and_seed_change_the_trajectory(toy):
+    explorer = widgets.TrajectoryExplorer(
+        toy, crystals(dtype=torch.float32), {"none": NoAnnealing()}, n_steps=5
+    )
+    quiet = explorer.states
+    explorer.noise.value = 0.2
+    assert explorer.wait(60)
+    assert torch.equal(quiet[0].pos, explorer.states[0].pos), "the same x_0"
+    assert not torch.equal(quiet[-1].pos, explorer.states[-1].pos)
+    explorer.seed.value = 7
+    assert explorer.wait(60)
+    assert not torch.equal(quiet[0].pos, explorer.states[0].pos)
+
+
+def test_one_group_is_followed(toy):
+    policy = AnnealingPolicy(toy)
+    config = GRPOConfig(group_size=4, n_steps=3)
+    explorer = widgets.GroupExplorer(policy, crystals(), volume_reward, config)
+    first = explorer.step
+    assert len(explorer.figure().data) and len(explorer.rollouts().frames) == 4
+    explorer.clip.value = 0.05
+    assert explorer.wait(60)
+    assert explorer.step.clip_eps == 0.05
+    np.testing.assert_array_equal(explorer.step.rewards, first.rewards)
+    assert explorer.step.clip_fraction >= first.clip_fraction
+    equal = widgets.GroupExplorer(
+        policy, crystals(), lambda s: Result(torch.ones(len(s), dtype=torch.float64)), config
+    )
+    assert "nothing to learn" in equal.message.value
+
+
+def test_training_is_stopped_and_continued(toy):
+    config = GRPOConfig(n_groups=1, group_size=4, n_steps=2, n_ppo_epochs=1)
+    trainer = GRPOTrainer(AnnealingPolicy(toy), volume_reward, crystals(), config)
+    board = widgets.TrainingDashboard(trainer, 4, seconds=0.0)
+    assert board.go.description == "Start"
+    assert type(board.figure()) is go.Figure
+    trainer.run(1, progress=False)
+    reward, asked = trainer.reward, threading.Event()
+
+    def stop_at_once(structures):
+        board.cancel()
+        asked.set()
+        return reward(structures)
+
+    trainer.reward = stop_at_once
+    board.start()
+    assert board.wait(60) and asked.is_set()
+    assert trainer.iteration == 2 and board.go.description == "Continue"
+    trainer.reward = reward
+    board.go.click()
+    assert board.wait(60)
+    assert trainer.iteration == 4 and board.go.description == "Done"
+    assert list(trainer.history["iteration"].dropna()) == [1, 2, 3, 4]
+    assert "iteration 4 of 4" in board.message.value
+    assert len(board.diagnostics().data)
+    board.start()
+    assert trainer.iteration == 4
+
+
+def test_empty_choices_are_refused(toy):
+    nothing = crystals()[:0]
+    with pytest.raises(ValueError, match="at least one entry"):
+        widgets.TrajectoryExplorer(toy, nothing, {"none": NoAnnealing()})
+    with pytest.raises(ValueError, match="at least one entry"):
+        widgets.GroupExplorer(AnnealingPolicy(toy), nothing, volume_reward)
+    with pytest.raises(ValueError, match="positive integer"):
+        widgets.TrainingDashboard(None, 0)

@@ -101,7 +101,7 @@ def pair_distribution(
 def minimum_distances(
     sets: Mapping[str, Sequence[CrystalBatch]], times: Sequence[float] | None = None
 ) -> go.Figure:
-    """Smallest distance between atoms along trajectories: median, and range of all structures.
+    """Smallest distance between atoms along trajectories: mean, and range of all structures.
 
     Args:
         sets: name -> states, each a batch of the same structures.

@@ -101,7 +101,7 @@ def flow(
         target: data to compare with, shape (m, 2).
 
     Returns:
-        A figure that shows the last states; its frames hold all.
+        A figure that shows the last states; its frames hold all, or some 25 of many.
 
     Raises:
         ValueError: no panel, or one of another shape.
@@ -145,6 +145,7 @@ def flow(
             )
         moving.append(len(figure.data))
         figure.add_scatter(**_dots(states[-1], color), showlegend=False, **place)
+    shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), 26)).round().astype(int))
     if len(times) > 1:
         figure.frames = [
             go.Frame(
@@ -157,9 +158,10 @@ def flow(
                 name=str(i),
                 traces=moving,
             )
-            for i in range(len(times))
+            for i in shown
         ]
-        add_player(figure, [f"{t:.2f}" for t in times], "t = ")
+        labels = [f"{float(times[i]):.2f}" for i in shown]
+        add_player(figure, labels, "t = ", [str(i) for i in shown])
     _square(figure, [states.reshape(-1, 2) for states in arrays.values()], len(arrays))
     return style(figure, 520)
 
@@ -273,8 +275,8 @@ def _points(name: str, points: ArrayLike) -> np.ndarray:
 
 def _dots(points: np.ndarray, color: str) -> dict:
     return {
-        "x": points[:, 0].round(3),
-        "y": points[:, 1].round(3),
+        "x": points[:, 0].astype(np.float32),
+        "y": points[:, 1].astype(np.float32),
         "mode": "markers",
         "marker": {"color": color, "size": 5, "opacity": 0.8},
         "name": "samples",

@@ -56,7 +56,7 @@ def structures(
     *,
     bonds: bool = True,
     polyhedra: bool = False,
-    columns: int = 4,
+    columns: int = 3,
     title: str = "",
 ) -> go.Figure:
     """Several structures side by side, all at one scale.
@@ -103,19 +103,22 @@ def structures(
     colors = {symbol: by_number[z] for symbol, z in numbers.items()}
     n_atoms = sum(len(centers) for part in parts for centers in part.atoms.values())
     # Rounder spheres where there are few: a figure stays well below a megabyte.
-    rounds = 3 if n_atoms <= 16 else 2 if n_atoms <= 80 else 1
+    rounds = 3 if n_atoms <= 8 else 2 if n_atoms <= 80 else 1
+    # Browsers scale a scene by its height; narrower panels take smaller structures.
+    fill = {1: 2.4, 2: 2.2, 3: 1.9}.get(columns, 1.6)
     shown: set[str] = set()
     for i, (part, (low, high)) in enumerate(zip(parts, boxes, strict=True)):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         traces = _traces(part, colors, shown, rounds)
         n = len(traces)
         figure.add_traces(traces, rows=[place["row"]] * n, cols=[place["col"]] * n)
-        figure.update_scenes(**fixed_axes((low + high) / 2, size), **place)
+        figure.update_scenes(**fixed_axes((low + high) / 2, size, fill), **place)
         shown |= set(part.atoms)
     figure.update_layout(
         title={"text": title}, legend={"itemsizing": "constant", "tracegroupgap": 2}
     )
-    return style(figure, 70 + (360 if rows == 1 else 290 * rows))
+    style(figure, 70 + (360 if rows == 1 else 290 * rows))
+    return figure.update_layout(margin={"l": 10, "r": 10, "b": 20})
 
 
 def _formula(crystal: Structure) -> str:
@@ -180,14 +183,14 @@ def box_of(part: Geometry) -> tuple[np.ndarray, np.ndarray]:
     return points.min(axis=0) - 0.6, points.max(axis=0) + 0.6
 
 
-def fixed_axes(center: np.ndarray, size: np.ndarray) -> dict[str, Any]:
-    """Axes of that size (Å) around a point, with equal scales."""
+def fixed_axes(center: np.ndarray, size: np.ndarray, fill: float = 2.6) -> dict[str, Any]:
+    """Axes of that size (Å) around a point, with equal scales; `fill` is how large it appears."""
     low, high = center - size / 2, center + size / 2
     axes = {
         f"{name}axis": {"range": [float(low[i]), float(high[i])], "visible": False}
         for i, name in enumerate("xyz")
     }
     # The diagonal of the box about as long as a panel is wide, found by trying.
-    ratio = dict(zip("xyz", (2.6 * size / np.linalg.norm(size)).tolist(), strict=True))
+    ratio = dict(zip("xyz", (fill * size / np.linalg.norm(size)).tolist(), strict=True))
     camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}

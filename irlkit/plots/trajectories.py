@@ -199,12 +199,15 @@ def _place(
         figure.update_scenes(**fixed_axes((low + high) / 2, size), row=1, col=column)
 
 
-def add_player(figure: go.Figure, labels: Sequence[str], prefix: str) -> None:
-    """Add slider and play button."""
+def add_player(
+    figure: go.Figure, labels: Sequence[str], prefix: str, names: Sequence[str] | None = None
+) -> None:
+    """Add slider and play button; frames are called "0", "1", ... unless `names` are given."""
+    names = [str(i) for i in range(len(labels))] if names is None else names
     options = {"frame": {"duration": 0, "redraw": True}, "mode": "immediate"}
     steps = [
-        {"label": label, "method": "animate", "args": [[str(i)], options]}
-        for i, label in enumerate(labels)
+        {"label": label, "method": "animate", "args": [[name], options]}
+        for name, label in zip(names, labels, strict=True)
     ]
     play = {"frame": {"duration": 250, "redraw": True}, "fromcurrent": False}
     stop = {"frame": {"duration": 0, "redraw": False}, "mode": "immediate"}

@@ -345,9 +345,12 @@ class NoiseExplorer(ScheduleExplorer):
 
         from irlkit.system import write_atomically
 
+        n_points = len(self.sliders["pos"])
         noise = {
-            field: ControlPointNoise.from_noise(self.annealing[field], len(self.sliders[field]))
-            for field in FIELD_NAMES
+            field: entry
+            if isinstance(entry, ControlPointNoise)
+            else ControlPointNoise.from_noise(entry, n_points)
+            for field, entry in self.annealing.items()
         }
         text = json.dumps({field: asdict(entry) for field, entry in noise.items()}, indent=1)
         write_atomically(path, text.encode())
