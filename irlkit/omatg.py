@@ -443,8 +443,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def network_weights(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """Tensors of `CSPNet`, checked against the sizes of a configuration.
+def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, Tensor]:
+    """Tensors for a network, checked against its sizes.
+
+    Args:
+        state: State dictionary of an OMatG checkpoint.
+        network: With denoiser, of the sizes that a configuration asks for.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to nothing.
@@ -457,9 +461,7 @@ def network_weights(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> di
             f"checkpoint: no tensor is named {PREFIX}...; found {sorted(state)[:3]}. It must be "
             "one of an OMatG model with the encoder CSPNetFull"
         )
-    with torch.device("meta"):
-        expected = CSPNet(**sizes, denoiser=True).state_dict()
-    n_layers = sizes["n_layers"]
+    expected = network.state_dict()
     problems = []
     for name, value in expected.items():
         if name not in weights:
@@ -473,7 +475,7 @@ def network_weights(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> di
         if name in expected or name.startswith("type_out"):
             continue
         layer = re.match(r"csp_layer_(\d+)\.(.*)", name)
-        if layer and n_layers <= int(layer[1]) < N_PLACEHOLDER_LAYERS:
+        if layer and network.n_layers <= int(layer[1]) < N_PLACEHOLDER_LAYERS:
             used = weights.get(f"csp_layer_0.{layer[2]}")
             if used is None or used.shape != value.shape or "edge_mlp" not in name:
                 continue
@@ -487,7 +489,7 @@ def network_weights(state: Mapping[str, Tensor], sizes: Mapping[str, int]) -> di
         )
         raise ValueError(
             f"checkpoint and config do not fit each other: {shown}. The configuration's sizes are "
-            f"{dict(sizes)}, the checkpoint's {_sizes_of(weights)}"
+            f"{network.sizes}, the checkpoint's {_sizes_of(weights)}"
         )
     return {name: weights[name] for name in expected}
 
@@ -543,9 +545,9 @@ def load_omatg(
         config = _only(path.parent, ("*.yaml", "*.yml"), "config")
     parsed = read_config(config)
     content = read_checkpoint(path)
-    weights = network_weights(content["state_dict"], parsed.network)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
         network = CSPNet(**parsed.network, denoiser=True)
+    weights = network_weights(content["state_dict"], network)
     dtype = dtype or next(iter(weights.values())).dtype
     network.load_state_dict({k: v.to(device, dtype) for k, v in weights.items()}, assign=True)
     settings = {**parsed.settings, "checkpoint": path.name}
@@ -553,7 +555,7 @@ def load_omatg(
         if isinstance(content.get(name), int):
             settings[name] = content[name]
     model = FlowModel(
-        network.requires_grad_(True),
+        network,
         parsed.interpolants,
         parsed.base,
         {"name": path.parent.name or path.stem, "source": "OMatG", "omatg": settings},

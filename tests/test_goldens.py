@@ -123,7 +123,7 @@ def test_network(case):
     }
     state = {f"model.{k}": v for k, v in with_prefix(tensors, "weights.").items()}
     network = CSPNet(**sizes, denoiser=True).to(getattr(torch, settings["dtype"]))
-    network.load_state_dict(network_weights(state, sizes))
+    network.load_state_dict(network_weights(state, network))
     crystals, t = network_inputs(tensors)
     topology = PairTopology.from_n_atoms(crystals.n_atoms)
     heads = ("velocity", "denoiser")

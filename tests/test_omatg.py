@@ -405,6 +405,15 @@ class SystemPayload(Payload):
         return os.system, (f"touch {self.path}",)
 
 
+def test_loading_draws_no_random_numbers(config, tmp_path):
+    write_checkpoint(tmp_path / "c.ckpt")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    irlkit.load_omatg(tmp_path / "c.ckpt", config)
+    assert torch.equal(torch.rand(1), expected)
+
+
 @pytest.mark.parametrize("payload", [Payload, SystemPayload])
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".model"])
 def test_malicious_checkpoint_executes_nothing(config, tmp_path, payload, suffix):
@@ -548,6 +557,8 @@ def test_velocity_follows_from_the_denoiser(config, tmp_path, small_batch):
     times = torch.full((len(batch),), 1e-3)  # where beta is no number of single precision
     output = model.velocity(times, batch.pos, batch.cell, conditioning)
     assert not output.denoiser
+    generated = omatg.generate(model, batch, torch.Generator().manual_seed(0))
+    assert bool(generated.pos.isfinite().all())
     both = model.velocity(1e-3, batch.pos, batch.cell, conditioning, ("velocity", "denoiser"))
     for name in ("pos", "cell"):
         torch.testing.assert_close(output.velocity[name], both.velocity[name], rtol=1e-4, atol=1e-4)
