@@ -492,6 +492,17 @@ class TestMACE:
         bounded = MACEPotential(path=tiny_mace, trust=True, max_edges=1)
         np.testing.assert_allclose(bounded(batch).energy_per_atom, expected, atol=1e-9)
 
+    def test_impossible_densities_fail(self, tiny_mace, monkeypatch):
+        batch = random_crystals()
+        potential = MACEPotential(path=tiny_mace, trust=True)
+        expected = potential(batch).energy_per_atom
+        monkeypatch.setattr("irlkit.potentials.mace.MAX_STRUCTURE_EDGES", 150)
+        energies = potential(batch)
+        assert 0 < energies.failed.sum() < energies.valid.sum()
+        assert all("too dense" in reason for reason in energies.reasons.values())
+        kept = energies.valid & ~energies.failed
+        np.testing.assert_allclose(energies.energy_per_atom[kept], expected[kept], atol=1e-9)
+
     def test_the_process_is_left_as_it_was(self, tiny_mace):
         assert torch.get_default_dtype() == torch.float32
         assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ

@@ -25,12 +25,16 @@ from irlkit.potentials.neighbors import (
 _FORCE_PICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _MAX_EDGES = {"cpu": 1 << 14, "cuda": 1 << 17}
 
+MAX_STRUCTURE_EDGES = 1 << 16
+"""Edges of a structure above which it counts as failed: far denser than any crystal."""
+
 
 class MACEPotential(Potential):
     """A MACE model: a published foundation model or one of your own.
 
     All structures of a batch go through the model together, up to a number of edges that bounds
-    the memory. Forces are computed only if asked for.
+    the memory. Forces are computed only if asked for. Structures with more than
+    `MAX_STRUCTURE_EDGES` edges count as failed.
 
     Args:
         model: Name of a foundation model: "mace-mpa-0" (the paper's), or any key of
@@ -99,9 +103,10 @@ class MACEPotential(Potential):
         force = energy.new_full((len(batch.species), 3), torch.nan) if forces else None
         virial = energy.new_full((len(batch), 3, 3), torch.nan) if stress else None
         n_edges = 2 * torch.bincount(batch.batch[neighbors.first], minlength=len(batch))
-        rows = torch.arange(len(batch), device=self.device)
+        dense = n_edges > MAX_STRUCTURE_EDGES
+        rows = (~dense).nonzero().flatten()
         # An isolated atom has no edges but takes memory as well.
-        for part in slices(n_edges + batch.n_atoms, self.max_edges):
+        for part in slices((n_edges + batch.n_atoms)[rows], self.max_edges):
             chosen = rows[part]
             few, pairs = select_structures(batch, neighbors, chosen)
             with torch.set_grad_enabled(forces or stress):
@@ -113,7 +118,11 @@ class MACEPotential(Potential):
                 force[batch.atom_indices(chosen)] = output["forces"].detach().double()
             if virial is not None:
                 virial[chosen] = output["stress"].detach().double()
-        return Computed(energy, force, virial)
+        reasons = {
+            i: f"too dense: {int(n_edges[i])} edges, more than {MAX_STRUCTURE_EDGES}"
+            for i in dense.nonzero().flatten().tolist()
+        }
+        return Computed(energy, force, virial, reasons)
 
     def _graph(self, batch: CrystalBatch, pairs: Neighbors) -> dict[str, Tensor]:
         """A batch as MACE models take it: each pair in both directions."""
