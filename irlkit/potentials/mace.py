@@ -152,7 +152,8 @@ def _mace() -> Iterator[None]:
     """Imports mace, and keeps to this block what it does to the whole process.
 
     mace sets an environment variable that lets every torch.load of the process run pickled code;
-    its e3nn needs that while it is imported. The import also warns of what a user cannot change.
+    its e3nn needs that while it is imported. (mace's own calculators need it as well: whoever uses
+    them next to this module sets the variable.) The import also warns of what nobody can change.
     """
     before = os.environ.get(_FORCE_PICKLES)
     dtype = torch.get_default_dtype()
