@@ -107,6 +107,111 @@ def test_what_is_no_notebook_is_named(content, tmp_path, capsys):
     assert "broken.ipynb" in capsys.readouterr().err
 
 
+# --------------------------------------------------------------------------------------------------
+# Running, exporting, copying
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with two notebooks that take no time, and nothing else."""
+    nbformat = pytest.importorskip("nbformat")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    cells = [
+        nbformat.v4.new_markdown_cell("# A title\n\nWith $x_0$ and $$\\frac{a}{b}$$, and `$HOME`."),
+        nbformat.v4.new_code_cell("n = 1\ntext = None", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(n + 1, repr(text))"),
+        nbformat.v4.new_code_cell(
+            "import plotly.graph_objects as go\ngo.Figure(go.Scatter(x=[1, 2], y=[n, n]),"
+            " layout={'title': {'text': '</script>'}})"
+        ),
+    ]
+    for name in ("01_first", "02_second"):
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=notebooks.stripping._METADATA)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_notebooks_are_found_by_number_name_and_path(small):
+    expected = small / "02_second.ipynb"
+    for name in ("02", "02_second", expected, "notebooks/02_second.ipynb"):
+        assert notebooks.find(name).resolve() == expected.resolve()
+    assert notebooks.find("04").name == "04_velocity_annealing.ipynb", "those of the package"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("0", "'0' fits several notebooks: 01_first, 02_second"),
+        ("no", "no notebook begins with 'no'; there are .*04_velocity_annealing"),
+        ("no.ipynb", "there is no notebook no.ipynb"),
+    ],
+)
+def test_what_is_not_found_is_said(small, name, words, capsys):
+    with pytest.raises(ValueError, match=words):
+        notebooks.find(name)
+    assert notebooks.main(["run", name]) == 1
+    assert capsys.readouterr().err
+
+
+def test_a_run_takes_parameters_and_ends_in_runs(small, capsys):
+    pytest.importorskip("papermill")
+    assert notebooks.main(["run", "02", "-p", "n", "41", "-p", "text", "none"]) == 0
+    result = Path("runs/02_second.ipynb")
+    assert capsys.readouterr().out.strip() == str(result)
+    outputs = [out for cell in code_cells(result) for out in cell["outputs"]]
+    assert "".join(outputs[0]["text"]) == "42 None\n"
+    assert not [out for cell in code_cells(small / "02_second.ipynb") for out in cell["outputs"]]
+
+    assert notebooks.main(["export", "02"]) == 0
+    html = Path("runs/02_second.html").read_text(encoding="utf-8")
+    assert html.count("Plotly.newPlot(") == 1 and "<title>A title</title>" in html
+    assert '<script src="http' not in html
+    assert "<\\/script>" in html, "a text must not end the script"
+    assert len(html) < 8e6
+    pytest.importorskip("latex2mathml")
+    assert "<mfrac>" in html and "$HOME" in html
+
+
+def test_a_failing_cell_is_reported_and_kept(small, capsys):
+    pytest.importorskip("papermill")
+    assert notebooks.main(["run", "01", "-p", "n", "'a'"]) == 1
+    assert "runs/01_first.ipynb" in capsys.readouterr().err
+    assert Path("runs/01_first.ipynb").is_file()
+
+
+def test_unknown_parameters_and_dangerous_outputs_are_refused(small):
+    with pytest.raises(ValueError, match=r"no parameters \['m'\]; it has n, text"):
+        notebooks.run("01", {"m": 1})
+    with pytest.raises(ValueError, match="must not be the notebook itself"):
+        notebooks.run("01", output=small / "01_first.ipynb")
+
+
+def test_what_was_not_run_cannot_be_exported(small):
+    with pytest.raises(ValueError, match="run it first"):
+        notebooks.export("01")
+
+
+def test_copies_do_not_overwrite_work(tmp_path, capsys):
+    paths = notebooks.copy(tmp_path / "mine")
+    assert [path.name for path in paths] == [path.name for path in PATHS]
+    paths[0].write_text("work")
+    assert notebooks.main(["copy", str(tmp_path / "mine")]) == 1
+    assert "exist already" in capsys.readouterr().err
+    assert paths[0].read_text() == "work"
+    assert notebooks.main(["copy", str(tmp_path / "mine"), "--force"]) == 0
+    assert paths[0].read_text() != "work"
+
+
+def test_all_notebooks_are_listed(capsys):
+    assert notebooks.main(["list"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        path.stem for path in PATHS
+    ]
+
+
 def test_there_are_notebooks():
     assert PATHS
 
