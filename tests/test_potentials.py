@@ -462,11 +462,11 @@ class TestMACE:
         energies = potential(batch, forces=True, stress=True)
         from irlkit.potentials.mace import _mace
 
+        # What mace sets when it is first imported; its calculator cannot load without.
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         with _mace():
             from mace.calculators import MACECalculator
 
-            # What mace sets when it is first imported; its calculator cannot load without.
-            monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
             name = str(dtype).removeprefix("torch.")
             calculator = MACECalculator(
                 model_paths=str(tiny_mace), device="cpu", default_dtype=name
