@@ -4,63 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from irlkit import scoring
+from irlkit.averaging import ParameterAverage
+from irlkit.checkpoints import (
+    CHECKPOINT,
+    composition_digest,
+    read_checkpoint,
+    remove_leftovers,
+    write_checkpoint,
+)
 from irlkit.crystals import CrystalBatch
+from irlkit.diagnostics import Finding, group_statistics, judge
 from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import as_reward
-from irlkit.sampler import rollout
+from irlkit.sampler import Trajectory, rollout
+from irlkit.scoring import NonFiniteRewardError, RewardFunction, check_groups
 from irlkit.system import write_atomically
-from irlkit.updates import PolicyUpdate
+from irlkit.updates import PolicyUpdate, halve_until_it_fits
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
-    from irlkit.rewards import RewardResult
 
-CHECKPOINT = "checkpoint.pt"
-_FORMAT = "irlkit-grpo-checkpoint"
+__all__ = ["CHECKPOINT", "GRPOTrainer", "NonFiniteRewardError"]
 
-
-class NonFiniteRewardError(ValueError):
-    """A reward was nan or infinite; nothing was learned from that iteration.
-
-    Attributes:
-        structures: the structures in question.
-        paths: their files, empty where the trainer has no folder.
-    """
-
-    def __init__(self, message: str, structures: CrystalBatch, paths: list[Path]) -> None:
-        super().__init__(message)
-        self.structures = structures
-        self.paths = paths
+T = TypeVar("T")
 
 
 class GRPOTrainer:
     """Trains a policy on the compositions of a data set.
 
     Each iteration draws compositions, generates a group of structures for each with the policy,
-    scores them, and takes ``n_ppo_epochs`` gradient steps. Whatever ends an iteration early (an
+    scores them, and takes ``n_ppo_epochs`` gradient steps. Structures that are not finite numbers
+    are judged by the reward, saved and counted; where the update would need their numbers, they are
+    left out of it. Whatever ends an iteration early (an
     interrupt, an error in the reward) leaves the trainer as it was after the last complete one.
 
     Args:
         policy: trained in place.
-        reward: structures -> ``RewardResult``, one value per structure, higher is better; or a
-            function that returns numbers, for which see ``FunctionReward``. If it has a method
-            ``check``, that is asked whether it can judge the compositions.
+        reward: structures -> ``RewardResult`` or one number per structure, higher is better; any
+            function will do. If it has a method ``check``, that is asked whether it can judge the
+            compositions; a ``group_size``, if it has one, must be that of the configuration. An
+            error in it ends the run, which can be continued; ``FunctionReward`` says what is done
+            about functions that fail or hang. A value that is not finite is an error, unless the
+            reward has a number ``on_non_finite`` to take its place.
         dataset: compositions to train on; its structures are not used.
         config: settings.
         validation: compositions to validate on; None means no validation and no best policy.
@@ -78,12 +79,12 @@ class GRPOTrainer:
     def __init__(
         self,
         policy: Policy,
-        reward: Callable[[CrystalBatch], RewardResult],
+        reward: RewardFunction,
         dataset: CrystalDataset | CrystalBatch,
         config: GRPOConfig | None = None,
         *,
         validation: CrystalDataset | CrystalBatch | None = None,
-        validation_reward: Callable[[CrystalBatch], RewardResult] | None = None,
+        validation_reward: RewardFunction | None = None,
         out_dir: str | Path | None = None,
         resume: bool = False,
     ) -> None:
@@ -101,19 +102,21 @@ class GRPOTrainer:
         if validation is not None:
             self.validation = _compositions("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
-        for judge, batch in (
+        for asked, batch in (
             (self.reward, self.compositions),
             (self.validation_reward, self.validation),
         ):
-            if batch is not None and hasattr(judge, "check"):
-                judge.check(batch)
+            if batch is not None and hasattr(asked, "check"):
+                asked.check(batch)
+        check_groups(self.reward, self.config.group_size)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._update = PolicyUpdate(policy, self.optimizer, self.config, self._generator)
-        self.average: dict[str, Tensor] | None = None
+        self.max_batch = self.config.max_batch
+        self._average = None
         if self.config.average_decay is not None:
-            self.average = {name: p.detach().clone() for name, p in policy.named_parameters()}
+            self._average = ParameterAverage(policy)
         self.iteration = 0
         # Only for those who look at the checkpoint: how far the run is.
         self._planned: int | None = self.config.iterations
@@ -122,6 +125,7 @@ class GRPOTrainer:
         if resume:
             if self.out_dir is None:
                 raise ValueError("resume=True needs out_dir, the folder of the run to continue")
+            remove_leftovers(self.out_dir)
             if (self.out_dir / CHECKPOINT).exists():
                 self.load_checkpoint(self.out_dir / CHECKPOINT)
 
@@ -131,13 +135,17 @@ class GRPOTrainer:
     def history(self) -> pd.DataFrame:
         """One row per iteration; row 0 is the validation before the first.
 
-        Columns: iteration, n_steps, reward (mean), reward_std, group_std (mean of the groups'
-        standard deviations), validation_reward (nan where there was none), clip_fraction (mean over
-        fields), per field the terms of ``grpo_loss``, grad_norm, info_* (means of the reward's own
-        information), validation_info_* (the same of the validation reward), and the seconds of
-        rollout, reward and update.
+        Columns: iteration, n_steps, reward (mean), reward_std, validation_reward (nan where there
+        was none), those of ``group_statistics``, non_finite (structures), those of
+        ``PolicyUpdate`` (with the terms of ``grpo_loss`` per field), learning_rate, noise_scale of
+        each field, info_* (means of the reward's own information), validation_info_* (the same of
+        the validation reward), and the seconds of rollout, reward and update.
         """
         return pd.DataFrame(self._history)
+
+    def diagnose(self) -> list[Finding]:
+        """What is wrong with the run so far and what to change, worst first."""
+        return judge(self.history, self.config)
 
     def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Train until ``iterations`` are done in total, those before a resume included.
@@ -205,16 +213,20 @@ class GRPOTrainer:
 
     def _validate(self, seed: int) -> tuple[float, dict[str, float]]:
         """Mean reward, and the means of the reward's information."""
+        compositions = self.validation
+        assert compositions is not None
         rewards, infos = [], []
         with self.averaged():
             dynamics = self.policy.deploy()
             for n_steps in self.config.validation_step_choices:
-                generated = dynamics.generate(
-                    self.validation,
-                    n_steps,
-                    generator=torch.Generator().manual_seed(seed),
-                    max_batch=self.config.max_batch,
-                )
+
+                def generate(limit: int | None, n_steps: int = n_steps) -> CrystalBatch:
+                    draws = torch.Generator().manual_seed(seed)
+                    return dynamics.generate(
+                        compositions, n_steps, generator=draws, max_batch=limit
+                    )
+
+                generated = self._within_memory(generate, len(compositions))
                 values, info = self._score(self.validation_reward, generated)
                 rewards.append(values.mean())
                 infos.append(info)
@@ -227,20 +239,13 @@ class GRPOTrainer:
 
         After the block it has the parameters back that are being trained.
         """
-        if self.average is None:
+        with contextlib.nullcontext() if self._average is None else self._average.applied():
             yield self.policy
-            return
-        trained = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
-        try:
-            self._set_parameters(self.average)
-            yield self.policy
-        finally:
-            self._set_parameters(trained)
 
-    @torch.no_grad()
-    def _set_parameters(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.policy.named_parameters():
-            parameter.copy_(values[name])
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """Name -> averaged parameter; None where no average is kept."""
+        return None if self._average is None else self._average.values
 
     def restore_best(self) -> Policy:
         """Give the policy the weights with the best validation reward, and return it.
@@ -274,18 +279,28 @@ class GRPOTrainer:
                 x_0 = self.policy.model.sample_base(
                     groups.repeat(config.group_size), self._generator
                 )
-        trajectory = rollout(self.policy, x_0, n_steps, self._generator, max_batch=config.max_batch)
+        trajectory = self._within_memory(
+            lambda limit: rollout(self.policy, x_0, n_steps, self._generator, max_batch=limit),
+            len(x_0),
+        )
         rolled_out = time.perf_counter()
+        usable, n_bad = self._usable(trajectory, x_0)
         rewards, info = self._score(self.reward, trajectory.final)
         scored = time.perf_counter()
-        update = self._update(trajectory, group_advantages(rewards, config.group_size))
-        self._update_average()
-        groupwise = rewards.reshape(-1, config.group_size)
+        advantages = group_advantages(rewards, config.group_size)
+        statistics = group_statistics(trajectory.final, rewards.numpy(), config.group_size)
+        if not bool(usable.all()):
+            trajectory = trajectory.select(usable.nonzero().flatten())
+            advantages = advantages[usable.cpu()]
+        update = self._update(trajectory, advantages)
+        if self._average is not None:
+            self._average.update(config.average_decay_at(self.iteration))
         return {
             "n_steps": n_steps,
             "reward": float(rewards.mean()),
             "reward_std": float(rewards.std(correction=0)),
-            "group_std": float(groupwise.std(dim=1, correction=0).mean()),
+            **statistics,
+            "non_finite": n_bad,
             **update,
             "learning_rate": learning_rate,
             **{f"{f}_noise_scale": self.policy.noise_scale[f] for f in self.policy.fields},
@@ -298,15 +313,18 @@ class GRPOTrainer:
     def _set_noise_scale(self, iteration: int) -> None:
         self.policy.noise_scale = self.config.noise_scale_at(iteration)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is not None:
-            stays = self.config.average_decay_at(self.iteration)
-            # New tensors: the states of earlier iterations hold the old ones.
-            self.average = {
-                name: self.average[name].lerp(parameter, 1.0 - stays)
-                for name, parameter in self.policy.named_parameters()
-            }
+    def _within_memory(self, generate: Callable[[int | None], T], n_structures: int) -> T:
+        """Generate with max_batch, halved until it fits in the memory of the device."""
+        generator = self._generator.get_state()
+
+        def attempt(limit: int | None) -> T:
+            self._generator.set_state(generator)
+            return generate(limit)
+
+        result, self.max_batch = halve_until_it_fits(
+            attempt, self.max_batch, n_structures, "max_batch", "structures"
+        )
+        return result
 
     def _draw(self, n: int, count: int) -> Tensor:
         """Indices below n, without repetition where there are enough."""
@@ -315,46 +333,36 @@ class GRPOTrainer:
         return torch.randint(n, (count,), generator=self._generator)
 
     def _score(
-        self, reward: Callable[[CrystalBatch], RewardResult], structures: CrystalBatch
+        self, reward: RewardFunction, structures: CrystalBatch
     ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
-        result = reward(structures)
-        values = torch.as_tensor(result.values, dtype=torch.float64, device="cpu")
-        if values.shape != (len(structures),):
-            raise ValueError(
-                f"reward must return one value per structure, shape ({len(structures)},), "
-                f"got {tuple(values.shape)}"
-            )
-        if not values.isfinite().all():
-            self._raise_non_finite(structures, values)
-        means = {}
-        for name, array in (result.info or {}).items():
-            array = np.asarray(array)
-            if array.dtype.kind in "biuf":
-                finite = array[np.isfinite(array)]
-                means[f"info_{name}"] = float(finite.mean()) if len(finite) else math.nan
-        return values, means
-
-    def _raise_non_finite(self, structures: CrystalBatch, values: Tensor) -> None:
-        bad = (~values.isfinite()).nonzero().flatten()
-        culprits = structures[bad.to(structures.device)]
-        paths = []
-        if self.out_dir is not None:
-            paths = _save_cifs(
-                culprits, self.out_dir / "non_finite_rewards", f"iteration_{self.iteration + 1:05d}"
-            )
-        formulas = culprits.formulas()
-        shown = [
-            f"structure {int(i)} ({formula}): {float(values[i])}"
-            for i, formula in zip(bad[:8], formulas, strict=False)
-        ]
-        where = f"saved in {paths[0].parent}" if paths else "give out_dir to have them saved"
-        raise NonFiniteRewardError(
-            f"reward is not finite for {len(bad)} of {len(values)} structures after iteration "
-            f"{self.iteration}: {'; '.join(shown)}{' ...' if len(bad) > 8 else ''} ({where})",
-            culprits,
-            paths,
+        folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
+        values, info = scoring.score(
+            reward, structures, folder, f"iteration {self.iteration + 1:05d}"
         )
+        return values, scoring.means(info)
+
+    def _usable(self, trajectory: Trajectory, x_0: CrystalBatch) -> tuple[Tensor, int]:
+        """Structures that an update can use, and how many are not finite; those are saved."""
+        usable = trajectory.is_finite()
+        final = trajectory.final
+        finite = final.cell.isfinite().flatten(1).all(1)
+        finite[final.batch[~final.pos.isfinite().all(1)]] = False
+        bad = ~(usable & finite)
+        n_bad = int(bad.sum())
+        if n_bad and self.out_dir is not None:
+            index = bad.nonzero().flatten()
+            scoring.save_numbers(
+                self.out_dir / "non_finite" / f"iteration_{self.iteration + 1:05d}.json",
+                {"x_0": x_0[index], "final": final[index]},
+            )
+        if not bool(usable.any()):
+            raise FloatingPointError(
+                f"no structure of iteration {self.iteration + 1} consists of finite numbers: the "
+                "policy has diverged; restore_best returns to the best one, and a lower "
+                "learning_rate or max_kl avoids it"
+            )
+        return usable, n_bad
 
     def _validate_and_keep_best(self) -> dict[str, float]:
         reward, info = self._validate(self.config.validation_seed)
@@ -382,9 +390,7 @@ class GRPOTrainer:
         """Write the checkpoint; returns the state, to which a failing iteration goes back."""
         state = self._state()
         if self.out_dir is not None:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_atomically(self.out_dir / CHECKPOINT, buffer.getvalue())
+            write_checkpoint(self.out_dir / CHECKPOINT, state)
             if self.iteration % self.config.validate_every == 0:
                 self._write_history()
         return state
@@ -394,17 +400,13 @@ class GRPOTrainer:
             data = self.history.to_parquet(index=False)
             write_atomically(self.out_dir / "history.parquet", data)
 
-    def _identity(self) -> dict[str, Any]:
+    @cached_property
+    def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
-        digest = hashlib.sha256()
-        for batch in (self.compositions, self.validation):
-            if batch is not None:
-                digest.update(batch.species.cpu().numpy().tobytes())
-                digest.update(batch.n_atoms.cpu().numpy().tobytes())
         return {
             "policy": type(self.policy).__name__,
             "noise": f"{self.policy.noise} {self.policy.ref_noise}",
-            "data": digest.hexdigest(),
+            "data": composition_digest(self.compositions, self.validation),
             "config": json.dumps(self.config.to_dict(), sort_keys=True),
         }
 
@@ -414,8 +416,7 @@ class GRPOTrainer:
         Rows of the history and the best policy are never changed once they are there.
         """
         return {
-            "format": _FORMAT,
-            "identity": self._identity(),
+            "identity": self._identity,
             "iteration": self.iteration,
             "planned": self._planned,
             "policy": copy.deepcopy(self.policy.state_dict()),
@@ -425,6 +426,7 @@ class GRPOTrainer:
             "best": self.best,
             "average": self.average,
             "max_minibatch": self._update.max_minibatch,
+            "max_batch": self.max_batch,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -435,8 +437,10 @@ class GRPOTrainer:
         self.iteration = state["iteration"]
         self._history = list(state["history"])
         self.best = state["best"]
-        self.average = state["average"]
+        if self._average is not None:
+            self._average.values = dict(state["average"])
         self._update.max_minibatch = state["max_minibatch"]
+        self.max_batch = state["max_batch"]
         self._set_noise_scale(max(self.iteration - 1, 0))
 
     def load_checkpoint(self, path: str | Path) -> None:
@@ -447,28 +451,10 @@ class GRPOTrainer:
             ValueError: the file is no checkpoint of this trainer, or one of another policy, data
                 set or configuration (the message says what differs).
         """
-        path = Path(path)
-        wrong = f"{path} is not a checkpoint of GRPOTrainer"
-        try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a damaged file can make torch.load raise nearly anything
-            raise ValueError(f"{wrong}: it cannot be read ({type(error).__name__})") from error
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{wrong}: it carries no '{_FORMAT}' mark")
-        for name, ours in self._identity().items():
-            theirs = state["identity"].get(name)
-            if name == "config" and isinstance(theirs, str):
-                # A setting that is younger than the checkpoint had the effect of its default.
-                settings = {**GRPOConfig().to_dict(), **json.loads(theirs)}
-                theirs = json.dumps(settings, sort_keys=True)
-            if theirs != ours:
-                raise ValueError(
-                    f"{path} belongs to another run: its {name} is {theirs}, here it is {ours}; "
-                    "take another out_dir or the same settings"
-                )
-        state = {"average": None, "max_minibatch": self.config.max_minibatch, **state}
+        state = read_checkpoint(path, self._identity, self._device)
+        # What younger versions have added.
+        bounds = {"max_minibatch": self.config.max_minibatch, "max_batch": self.config.max_batch}
+        state = {"average": None, **bounds, **state}
         if state["best"] is not None:
             state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
         try:
@@ -484,19 +470,3 @@ def _compositions(
     if not len(batch):
         raise ValueError(f"{name} must hold at least one composition, got none")
     return batch.to(parameter.device, parameter.dtype)
-
-
-def _save_cifs(batch: CrystalBatch, folder: Path, stem: str) -> list[Path]:
-    """One CIF per structure; the plain numbers as JSON where no CIF can be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i, crystal in enumerate(batch):
-        path = folder / f"{stem}_{i:03d}.cif"
-        try:
-            crystal.to_structures()[0].to(str(path), fmt="cif")
-        except Exception:  # whatever a degenerate cell does to the CIF writer
-            path = path.with_suffix(".json")
-            fields = ("species", "pos", "cell")
-            path.write_text(json.dumps({f: getattr(crystal, f).tolist() for f in fields}))
-        paths.append(path)
-    return paths

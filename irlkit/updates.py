@@ -55,8 +55,9 @@ class PolicyUpdate:
 
         Returns:
             Means over the updates of the loss's terms, of grad_norm (before clipping) and of
-            clip_fraction (mean over fields); approx_kl, the largest of any field and update, also
-            of one that was not made because of it; and n_updates, those made.
+            clip_fraction (mean over fields); drift_ratio of each field, |b_theta - b_ref| / |b_ref|
+            as the root of mean squares; approx_kl, the largest of any field and update, also of
+            one that was not made because of it; and n_updates, those made.
 
         Raises:
             RuntimeError: a gradient is not finite.
@@ -83,6 +84,10 @@ class PolicyUpdate:
             self.optimizer.step()
             rows.append({**terms, "grad_norm": float(norm)})
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for name in [name for name in means if name.endswith("_drift_change")]:
+            of = name.removesuffix("_change")
+            change, reference = means.pop(name), means.pop(f"{of}_reference")
+            means[f"{of}_ratio"] = math.sqrt(change / reference) if reference else math.nan
         clipped = [value for name, value in means.items() if name.endswith("clip_fraction")]
         return {
             "clip_fraction": float(np.mean(clipped)),
@@ -144,24 +149,50 @@ class PolicyUpdate:
 
     def _fit(self, sample: _Sample, index: Tensor, compute: Callable[[list[Minibatch]], T]) -> T:
         """``compute`` on minibatches of all structures at some steps, that fit in the memory."""
-        while True:
-            minibatches = sample.minibatches(index, self.max_minibatch)
-            try:
-                return compute(minibatches)
-            except torch.OutOfMemoryError:
-                largest = max(len(part.index) * len(part.structures) for part in minibatches)
-                if largest == 1:
-                    raise
-            # Only here, after the error, is the memory of its frames free.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.max_minibatch = largest // 2
-            warnings.warn(
-                f"out of memory with {largest} (step, structure) pairs at once: max_minibatch is "
-                f"{self.max_minibatch} from now on",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        result, self.max_minibatch = halve_until_it_fits(
+            lambda limit: compute(sample.minibatches(index, limit)),
+            self.max_minibatch,
+            len(sample.advantages) * len(index),
+            "max_minibatch",
+            "(step, structure) pairs",
+        )
+        return result
+
+
+def halve_until_it_fits(
+    compute: Callable[[int | None], T], limit: int | None, size: int, name: str, unit: str
+) -> tuple[T, int | None]:
+    """Halve a bound on what is done at once, as often as the memory of the device is too small.
+
+    Args:
+        compute: does it with a bound.
+        limit: the bound to try first; None: no bound.
+        size: what is done at once without a bound.
+        name: of the bound, for a warning.
+        unit: what it counts.
+
+    Returns:
+        The result, and the bound that it was computed with.
+
+    Raises:
+        torch.OutOfMemoryError: the memory is too small even for one at a time.
+    """
+    while True:
+        try:
+            return compute(limit), limit
+        except torch.OutOfMemoryError:
+            largest = size if limit is None else min(size, limit)
+            if largest <= 1:
+                raise
+        # Only here, after the error, is the memory of its frames free.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        limit = largest // 2
+        warnings.warn(
+            f"out of memory with {largest} {unit} at once: {name} is {limit} from now on",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

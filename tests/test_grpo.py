@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
 from irlkit.policies import AnnealingPolicy
 from irlkit.sampler import rollout
-from irlkit.schedules import ConstantNoise, LearnedAnnealing, load_annealing
+from irlkit.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
 from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
 from irlkit.updates import _Sample
 from tests.test_policies import generator, kinds, make_policy
@@ -532,7 +533,7 @@ def test_non_finite_rewards(folder, tmp_path):
         return result
 
     trainer = make_trainer(broken, out_dir=tmp_path if folder else None)
-    message = r"not finite for 2 of 8 structures after iteration 0: structure 1 \(.*\): nan; .*inf"
+    message = r"not finite for 2 of 8 structures in iteration 00001: structure 1 \(.*\): nan; .*inf"
     with pytest.raises(NonFiniteRewardError, match=message) as caught:
         trainer.run(3, progress=False)
     assert len(caught.value.structures) == 2
@@ -546,11 +547,146 @@ def test_non_finite_rewards(folder, tmp_path):
         assert "give out_dir" in str(caught.value)
 
 
+class Declaring:
+    """A reward that gives some structures no value, and says what to take instead."""
+
+    on_non_finite = -3.0
+
+    def __call__(self, structures):
+        values = volume_reward(structures).values
+        values[0] = float("nan")
+        return values.numpy()
+
+
+def test_a_reward_can_declare_what_takes_the_place_of_non_finite_values():
+    history = make_trainer(Declaring(), validation=None).run(2, progress=False)
+    assert history["info_non_finite"].iloc[-1] == pytest.approx(1 / 8)
+    assert history["reward"].iloc[-1] < 0
+
+
+@pytest.mark.parametrize("convert", [lambda v: v, lambda v: v.numpy(), lambda v: v.tolist()])
+def test_any_function_is_a_reward(convert):
+    plain = make_trainer(lambda structures: convert(volume_reward(structures).values))
+    whole = make_trainer()
+    assert plain.run(2, progress=False)["reward"].tolist() == pytest.approx(
+        whole.run(2, progress=False)["reward"].tolist(), nan_ok=True
+    )
+
+
+class Grouped:
+    """A reward for groups of a size, alone or as a part of another."""
+
+    def __init__(self, group_size=None, parts=None):
+        self.group_size = group_size
+        self.parts = parts
+
+    def __call__(self, structures):
+        return volume_reward(structures)
+
+
+def test_group_sizes_of_rewards_are_checked():
+    make_trainer(Grouped(4))
+    make_trainer(validation_reward=Grouped(3))
+    for reward in (Grouped(3), Grouped(parts={"inner": Grouped(3)})):
+        with pytest.raises(ValueError, match=r"for groups of 3 structures.*configuration is 4"):
+            make_trainer(reward)
+
+
+class FragileModel(ToyModel):
+    """Says nan for one of the structures of a rollout, from its second step on."""
+
+    def velocity(self, t, pos, cell, conditioning, heads=("velocity",)):
+        output = super().velocity(t, pos, cell, conditioning, heads)
+        if len(cell) == 8 and float(torch.as_tensor(t).max()) > 0.3:
+            output.velocity["cell"] = output.velocity["cell"].clone()
+            output.velocity["cell"][3] = float("nan")
+        return output
+
+
+def lenient_reward(structures):
+    result = volume_reward(structures)
+    return Result(torch.nan_to_num(result.values, nan=-1.0), result.info)
+
+
+@pytest.mark.parametrize("kind", ["annealing", "velocity"])
+def test_structures_that_are_not_finite_are_set_aside(kind, tmp_path, monkeypatch):
+    """They are judged, counted and saved; the gradient stays finite."""
+    monkeypatch.setattr("tests.test_grpo.ToyModel", FragileModel)
+    monkeypatch.setattr("tests.test_policies.ToyModel", FragileModel)
+    trainer = make_trainer(lenient_reward, kind=kind, out_dir=tmp_path)
+    history = trainer.run(2, progress=False)
+    assert history["non_finite"].iloc[1:].tolist() == [1, 1]
+    assert history["valid"].iloc[-1] <= 7 / 8
+    assert history["grad_norm"].iloc[-1] > 0
+    assert all(bool(p.isfinite().all()) for p in trainer.policy.parameters())
+    saved = json.loads((tmp_path / "non_finite" / "iteration_00002.json").read_text())
+    assert saved["final"]["n_atoms"] == saved["x_0"]["n_atoms"]
+    assert np.isfinite(saved["x_0"]["cell"]).all() and np.isnan(saved["final"]["cell"]).any()
+    used = rollout(trainer.policy, crystals((1,) * 8), 3, generator()).is_finite()
+    # What the annealing is updated with does not depend on states.
+    assert used.tolist() == [True] * 8 if kind == "annealing" else [i != 3 for i in range(8)]
+
+
+def test_a_policy_that_has_diverged_is_an_error(monkeypatch):
+    trainer = make_trainer(lenient_reward, kind="velocity", validation=None)
+    before = trainer.policy.state_dict()["network.scale"].clone()
+    with torch.no_grad():
+        trainer.policy.network.scale.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"no structure of iteration 1 .* diverged"):
+        trainer.run(2, progress=False)
+    assert bool(before.isfinite())
+
+
+def test_out_of_memory_in_a_rollout_halves_the_batches(monkeypatch, tmp_path):
+    """The run goes on as one with that bound from the start; a continued one keeps it."""
+    expected = make_trainer(config={"max_batch": 4}, validation=None)
+    expected.run(2, progress=False)
+    limits = []
+
+    def small_memory(policy, x_0, n_steps, generator, max_batch):
+        limits.append(max_batch)
+        if max_batch is None or max_batch > 4:
+            torch.rand(3, generator=generator)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rollout(policy, x_0, n_steps, generator, max_batch=max_batch)
+
+    monkeypatch.setattr("irlkit.trainer.rollout", small_memory)
+    trainer = make_trainer(validation=None, out_dir=tmp_path)
+    with pytest.warns(RuntimeWarning, match="with 8 structures at once: max_batch is 4 from now"):
+        trainer.run(2, progress=False)
+    assert limits == [None, 4, 4]
+    assert trainer.history["reward"].tolist() == expected.history["reward"].tolist()
+    assert make_trainer(validation=None, out_dir=tmp_path, resume=True).max_batch == 4
+
+
+def test_a_learned_noise_is_continued(tmp_path):
+    def trainer(**options):
+        noise = {"cell": LearnedNoise(ConstantNoise(0.3), 4)}
+        return make_trainer(noise=noise, config={"entropy_weight": 0.1}, **options)
+
+    whole = trainer()
+    whole.run(4, progress=False)
+    trainer(out_dir=tmp_path).run(2, progress=False)
+    resumed = trainer(out_dir=tmp_path, resume=True)
+    resumed.run(4, progress=False)
+    assert_same_bits(whole, resumed)
+    bias = resumed.policy.learned_noise["cell"].layers[-1].bias
+    assert float(bias.detach().abs()) > 0
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    make_trainer(out_dir=tmp_path).run(1, progress=False)
+    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    resumed = make_trainer(out_dir=tmp_path, resume=True)
+    assert resumed.iteration == 1
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_structures_that_no_cif_can_hold_are_saved_as_numbers(tmp_path):
-    from irlkit.trainer import _save_cifs
+    from irlkit.scoring import save_cifs
 
     batch = crystals()[:1]
-    paths = _save_cifs(batch.replace(cell=batch.cell * float("nan")), tmp_path, "x")
+    paths = save_cifs(batch.replace(cell=batch.cell * float("nan")), tmp_path, "x")
     assert len(paths) == 1 and paths[0].exists()
 
 

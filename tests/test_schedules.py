@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from irlkit.schedules import (
     ConstantNoise,
+    ControlPointNoise,
     LearnedAnnealing,
     LearnedNoise,
     LinearAnnealing,
@@ -80,6 +81,7 @@ NOISES = {
     "constant": ConstantNoise(0.3),
     "sqrt": SquareRootNoise(0.3),
     "scaled": ScaledNoise(SquareRootNoise(0.3), 0.5),
+    "points": ControlPointNoise((0.1, 0.3, 0.2)),
     "learned": LearnedNoise(SquareRootNoise(0.3), 4),
     "double": ScaledNoise(LearnedNoise(ConstantNoise(0.3), 4, 2).double(), 0.5),
 }

@@ -142,6 +142,8 @@ def noise_to_dict(noise: NoiseSchedule) -> dict[str, Any]:
     kind = type(noise).__name__
     if isinstance(noise, ConstantNoise | SquareRootNoise):
         return {"kind": kind, **asdict(noise)}
+    if kind == "ControlPointNoise":
+        return {"kind": kind, "values": list(noise.values)}  # type: ignore[attr-defined]
     if isinstance(noise, ScaledNoise):
         return {"kind": kind, "noise": noise_to_dict(noise.noise), "factor": noise.factor}
     if isinstance(noise, LearnedNoise):
@@ -151,7 +153,7 @@ def noise_to_dict(noise: NoiseSchedule) -> dict[str, Any]:
             "arguments": {"base": base, **noise.hyperparameters},
             **weights_to_dict(noise),
         }
-    known = sorted([*_SIMPLE, "LearnedNoise", "ScaledNoise"])
+    known = sorted([*_SIMPLE, "ControlPointNoise", "LearnedNoise", "ScaledNoise"])
     raise ValueError(f"noise must be one of {known} to be saved, got {kind}")
 
 
@@ -165,6 +167,10 @@ def noise_from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
     try:
         if kind in _SIMPLE:
             return _SIMPLE[kind](data["scale"])
+        if kind == "ControlPointNoise":
+            from irlkit.schedules.control_points import ControlPointNoise  # which needs this module
+
+            return ControlPointNoise(tuple(data["values"]))
         if kind == "ScaledNoise":
             return ScaledNoise(noise_from_dict(data["noise"]), data["factor"])
         if kind == "LearnedNoise":
