@@ -7,12 +7,19 @@ from irlkit.experiments.noise_presets import NOISE_PRESETS, NoisePreset, resolve
 from irlkit.experiments.noise_schedules import NoiseSchedules
 from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
 from irlkit.experiments.results import write_results
+from irlkit.experiments.sweep_experiment import (
+    SWEEP_PRESETS,
+    SweepExperiment,
+    SweepPreset,
+    resolve_sweep,
+)
 from irlkit.experiments.velocity_annealing import VelocityAnnealing
 
 __all__ = [
     "ENERGY_PRESETS",
     "NOISE_PRESETS",
     "PRESETS",
+    "SWEEP_PRESETS",
     "Claim",
     "EnergyPreset",
     "EnergyReinforcement",
@@ -20,11 +27,14 @@ __all__ = [
     "NoiseSchedules",
     "Preset",
     "Rung",
+    "SweepExperiment",
+    "SweepPreset",
     "Variant",
     "VelocityAnnealing",
     "claims_table",
     "resolve",
     "resolve_energy",
     "resolve_noise",
+    "resolve_sweep",
     "write_results",
 ]
