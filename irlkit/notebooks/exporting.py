@@ -15,7 +15,9 @@ PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MAX_SIZE = 8_000_000
 """Bytes that an exported file should stay below, to be sent by mail."""
-_MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>[^$\n]+?)\$(?!\d)", re.DOTALL)
+_MATH = re.compile(
+    r"\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>(?:[^$\n]|\n(?!\s*\n))+?)\$(?!\d)", re.DOTALL
+)
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _REMOTE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')
 
@@ -128,7 +130,8 @@ def _to_mathml(text: str) -> str:
             formula = convert((block or match["inline"]).strip(), "block" if block else "inline")
         except Exception:  # whatever TeX it does not know stays TeX
             return f"<code>{escape(match[0])}</code>"
-        return f"\n\n<div>{formula}</div>\n\n" if block else formula
+        style = "text-align:center;margin:1em 0"
+        return f'\n\n<div style="{style}">{formula}</div>\n\n' if block else formula
 
     parts = _CODE.split(text)
     return "".join(part if part.startswith("`") else _MATH.sub(replace, part) for part in parts)

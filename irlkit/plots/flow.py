@@ -175,6 +175,8 @@ def velocity_field(
 ) -> go.Figure:
     """Arrows of velocity fields in the plane; a row per field, a column per time.
 
+    The arrows of one time have a common scale; those of different times do not compare.
+
     Args:
         fields: name -> b(t, x) with x of shape (n, 2).
         times: a column each.
@@ -195,7 +197,10 @@ def velocity_field(
             for t in times:
                 at = torch.tensor(t, dtype=torch.float64)
                 values[name, t] = field(at, grid).double().numpy()
-    longest = max(float(np.linalg.norm(v, axis=1).max()) for v in values.values()) or 1.0
+    longest = {
+        t: max(float(np.linalg.norm(values[name, t], axis=1).max()) for name in fields) or 1.0
+        for t in times
+    }
     titles = [f"{name}, t = {t:g}" for name in fields for t in times]
     figure = make_subplots(
         len(fields),
@@ -219,7 +224,7 @@ def velocity_field(
                 showlegend=False,
                 **place,
             )
-        x, y = _arrows(grid.numpy(), velocity * (1.6 * extent / n / longest * 2))
+        x, y = _arrows(grid.numpy(), velocity * (1.6 * extent / n / longest[t] * 2))
         figure.add_scatter(
             x=x.round(3),
             y=y.round(3),

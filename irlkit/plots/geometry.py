@@ -119,9 +119,11 @@ def geometry(structure: Structure, bonds: bool = True, polyhedra: bool = False) 
         atoms = {s: structure.cart_coords[symbols == s] for s in radii}
         return Geometry(edges, atoms, radii)
     symbol_of, parts = scene
-    atoms, halves, hulls = {s: [] for s in radii}, {s: [] for s in radii}, {s: [] for s in radii}
+    points: dict[str, list] = {symbol: [] for symbol in radii}
+    halves: dict[str, list] = {symbol: [] for symbol in radii}
+    hulls: dict[str, list] = {symbol: [] for symbol in radii}
     for sphere in parts.get("atoms", ()):
-        atoms[symbol_of[sphere.color]] += list(sphere.positions)
+        points[symbol_of[sphere.color]] += list(sphere.positions)
     if bonds:
         for tube in parts.get("bonds", ()):
             halves[symbol_of[tube.color]] += list(tube.positionPairs)
@@ -130,7 +132,7 @@ def geometry(structure: Structure, bonds: bool = True, polyhedra: bool = False) 
             hulls[symbol_of[hull.color]].append(np.asarray(hull.positions, dtype=float))
     return Geometry(
         edges,
-        {s: np.asarray(points, dtype=float).reshape(-1, 3) for s, points in atoms.items()},
+        {s: np.asarray(entries, dtype=float).reshape(-1, 3) for s, entries in points.items()},
         radii,
         {s: np.asarray(pairs, dtype=float) for s, pairs in halves.items() if pairs},
         {s: entries for s, entries in hulls.items() if entries},

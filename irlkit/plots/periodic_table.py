@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
 from irlkit.plots.style import GREY, style
+
+if TYPE_CHECKING:
+    from pymatgen.core import Element
 
 
 def periodic_table(
@@ -67,7 +71,7 @@ def periodic_table(
     return figure
 
 
-def _place(element) -> tuple[int, int]:
+def _place(element: Element) -> tuple[int, int]:
     """Row and column; lanthanides and actinides lie below."""
     if 57 <= element.Z <= 70:
         return 7, element.Z - 57 + 2
