@@ -94,12 +94,13 @@ class _EdgeMessages(torch.autograd.Function):
         sender: Tensor,
         weight: Tensor,
         bias: Tensor,
+        keep: bool,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
         hidden = functional.silu(features.edges(grids, receiver, sender), inplace=True)
         before = functional.linear(hidden, weight, bias)
-        ctx.features = features
-        ctx.save_for_backward(grids, receiver, sender, weight, before)
+        if keep:
+            ctx.features = features
+            ctx.save_for_backward(grids, receiver, sender, weight, before)
         return features.part.mean(functional.silu(before, inplace=not keep).to(grids.dtype))
 
     @staticmethod
@@ -120,6 +121,7 @@ class _EdgeMessages(torch.autograd.Function):
             *features.edges_transposed(grad_edges),
             grad_weight.to(weight.dtype),
             grad_bias.to(weight.dtype),
+            None,
         )
 
 
@@ -204,6 +206,7 @@ class CSPLayer(nn.Module):
                 sender.to(h.dtype),
                 second.weight,
                 second.bias,
+                torch.is_grad_enabled(),
             )
         else:
             edges = features.edges(w_pair, receiver, sender)
