@@ -141,7 +141,8 @@ def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
     """What the improvement should have done; one formula and one seed, so these are aims."""
     table = energy_table({"before": before, "after": after})
     mean = table["mean, eV/atom"]
-    gained = int(table.loc["after", "near the lowest"] - table.loc["before", "near the lowest"])
+    near = table["near the lowest"].to_dict()
+    gained = int(near["after"]) - int(near["before"])
     valid = float(np.isfinite(before).mean())
     return [
         Claim.check("share of generated structures that have an energy", valid, ">= 0.5"),

@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 from irlkit.plots.style import COLORS, GREY, line_with_band, style
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from irlkit.crystals import CrystalBatch
 
 
@@ -99,7 +101,7 @@ def pair_distribution(
 
 
 def minimum_distances(
-    sets: Mapping[str, Sequence[CrystalBatch]], times: Sequence[float] | None = None
+    sets: Mapping[str, Sequence[CrystalBatch]], times: ArrayLike | None = None
 ) -> go.Figure:
     """Smallest distance between atoms along trajectories: mean, and range of all structures.
 

@@ -72,7 +72,9 @@ def distributions(
     return style(figure, 420, legend_below=True)
 
 
-def group_advantages(rewards: Sequence[float], group_size: int, names: Sequence[str] = ()):
+def group_advantages(
+    rewards: Sequence[float], group_size: int, names: Sequence[str] = ()
+) -> go.Figure:
     """Rewards of groups, and the advantages that they become (Eq. 9).
 
     Args:

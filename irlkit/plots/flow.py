@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -90,9 +90,7 @@ def densities(sets: Mapping[str, ArrayLike]) -> go.Figure:
     return style(figure, 380)
 
 
-def flow(
-    panels: Mapping[str, ArrayLike], times: Sequence[float], target: ArrayLike | None = None
-) -> go.Figure:
+def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None = None) -> go.Figure:
     """Points in the plane moving from noise to data, with the paths of some of them.
 
     Args:

@@ -48,10 +48,10 @@ def training_curves(
         lines = [("mean of seeds", history, (BLUE, RED))]
     else:
         groups = list(history.groupby(group, sort=False))
-        colors = [COLORS[i % len(COLORS)] for i in range(len(groups))]
+        shades = [COLORS[i % len(COLORS)] for i in range(len(groups))]
         lines = [
             (str(name), rows, (color, color))
-            for (name, rows), color in zip(groups, colors, strict=True)
+            for (name, rows), color in zip(groups, shades, strict=True)
         ]
     for name, rows, colors in lines:
         for column, (metric, color) in enumerate(
@@ -101,7 +101,7 @@ def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
         ValueError: no column iteration, or none of the diagnostics.
     """
     need(history, "iteration")
-    panels = []
+    panels: list[tuple[str, str, list[str]]] = []
     for title, label, columns in _DIAGNOSTICS:
         there = [c for c in columns if c in history and history[c].notna().any()]
         if there:
@@ -119,10 +119,10 @@ def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
         horizontal_spacing=0.1,
     )
     known_names: set[str] = set()
-    for i, (_, label, columns) in enumerate(panels):
+    for i, (_, label, shown) in enumerate(panels):
         place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
-        for column in columns:
-            name = column.split("_")[0] if len(columns) > 1 else ""
+        for column in shown:
+            name = column.split("_")[0] if len(shown) > 1 else ""
             name = _COLUMN_NAMES.get(name, name)
             color = {"positions": BLUE, "lattice": RED, "": BLUE}.get(
                 name, {"rollout": GREEN, "reward": ORANGE, "update": PURPLE}.get(name, BLUE)

@@ -14,6 +14,8 @@ from irlkit.plots.structures import edge_trace, fixed_axes
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, style
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from irlkit.crystals import CrystalBatch
 
 States = Sequence["CrystalBatch"]
@@ -37,7 +39,7 @@ def trajectories(panels: Mapping[str, States], title: str = "") -> go.Figure:
 
 
 def group_trajectories(
-    states: States, advantages: Sequence[float], max_members: int = 5, title: str = ""
+    states: States, advantages: ArrayLike, max_members: int = 5, title: str = ""
 ) -> go.Figure:
     """Members of a group on their way, cells coloured by advantage: blue above, red below 0.
 
@@ -65,10 +67,10 @@ def group_trajectories(
 
 def trajectory_and_curves(
     states: States,
-    curves: Mapping[str, Sequence[float]],
+    curves: Mapping[str, Any],
     label: str,
     *,
-    times: Sequence[float] | None = None,
+    times: ArrayLike | None = None,
     reference: CrystalBatch | None = None,
     title: str = "",
 ) -> go.Figure:

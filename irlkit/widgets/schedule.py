@@ -325,7 +325,9 @@ class NoiseExplorer(ScheduleExplorer):
     @staticmethod
     def _schedule(points: Mapping[str, tuple[float, ...]]) -> dict[str, NoiseSchedule]:
         # Exactly zero everywhere is no noise schedule; a millionth is none in effect.
-        return {field: ControlPointNoise([max(v, 1e-6) for v in p]) for field, p in points.items()}
+        return {
+            field: ControlPointNoise(tuple(max(v, 1e-6) for v in p)) for field, p in points.items()
+        }
 
     def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
         return {field: self.annealing[field](times[:-1]).numpy() for field in FIELD_NAMES}

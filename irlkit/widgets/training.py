@@ -55,7 +55,9 @@ class TrainingDashboard(Explorer):
         """Rewards of rollouts and validation, and the diagnostics below them."""
         history = self.trainer.history
         if not len(history) or "reward" not in history:
-            empty = {name: [] for name in ("iteration", "reward", "validation_reward")}
+            empty: dict[str, list[float]] = {
+                name: [] for name in ("iteration", "reward", "validation_reward")
+            }
             history = pd.DataFrame(empty, dtype=float)
         history = history.assign(seed=0)
         if "validation_reward" not in history:

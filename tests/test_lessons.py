@@ -1,0 +1,115 @@
+"""What notebooks 00 and 01 compute."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import irlkit
+from irlkit import plots, teaching
+from irlkit.compositions import from_formula
+from irlkit.experiments import lessons, quickstart, records
+from irlkit.experiments.claims import Claim
+from irlkit.interpolants import Interpolant
+from irlkit.rewards import RewardResult
+from irlkit.schedules import time_grid
+
+
+@pytest.mark.parametrize("module", [lessons, quickstart])
+def test_presets_and_what_is_given_instead(module):
+    first = next(iter(vars(module.SIZES["quick"])))
+    assert module.resolve("quick", **{first: None}) == module.SIZES["quick"]
+    assert getattr(module.resolve("quick", **{first: 30}), first) == 30
+    with pytest.raises(ValueError, match=r"preset must be one of .*'laptop'.* got 'huge'"):
+        module.resolve("huge")
+    with pytest.raises(ValueError, match="are needed"):
+        module.resolve("quick", iterations=0)
+
+
+def test_known_structures_are_those_of_the_composition():
+    known = quickstart.known_structures(from_formula("TiO2", 2))
+    assert len(known) and set(known.reduced_formulas()) == {"TiO2"}
+    assert not len(quickstart.known_structures(from_formula("Xe17")))
+    assert lessons.find_crystal("TiO2").reduced_formulas() == ["TiO2"]
+    with pytest.raises(ValueError, match="no structure of 'Xe17'"):
+        lessons.find_crystal("Xe17")
+
+
+def test_energies_are_counted_from_the_lowest_of_all_sets():
+    before, after = np.array([-1.0, np.nan, -1.96]), np.array([-2.0, -1.98, -1.0])
+    table = quickstart.energy_table({"before": before, "after": after})
+    assert list(table["with an energy"]) == [2, 3]
+    assert list(table["near the lowest"]) == [1, 2]
+    assert table.loc["before", "mean, eV/atom"] == pytest.approx(-1.48)
+    valid, mean, near = quickstart.energy_claims(before, after)
+    assert (valid.value, valid.required) == (pytest.approx(2 / 3), True)
+    assert mean.holds and mean.value == pytest.approx(-1.66 + 1.48) and not mean.required
+    assert near.value == 1
+    rows = quickstart.structure_table({"before": before, "after": after})
+    assert list(rows["set"]) == ["before"] * 3 + ["after"] * 3
+
+
+def test_no_energy_at_all_holds_nothing():
+    nothing = np.full(3, np.nan)
+    table = quickstart.energy_table({"before": nothing, "after": nothing})
+    assert table["lowest, eV/atom"].isna().all() and (table["near the lowest"] == 0).all()
+    valid, mean, _ = quickstart.energy_claims(nothing, nothing)
+    assert not valid.holds and not mean.holds and mean.value is None
+
+
+def test_an_annealing_is_trained_for_one_composition():
+    model = irlkit.load_pretrained("linear-ode")
+
+    def small_cells(structures):
+        return RewardResult(-structures.volume.double().cpu())
+
+    size = quickstart.Size(4, 2)
+    trainer = quickstart.energy_trainer(model, from_formula("NaCl"), small_cells, size, 3)
+    history = trainer.run(size.iterations, progress=False)
+    assert list(history["iteration"]) == [1, 2] and history["reward"].notna().all()
+
+
+def test_interpolants_go_from_noise_to_the_crystal():
+    model = irlkit.load_pretrained("linear-ode")
+    crystal = lessons.find_crystal("NaCl")
+    generator = torch.Generator().manual_seed(0)
+    x_0 = model.sample_base(crystal, generator)
+    states = lessons.interpolate(model, x_0, crystal, time_grid(4), generator)
+    assert len(states) == 5
+    torch.testing.assert_close(states[0].cell, x_0.cell, atol=0.05, rtol=0)
+    torch.testing.assert_close(states[-1].cell, crystal.cell, atol=0.05, rtol=0)
+    gap = states[-1].pos - crystal.pos
+    assert (gap - gap.round()).abs().max() < 0.01, "on the torus"
+
+
+def test_spreads_and_their_claims():
+    flow = teaching.PlaneFlow(Interpolant())
+    generator = torch.Generator().manual_seed(0)
+    data = flow.sample_data(2000, generator)
+    table = lessons.spreads(flow, {"data": data, "ODE": data, "SDE": data, "noise alone": 2 * data})
+    assert table.loc["data", "distance"] == pytest.approx(2**0.5, rel=0.05)
+    assert 0.15 < table.loc["data", "smallest share"] <= 0.2
+    claims = lessons.interpolant_claims(1.0, 1.05, table)
+    assert all(claim.holds for claim in claims)
+    worse = lessons.interpolant_claims(1.0, 0.5, table)
+    assert not worse[0].holds, "no network beats the mean"
+    assert not lessons.interpolant_claims(0.0, 0.5, table)[0].holds
+
+
+def test_records_are_strict_json_tables_and_figures(tmp_path):
+    paths = records.write_records(
+        tmp_path / "new",
+        parameters={"preset": "quick"},
+        device="cpu",
+        dataset={"name": "NaCl"},
+        claims=[Claim.check("it is", 1.0, "> 0")],
+        tables={"history": pd.DataFrame({"loss": [1.0, np.nan]})},
+        figures={"densities": plots.densities({"a": [[0.0, 1.0]]})},
+        potential=float("nan"),
+    )
+    assert all(path.is_file() for path in paths)
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results["claims"][0]["holds"] is True and results["potential"] is None
+    assert len(pd.read_parquet(tmp_path / "new" / "history.parquet")) == 2
