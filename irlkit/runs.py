@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from irlkit.diagnostics import judge
 from irlkit.sweeps.store import SweepFolder
 
 _CHECKPOINT, _HISTORY, _RESULTS, _SWEEP = (
@@ -81,10 +82,9 @@ class Run:
         if self.kind != "grpo" or not len(self.history):
             return []
         try:
-            from irlkit.diagnostics import diagnose
-        except ImportError:
-            return []
-        return [str(verdict) for verdict in diagnose(self.history)]
+            return [str(finding) for finding in judge(self.history)]
+        except (ValueError, KeyError, TypeError) as error:
+            return [f"the history cannot be judged: {error}"]
 
 
 def find(root: str | Path) -> Iterator[Run]:

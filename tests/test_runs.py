@@ -9,6 +9,7 @@ import torch
 
 from irlkit import runs
 from irlkit.datasets import CrystalDataset
+from irlkit.diagnostics import judge
 from irlkit.grpo import GRPOConfig
 from irlkit.policies import AnnealingPolicy
 from irlkit.pretraining import PretrainingConfig, pretrain
@@ -165,6 +166,8 @@ def test_show(tmp_path, capsys):
     assert status == 0
     assert "finished, 4/4 iterations" in out and "group_size: 4" in out
     assert "validation_reward: best" in out
+    findings = [str(finding) for finding in judge(runs.read(tmp_path).history)]
+    assert findings and all(finding in out for finding in findings)
 
 
 def test_compare_shows_what_differs(tmp_path, capsys):

@@ -589,12 +589,11 @@ def test_ray_sweep_on_two_workers_continues_and_is_read_like_any_other(ray_clust
     finished = run_trial(sweep, Parabola(), 0, SPACE.start[0])
     left = {**SPACE.start[0], "learning_rate": 1e-3, "n_ppo_epochs": 1}
     sweep.write(TrialRecord(1, left))
-    trials = run_ray(sweep, Parabola(), 4, prune=True)
-    assert list(trials["number"]) == [0, 1, 2, 3] and (trials["state"] == "complete").all()
+    trials = run_ray(sweep, Parabola(), 3, prune=True)
+    assert list(trials["number"]) == [0, 1, 2] and (trials["state"] == "complete").all()
     assert trials["value"][0] == finished.value
     assert trials["learning_rate"][1] == 1e-3 and trials["value"][1] == pytest.approx(0.05)
     again = SweepFolder.open(tmp_path / "sweep")
     assert again.best().value == trials["value"].max()
-    assert not importance(trials, again.space).isna().any()
     # All is done: nothing is started.
-    pd.testing.assert_frame_equal(run_ray(sweep, Parabola(fail_below=1.0), 4), trials)
+    pd.testing.assert_frame_equal(run_ray(sweep, Parabola(fail_below=1.0), 3), trials)
