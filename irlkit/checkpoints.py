@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig
@@ -26,6 +27,15 @@ def composition_digest(*batches: CrystalBatch | None) -> str:
         if batch is not None:
             digest.update(batch.species.cpu().numpy().tobytes())
             digest.update(batch.n_atoms.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """A hash of the weights of the pretrained model, which the checkpoint does not hold."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -62,7 +72,8 @@ def read_checkpoint(
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{wrong}: it carries no '{FORMAT}' mark")
     try:
-        found = dict(state["identity"])
+        # Older files do not say of which model they are.
+        found = {"model": identity.get("model"), **state["identity"]}
         settings = {**GRPOConfig().to_dict(), **json.loads(found["config"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{wrong}: it does not say of which run it is") from error

@@ -28,6 +28,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere, folders cannot be synced
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # The new name outlives a crash of the machine only once it is in the folder.
+            os.fsync(folder)
+        except OSError:  # on file systems that cannot; the file itself is whole in any case
+            pass
+        finally:
+            os.close(folder)
 
 
 def available_cores() -> int:

@@ -22,6 +22,7 @@ from irlkit.averaging import ParameterAverage
 from irlkit.checkpoints import (
     CHECKPOINT,
     composition_digest,
+    model_digest,
     read_checkpoint,
     remove_leftovers,
     write_checkpoint,
@@ -407,6 +408,7 @@ class GRPOTrainer:
             "policy": type(self.policy).__name__,
             "noise": f"{self.policy.noise} {self.policy.ref_noise}",
             "data": composition_digest(self.compositions, self.validation),
+            "model": model_digest(self.policy.model),
             "config": json.dumps(self.config.to_dict(), sort_keys=True),
         }
 

@@ -762,6 +762,14 @@ def test_wrong_checkpoints(tmp_path):
         make_trainer(out_dir=tmp_path, resume=True, config={"clip_eps": 0.2})
     with pytest.raises(ValueError, match="belongs to another run: its data is"):
         make_trainer(out_dir=tmp_path, resume=True, validation=None)
+    with pytest.raises(ValueError, match="belongs to another run: its model is"):
+        other = make_trainer()
+        with torch.no_grad():
+            other.policy.model.scale += 1.0
+        other.load_checkpoint(tmp_path / "checkpoint.pt")
+    torch.save({"format": "irlkit-grpo-checkpoint"}, bad)
+    with pytest.raises(ValueError, match="does not say of which run it is"):
+        trainer.load_checkpoint(bad)
 
 
 KILLED = """

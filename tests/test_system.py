@@ -1,7 +1,9 @@
 """Files are written whole or not at all; time limits hold; cores are counted."""
 
 import math
+import os
 import signal
+import stat
 import time
 
 import pytest
@@ -54,3 +56,19 @@ def test_time_limit_passes_through_handlers_of_exceptions():
             time.sleep(5)
         except Exception:
             pass
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be synced here")
+def test_file_and_folder_are_synced(tmp_path, monkeypatch):
+    """The file before it gets its name, the folder after."""
+    path, synced = tmp_path / "file", []
+    sync = os.fsync
+
+    def record(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append(("folder" if is_folder else "file", path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    system.write_atomically(path, b"data")
+    assert synced == [("file", False), ("folder", True)]
