@@ -280,6 +280,16 @@ def test_what_is_not_supported_is_named(config, change, message):
         omatg.read_config(config)
 
 
+def test_configurations_with_every_default_written_out(config):
+    expected = omatg.read_config(config)
+    encoder_of(config).update(
+        latent_dim=16, max_atoms=100, act_fn="silu", dis_emb="sin", edge_style="fc", cutoff=7.0,
+        max_neighbors=20, ln=True, ip=True, pred_type=True, pred_scalar=False, prop=False,
+        am_hidden_dim=128, prop_embed_dim=32,
+    )  # fmt: skip
+    assert omatg.read_config(config) == expected
+
+
 def test_other_integrators_are_told(config):
     fields_of(config)[1]["init_args"]["integrator_kwargs"] = {"method": "midpoint"}
     with pytest.warns(UserWarning, match="integrate pos with the method 'midpoint'; here every"):

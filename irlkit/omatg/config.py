@@ -40,8 +40,15 @@ NETWORK_FIXED = {
 }
 """Arguments of `CSPNetFull` with the only value that there is here."""
 
-NETWORK_IGNORED = {"latent_dim", "cutoff", "max_neighbors", "pred_type"}
-"""Arguments of `CSPNetFull` that mean nothing for fully connected atoms of fixed species."""
+NETWORK_IGNORED = {
+    "latent_dim",
+    "cutoff",
+    "max_neighbors",
+    "pred_type",
+    "am_hidden_dim",
+    "prop_embed_dim",
+}
+"""Arguments of `CSPNetFull` without meaning for fully connected atoms, fixed species, no guidance."""
 
 
 @dataclass(frozen=True)
