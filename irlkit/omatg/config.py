@@ -48,7 +48,7 @@ NETWORK_IGNORED = {
     "am_hidden_dim",
     "prop_embed_dim",
 }
-"""Arguments of `CSPNetFull` without meaning for fully connected atoms, fixed species, no guidance."""
+"""Arguments of `CSPNetFull` that mean nothing for fully connected atoms of fixed species."""
 
 
 @dataclass(frozen=True)
