@@ -171,6 +171,8 @@ class Explorer:
         if self._live is not None and [t.type for t in self._live.data] == [
             t.type for t in new.data
         ]:
+            # Thousands of properties that never change.
+            layout.pop("template", None)
             with self._live.batch_update():
                 for trace, fresh in zip(self._live.data, new.data, strict=True):
                     trace.update(fresh.to_plotly_json(), overwrite=False)
