@@ -1,0 +1,284 @@
+"""Figures and explorers in a real browser: exported HTML, and JupyterLab with and without a kernel.
+
+Needs playwright and a Chromium. With IRLKIT_RUN_NOTEBOOKS=1, every notebook is run in JupyterLab
+with its quick preset, which takes minutes.
+"""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from irlkit import notebooks
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 180_000
+# Software rendering: there is no graphics card where tests run.
+ARGUMENTS = (
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+
+MAKE_FIGURES = """
+import torch
+from irlkit import plots
+from tests.toys import crystals
+
+state = crystals((3,))
+states = [state.replace(cell=(1 + 0.1 * i) * state.cell) for i in range(4)]
+plots.trajectories({"toy": states}).show()
+plots.distributions({"a": [0.0, 1.0, 2.0]}, "reward").show()
+"""
+MAKE_EXPLORER = """
+import pandas as pd, torch
+from irlkit import widgets
+from irlkit.datasets import CrystalDataset
+from irlkit.schedules import LinearAnnealing
+from tests.toys import ToyModel, crystals
+
+batch = crystals(dtype=torch.float32)
+table = pd.DataFrame({"material_id": list("abcd"), "formula": batch.reduced_formulas()})
+model = ToyModel(dtype=torch.float32)
+model.device = torch.device("cpu")
+explorer = widgets.ScheduleExplorer(
+    model, CrystalDataset("toy", "test", batch, table),
+    {"linear": LinearAnnealing(2.0, 0.5)}, n_steps=4, n_points=3,
+)
+explorer.show()
+"""
+
+
+def write_notebook(path, *sources):
+    nbformat = pytest.importorskip("nbformat")
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
+    metadata = notebooks.strip({"cells": [], "metadata": {}})["metadata"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Notebooks with figures: executed, and not."""
+    papermill = pytest.importorskip("papermill")
+    folder = tmp_path_factory.mktemp("lab")
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    source = write_notebook(folder / "source.ipynb", path, MAKE_FIGURES)
+    papermill.execute_notebook(
+        source, folder / "executed.ipynb", progress_bar=False, execution_timeout=600
+    )
+    write_notebook(folder / "explorer.ipynb", path, MAKE_EXPLORER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def lab(folder, tmp_path_factory):
+    """Address of a JupyterLab that serves the folder."""
+    pytest.importorskip("jupyterlab")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path_factory.mktemp("config")
+    settings = config / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="),
+        f"--ServerApp.root_dir={folder}",
+    ]
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(config)}
+    environment |= {"JUPYTERLAB_SETTINGS_DIR": str(config / "lab" / "user-settings")}
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api").read()
+                break
+            except OSError:
+                assert server.poll() is None, "JupyterLab did not start"
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def new_page(browser, **options):
+    page = browser.new_context(viewport={"width": 1300, "height": 1000}, **options).new_page()
+    page.set_default_timeout(TIMEOUT)
+    return page
+
+
+def is_drawn(element):
+    """Some pixels differ from the most frequent colour."""
+    image = pytest.importorskip("PIL.Image").open(io.BytesIO(element.screenshot())).convert("RGB")
+    pixels = np.asarray(image).reshape(-1, 3)
+    _, counts = np.unique(pixels, axis=0, return_counts=True)
+    return len(counts) > 20 and counts.max() < 0.995 * len(pixels)
+
+
+def wait_until(page, condition, seconds=TIMEOUT / 1000):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        page.wait_for_timeout(250)
+    return False
+
+
+def active(plot):
+    """Place of a figure's slider."""
+    return plot.evaluate("g => g._fullLayout.sliders[0].active")
+
+
+def use_the_player(page, plot):
+    """Click on the slider, and play."""
+    plot.scroll_into_view_if_needed()
+    assert active(plot) == 3
+    rail = plot.query_selector(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + 0.34 * rail["width"], rail["y"] + rail["height"] / 2)
+    assert wait_until(page, lambda: active(plot) == 1)
+    plot.evaluate("g => {g.seen = 0; g.on('plotly_animatingframe', () => {g.seen += 1;});}")
+    plot.query_selector(".updatemenu-button").click()
+    assert wait_until(page, lambda: plot.evaluate("g => g.seen") >= 4), "all frames are played"
+    assert wait_until(page, lambda: active(plot) == 3)
+
+
+def test_exported_html_is_alive_without_a_network(browser, folder):
+    path = notebooks.export(folder / "executed.ipynb")
+    assert path.stat().st_size < 8e6
+    page = new_page(browser, offline=True)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".gl-container canvas")
+    assert not [url for url in asked if url.startswith("http")]
+    first, second = page.query_selector_all(".irlkit-figure")
+    assert wait_until(page, lambda: is_drawn(first)) and is_drawn(second)
+    use_the_player(page, first)
+    page.context.close()
+
+
+def open_notebook(browser, lab, name, **options):
+    page = new_page(browser, **options)
+    page.goto(f"{lab}/doc/tree/{name}?reset")
+    page.wait_for_selector(".jp-Notebook")
+    return page
+
+
+def test_saved_figures_show_in_jupyterlab_without_a_kernel(browser, folder, lab):
+    # Another folder's copy, which JupyterLab has never run: it is not trusted.
+    shutil.copy(folder / "executed.ipynb", folder / "copy.ipynb")
+    page = open_notebook(browser, lab, "copy.ipynb")
+    page.wait_for_selector(".js-plotly-plot .gl-container canvas")
+    assert wait_until(page, lambda: len(page.query_selector_all(".js-plotly-plot")) == 2)
+    plots = page.query_selector_all(".js-plotly-plot")
+    for plot in plots:
+        plot.scroll_into_view_if_needed()
+        assert wait_until(page, lambda plot=plot: is_drawn(plot))
+    use_the_player(page, plots[0])
+    page.context.close()
+
+
+def run_all(page):
+    page.click("text=Run >> nth=0")
+    page.click("text=Run All Cells >> nth=0")
+
+
+def is_idle(page):
+    prompts = page.query_selector_all(".jp-CodeCell .jp-InputPrompt")
+    texts = [prompt.inner_text() for prompt in prompts]
+    return bool(texts) and not any("*" in text or text == "[ ]:" for text in texts)
+
+
+def test_control_points_are_dragged_in_jupyterlab(browser, lab):
+    pytest.importorskip("anywidget")
+    page = open_notebook(browser, lab, "explorer.ipynb")
+    page.wait_for_selector("text=Python 3 (ipykernel)")
+    run_all(page)
+    page.wait_for_selector("text=Drag the points in a figure")
+    page.wait_for_selector(".js-plotly-plot")
+    assert wait_until(page, lambda: is_idle(page))
+    page.click("text=Drag the points in a figure")
+    page.wait_for_selector(
+        ".widget-subarea .js-plotly-plot .shapelayer path, "
+        ".jp-OutputArea .js-plotly-plot .shapelayer path"
+    )
+    assert wait_until(page, lambda: len(page.query_selector_all(".js-plotly-plot")) == 2)
+    live = page.query_selector_all(".js-plotly-plot")[1]
+    live.scroll_into_view_if_needed()
+    height = "g => g._fullLayout.shapes[1].yanchor"
+    before = live.evaluate(height)
+    handle = live.query_selector_all(".shapelayer path")[1].bounding_box()
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y - 40, steps=8)
+    page.mouse.up()
+    assert wait_until(page, lambda: live.evaluate(height) > before + 0.3)
+    # The kernel has integrated anew: the curve goes through the handle's new place.
+    curve = "g => g._fullData[0].y[2]"
+    assert wait_until(page, lambda: abs(live.evaluate(curve) - live.evaluate(height)) < 0.2), (
+        live.evaluate(curve),
+        live.evaluate(height),
+    )
+    page.context.close()
+
+
+@pytest.mark.skipif(
+    os.environ.get("IRLKIT_RUN_NOTEBOOKS") != "1", reason="runs with IRLKIT_RUN_NOTEBOOKS=1"
+)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, folder, lab, path):
+    notebook = notebooks.read_notebook(path)
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", ()):
+            cell["source"] = [*cell["source"], '\npreset = "quick"']
+    (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+    page = open_notebook(browser, lab, path.name)
+    page.wait_for_selector("text=Python 3 (ipykernel)")
+    run_all(page)
+    assert wait_until(page, lambda: is_idle(page), 900)
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(3000)
+    page.context.close()
+    saved = notebooks.read_notebook(folder / path.name)
+    outputs = [out for cell in saved["cells"] for out in cell.get("outputs", ())]
+    assert not [out for out in outputs if out["output_type"] == "error"]
+    n_figures = sum("application/vnd.plotly.v1+json" in out.get("data", {}) for out in outputs)
+    assert n_figures and (folder / path.name).stat().st_size < 10e6
+
+    page = open_notebook(browser, lab, path.name)
+    assert wait_until(page, lambda: len(page.query_selector_all(".js-plotly-plot")) > 0)
+    for plot in page.query_selector_all(".js-plotly-plot"):
+        plot.scroll_into_view_if_needed()
+        assert wait_until(page, lambda plot=plot: is_drawn(plot))
+    page.context.close()
