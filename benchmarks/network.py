@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.common import (
     in_turns,
@@ -17,8 +20,15 @@ from benchmarks.common import (
     start,
 )
 from benchmarks.edge_list import EdgeListNetwork
+from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet, NetworkOutput
-from irlkit.pairs import WINDOW, PairTopology, interpolates
+from irlkit.pairs import (
+    WINDOW,
+    FourierFeatures,
+    InterpolatedFeatures,
+    PairTopology,
+    interpolates,
+)
 
 CASES = ("128x4x512", "128x4x64", "512x6x64", "512x6x512")
 QUICK = ("16x2x8",)
@@ -62,9 +72,54 @@ def both(network: CSPNet, state: State, mixed: bool = False) -> None:
     sum(x.square().mean() for x in output.velocity.values()).backward()
 
 
+def parts(network: CSPNet, batch: CrystalBatch, options: Any) -> list[dict[str, Any]]:
+    """What the steps of one layer's forward pass take per edge, on as many as are done at once."""
+    part = PairTopology.from_n_atoms(batch.n_atoms).parts[0]
+    layer, width = network.csp_layer_0, network.sizes["hidden_dim"]
+    pos = batch.pos[part.atoms]
+    features = InterpolatedFeatures.from_positions(pos, part, network.n_freqs)
+    atoms = torch.randn(len(pos), width)
+    edges = torch.randn(len(part.receiver), width)
+    out = torch.empty_like(edges)
+    grids = layer.grids()
+    weight = layer.edge_mlp[2].weight
+    dense = FourierFeatures.from_positions(pos, part, network.n_freqs)
+    steps: dict[str, tuple[Callable[[], Any], float]] = {
+        "interpolated first map": (
+            lambda: features.edges(grids, atoms, atoms),
+            2 * features.index.shape[1] * width,
+        ),
+        "Fourier first map, not used": (
+            lambda: dense.edges(layer.pair_coefficients(), atoms, atoms),
+            6 * network.n_freqs * width,
+        ),
+        "second map": (lambda: torch.mm(edges, weight.T, out=out), 2 * width**2),
+        "SiLU": (lambda: functional.silu(edges, inplace=True), 0),
+        "mean over edges": (lambda: part.mean(edges), 0),
+        "pair features, once per call": (
+            lambda: InterpolatedFeatures.from_positions(pos, part, network.n_freqs),
+            0,
+        ),
+    }
+    with torch.no_grad():
+        sides = {name: step for name, (step, _) in steps.items()}
+        seconds = in_turns(sides, pos.device, 3 * options.repeats, 20.0, options.clock)
+    return [
+        {
+            "case": f"{name}, {width} channels",
+            "ratio": None,
+            "seconds": seconds[name],
+            "ns_per_edge": 1e9 * seconds[name] / len(edges),
+            "gflops": flop * len(edges) / seconds[name] / 1e9 if flop else None,
+        }
+        for name, (_, flop) in steps.items()
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     known = parser(__doc__)
+    known.add_argument("--parts", action="store_true", help="only the steps of a layer")
     known.add_argument(
         "--cases", nargs="+", default=CASES, help="channels x layers x structures: 128x4x512"
     )
@@ -95,6 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
         difference = relative_difference(*gradients)
         assert difference < MAX_DIFFERENCE, f"gradients differ by {difference}"
 
+        if interpolates(batch.pos):
+            rows += parts(ours, batch, options)
+        if options.parts:
+            continue
         rate = matmul_rate(device, width, clock=options.clock)
         needed = operations(ours, topology, interpolates(batch.pos))
         for what, function in (("forward", forward), ("forward+backward", both)):

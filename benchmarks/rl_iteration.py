@@ -87,12 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     known = parser(__doc__)
     known.add_argument("--steps", type=int, default=3, help="time steps of the comparison")
+    known.add_argument("--groups", type=int, default=16, help="of 32 structures each")
     known.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     known.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     options = known.parse_args(arguments)
     device = start(options)
     sizes = (16, 1) if options.quick else (WIDTH, N_LAYERS)
-    n_groups, group_size, n_steps = (2, 2, 2) if options.quick else (16, 32, 50)
+    n_groups, group_size, n_steps = (2, 2, 2) if options.quick else (options.groups, 32, 50)
     full = GRPOConfig(
         n_groups=n_groups,
         group_size=group_size,
