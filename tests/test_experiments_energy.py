@@ -17,6 +17,7 @@ from irlkit.experiments.energy_presets import ENERGY_PRESETS, Variant
 from irlkit.experiments.energy_reinforcement import file_name
 from irlkit.experiments.presets import Rung
 from irlkit.policies import load_dynamics
+from irlkit.schedules import LinearAnnealing, save_annealing
 from irlkit.trainer import GRPOTrainer
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
@@ -298,6 +299,13 @@ def test_validation_curves_have_what_the_paper_shows(finished):
     assert list(lines["policy"]) == ["pretrained, annealed, 4 steps", *TINY.policies]
 
 
+def test_every_run_is_judged(finished):
+    findings = finished.findings()
+    assert {"policy", "seed", "severity", "finding", "advice"} <= set(findings)
+    runs = findings[["policy", "seed"]].drop_duplicates()
+    assert {tuple(run) for run in runs.itertuples(index=False)} <= set(finished.policies)
+
+
 def test_before_and_after_start_from_one_noise(finished, monkeypatch):
     # Of the untrained model, too few structures have an energy: three are given one.
     gains = {PRETRAINED: [3.0, 2.0, 5.0], "velocity-based": [1.0, 3.0, 4.5]}
@@ -352,7 +360,8 @@ def test_learned_weights_generate_what_the_policy_generates(finished):
         path = finished.out_dir / f"{file_name(name)}_seed_1.safetensors"
         loaded = load_dynamics(path, finished.model)
         options = {"model": loaded.model, "noise": loaded.noise, "kind": loaded.kind}
-        expected = finished.generate(batch, 3, None, 0, **finished.deployed(name, 1))
+        annealing, trained = finished.deployed(name, 1)
+        expected = finished.generate(batch, 3, annealing, 0, **trained)
         found = finished.generate(batch, 3, None, 0, **options)
         torch.testing.assert_close(found.pos, expected.pos)
 
@@ -366,6 +375,21 @@ def test_positions_and_cells_can_be_reinforced_together(files, tmp_path):
     experiment.save_learned()
     dynamics = load_dynamics(tmp_path / "score_based_seed_0.safetensors", experiment.model)
     assert dynamics.kind == "sde" and set(dynamics.noise) == {"pos"}
+
+
+def test_an_annealing_is_carried_into_both_policies(files, tmp_path):
+    schedule = tmp_path / "schedule.safetensors"
+    save_annealing(LinearAnnealing(3.0, 0.0), schedule)
+    for given in ((3.0, 0.0), str(schedule)):
+        preset = experiments.resolve_energy("quick", annealing=given)
+        preset = replace(TINY, annealing=preset.annealing, seeds=(0,), iterations=1)
+        experiment = make(files, tmp_path, preset)
+        experiment.train_policies()
+        for policy in experiment.policies.values():
+            assert policy.deploy().annealing == LinearAnnealing(3.0, 0.0)
+        rows = experiment.evaluate_policies()
+        assert set(rows["schedule"]) == {"handcrafted" if isinstance(given, tuple) else "learned"}
+        assert experiment.evaluation_records()[0]["tuned_at"] is None
 
 
 def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch):

@@ -435,7 +435,7 @@ class Experiment:
             row = {str(name): value for name, value in record.items()}
             coefficients = {name: row.pop(name) for name in ("pos", "cell")}
             tuned = row["schedule"] == "handcrafted"
-            row["tuned_at"] = int(row["tuned_at"]) if tuned else None
+            row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
             records.append({**row, "coefficients": coefficients if tuned else None})
         return records
 

@@ -21,14 +21,14 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
         preset: names the policies, and says which steps are few and many.
     """
     few, many = preset.n_steps, preset.reference_steps
-    baseline = rows_of(evaluation, PRETRAINED, "handcrafted", many)
+    baseline = rows_of(evaluation, PRETRAINED, many, "handcrafted")
     means = baseline[["energy_above_reference", "match_rate", "rmse", "invalid_rate"]].mean()
     check = Claim.check
     claims = []
     than = f"the pretrained model with its best annealing and {many} steps"
     energies = {}
     for name, variant in preset.policies.items():
-        ours = rows_of(evaluation, name, "none", few)
+        ours = rows_of(evaluation, name, few)
         energy = energies[variant.policy] = float(ours["energy_above_reference"].mean())
         who = f"{name}, {few} steps"
         claims += [
@@ -77,9 +77,9 @@ def energy_conclusion(
     """
     few, many = preset.n_steps, preset.reference_steps
     compared = [
-        (f"pretrained, best annealing, {many} steps", PRETRAINED, "handcrafted", many),
-        (f"pretrained, no annealing, {few} steps", PRETRAINED, "none", few),
-        *((f"{name}, {few} steps", name, "none", few) for name in preset.policies),
+        (f"pretrained, best annealing, {many} steps", PRETRAINED, many, "handcrafted"),
+        (f"pretrained, no annealing, {few} steps", PRETRAINED, few, "none"),
+        *((f"{name}, {few} steps", name, few, None) for name in preset.policies),
     ]
     columns = {
         "energy_above_reference": "energy above reference, eV/atom",
@@ -88,8 +88,8 @@ def energy_conclusion(
         "invalid_rate": "invalid",
     }
     lines = [f"| | {' | '.join(columns.values())} |", f"|:--|{'--:|' * len(columns)}"]
-    for label, policy, schedule, n_steps in compared:
-        rows = rows_of(evaluation, policy, schedule, n_steps)
+    for label, policy, n_steps, schedule in compared:
+        rows = rows_of(evaluation, policy, n_steps, schedule)
         values = [_with_range(rows[column].dropna()) for column in columns]
         lines.append(f"| {' | '.join([label, *values])} |")
     size = int(evaluation["n_structures"].max())
@@ -105,10 +105,13 @@ def energy_conclusion(
     return "\n".join(lines)
 
 
-def rows_of(evaluation: pd.DataFrame, policy: str, schedule: str, n_steps: int) -> pd.DataFrame:
-    """Rows of one policy and number of steps, by seed."""
-    keep = (evaluation["policy"] == policy) & (evaluation["schedule"] == schedule)
-    keep &= evaluation["n_steps"] == n_steps
+def rows_of(
+    evaluation: pd.DataFrame, policy: str, n_steps: int, schedule: str | None = None
+) -> pd.DataFrame:
+    """Rows of one policy and number of steps, by seed; of one annealing, if there are several."""
+    keep = (evaluation["policy"] == policy) & (evaluation["n_steps"] == n_steps)
+    if schedule is not None:
+        keep &= evaluation["schedule"] == schedule
     return evaluation[keep].drop_duplicates("seed", keep="last").set_index("seed")
 
 

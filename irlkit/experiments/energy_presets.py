@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,8 @@ class EnergyPreset:
             "cell"); the fields that are not reinforced are not looked at.
         policies: name -> policy; those of the main comparison, one of each kind.
         noise_study: name -> policies with other scales of the noise (Fig. 6); trained on request.
+        annealing: that the velocities of the policies keep: coefficients (pos, cell) of a
+            handcrafted one, or the path of a learned one (notebook 04); None: none.
         n_steps: integration steps of validation and evaluation.
         train_steps: of the rollouts; None: n_steps.
         iterations: of GRPO, per policy and seed.
@@ -84,6 +86,7 @@ class EnergyPreset:
             "velocity-based, small reference noise": Variant("velocity", ref_noise="small"),
         }
     )
+    annealing: tuple[float, float] | str | None = None
     n_steps: int = 50
     train_steps: int | None = None
     iterations: int = 40
@@ -210,7 +213,7 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
         EnergyPreset(
             "laptop",
             train_steps=25,
-            iterations=20,
+            iterations=25,
             noise_study=_ONE_SEED,
             grpo={
                 **_GRPO,
@@ -219,7 +222,7 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
                 "validate_every": 4,
                 "validation_size": 64,
             },
-            test_size=128,
+            test_size=300,
             n_seeds_at_reference=1,
             reference_sweep=(Rung(10, 64, 100), Rung(2, 96, 500)),
         ),
@@ -258,6 +261,7 @@ def resolve_energy(
     preset: str = "laptop",
     *,
     fields: Iterable[str] | None = None,
+    annealing: Sequence[float] | str | None = None,
     n_steps: int | None = None,
     iterations: int | None = None,
     n_groups: int | None = None,
@@ -269,6 +273,7 @@ def resolve_energy(
     Args:
         preset: a name in ``ENERGY_PRESETS``.
         fields: see ``EnergyPreset``; a text such as "pos,cell" will do.
+        annealing: see ``EnergyPreset``.
         n_steps: see ``EnergyPreset``.
         iterations: see ``EnergyPreset``.
         n_groups: compositions per iteration.
@@ -285,6 +290,7 @@ def resolve_energy(
         fields = [name.strip() for name in fields.split(",")]
     given: dict[str, Any] = {
         "fields": None if fields is None else tuple(fields),
+        "annealing": annealing if isinstance(annealing, str | None) else tuple(annealing),
         "n_steps": n_steps,
         "iterations": iterations,
         "seeds": _seeds(seeds),

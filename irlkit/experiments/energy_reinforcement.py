@@ -15,6 +15,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
+from irlkit.diagnostics import judge
 from irlkit.experiments.base import Job, Run, annealing_labels, means_for_people
 from irlkit.experiments.changes import atom_changes, count_distinct
 from irlkit.experiments.claims import Claim
@@ -29,7 +30,14 @@ from irlkit.experiments.energy_presets import EnergyPreset
 from irlkit.policies import Policy, ScorePolicy, VelocityPolicy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward
-from irlkit.schedules import Annealing, NoAnnealing, SquareRootNoise
+from irlkit.schedules import (
+    Annealing,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    SquareRootNoise,
+    load_annealing,
+)
 
 _POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
     "score": ScorePolicy,
@@ -61,6 +69,7 @@ class EnergyReinforcement(EnergyExperiment):
 
     Attributes:
         policies: (name, seed) -> trained policy.
+        annealing: that the policies keep.
 
     Raises:
         FileNotFoundError: no such checkpoint, data file or weights of the potential.
@@ -90,6 +99,9 @@ class EnergyReinforcement(EnergyExperiment):
         self.preset = preset
         self.policies: dict[tuple[str, int], Policy] = {}
         self._diversity = pd.DataFrame()
+        self.annealing, self._schedule = _find_annealing(preset.annealing)
+        if isinstance(self.annealing, LearnedAnnealing):
+            self.annealing.to(next(self.model.parameters())).requires_grad_(False)
         for name in preset.variants:
             self._make_policy(name)  # Fails now if it does not fit the model.
 
@@ -163,7 +175,9 @@ class EnergyReinforcement(EnergyExperiment):
             for level in (variant.noise, variant.ref_noise or variant.noise)
         )
         same = variant.ref_noise is None
-        return _POLICIES[variant.policy](self.model, noise, None if same else ref_noise)
+        return _POLICIES[variant.policy](
+            self.model, noise, None if same else ref_noise, self.annealing
+        )
 
     def validation_curves(self, names: Iterable[str]) -> pd.DataFrame:
         """Metrics of the validations during training (Figs. 3, 6).
@@ -181,6 +195,18 @@ class EnergyReinforcement(EnergyExperiment):
         table = table.assign(invalid_rate=1.0 - table["valid_rate"])
         metrics = ["energy_above_reference", "match_rate", "rmse", "invalid_rate"]
         return table[["policy", "seed", "iteration", *metrics]].reset_index(drop=True)
+
+    def findings(self) -> pd.DataFrame:
+        """What the diagnostics say of each run, worst first.
+
+        Returns:
+            Columns policy, seed, severity, finding and advice.
+        """
+        rows = []
+        for (name, seed), history in self._histories.items():
+            for found in judge(history, self.preset.config(name, seed)):
+                rows.append({"policy": name, "seed": seed, **vars(found)})
+        return pd.DataFrame(rows)
 
     # ----------------------------------------------------------------------------------------------
     # Evaluation
@@ -222,27 +248,28 @@ class EnergyReinforcement(EnergyExperiment):
         jobs = []
         for name in self.preset.policies if names is None else names:
             for seed in self.preset.seeds_of(name):
-                annealed = annealing_labels("none", None)
+                annealed = annealing_labels(self._schedule, self.annealing)
                 labels = {"n_steps": self.preset.n_steps, "seed": seed}
-                options = self.deployed(name, seed)
-                jobs.append(Job({"policy": name, **annealed, **labels}, None, options))
+                annealing, options = self.deployed(name, seed)
+                jobs.append(Job({"policy": name, **annealed, **labels}, annealing, options))
         return self._run("policies", jobs)
 
-    def deployed(self, name: str, seed: int) -> dict[str, Any]:
-        """How a policy generates, as arguments of ``generate``; the pretrained model by its name.
+    def deployed(self, name: str, seed: int) -> tuple[Annealing, dict[str, Any]]:
+        """Annealing and further arguments of ``generate``; the pretrained model by its name.
 
         Raises:
             ValueError: it was not trained yet.
         """
         if name == PRETRAINED:
-            return {"model": self.model}
+            return NoAnnealing(), {"model": self.model}
         if (name, seed) not in self.policies:
             raise ValueError(
                 f"{name!r} of seed {seed} is not trained yet; call train_policies or study_noise "
                 f"(there are {sorted(self.policies)})"
             )
         dynamics = self.policies[name, seed].deploy()
-        return {"model": dynamics.model, "noise": dynamics.noise, "kind": dynamics.kind}
+        options = {"model": dynamics.model, "noise": dynamics.noise, "kind": dynamics.kind}
+        return dynamics.annealing, options
 
     def metrics_table(self) -> pd.DataFrame:
         """Means over seeds on the test split, for people."""
@@ -259,10 +286,10 @@ class EnergyReinforcement(EnergyExperiment):
             A row per policy, with the column "policy" and the metrics.
         """
         many = self.preset.reference_steps
-        best = rows_of(self.evaluation, PRETRAINED, "handcrafted", many)
+        best = rows_of(self.evaluation, PRETRAINED, many, "handcrafted")
         rows = {f"pretrained, annealed, {many} steps": best}
         for name in names:
-            rows[name] = rows_of(self.evaluation, name, "none", self.preset.n_steps)
+            rows[name] = rows_of(self.evaluation, name, self.preset.n_steps)
         metrics = ["energy_above_reference", "match_rate", "rmse", "invalid_rate"]
         means = {name: table[metrics].mean() for name, table in rows.items() if len(table)}
         return pd.DataFrame(means).T.rename_axis("policy").reset_index()
@@ -276,7 +303,7 @@ class EnergyReinforcement(EnergyExperiment):
         table = self.structures
         seed = self.preset.seeds[0] if seed is None else seed
         few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
-        few = few[few["schedule"] == "none"]
+        few = few[(few["schedule"] == "none") | (few["policy"] != PRETRAINED)]
         names = (PRETRAINED, *self.preset.policies)
         return {
             name: few.loc[few["policy"] == name, "energy_above_reference"].to_numpy()
@@ -326,9 +353,9 @@ class EnergyReinforcement(EnergyExperiment):
         x_0 = self.base_sample(self.test.batch, seed)[rows]
         generated = {}
         for when, policy in (("before", PRETRAINED), ("after", name)):
-            options = self.deployed(policy, seed)
+            annealing, options = self.deployed(policy, seed)
             generated[when] = self.generate(
-                data.batch, self.preset.n_steps, None, seed, x_0=x_0, **options
+                data.batch, self.preset.n_steps, annealing, seed, x_0=x_0, **options
             ).to("cpu")
         reference = self.reference_energies(data).energy_per_atom
         above = {
@@ -360,10 +387,10 @@ class EnergyReinforcement(EnergyExperiment):
         tables = []
         with self._timed("diversity"):
             for name in (PRETRAINED, *self.preset.policies):
-                options = self.deployed(name, seed)
-                generated = self.generate(groups, self.preset.n_steps, None, seed, **options).to(
-                    "cpu"
-                )
+                annealing, options = self.deployed(name, seed)
+                generated = self.generate(
+                    groups, self.preset.n_steps, annealing, seed, **options
+                ).to("cpu")
                 energy = self.potential(generated).energy_per_atom.reshape(-1, size)
                 table = count_distinct(generated, size, self.pool)
                 deviation = [
@@ -423,6 +450,17 @@ class EnergyReinforcement(EnergyExperiment):
                 "means": means.to_dict("index"),
             },
         }
+
+
+def _find_annealing(
+    annealing: tuple[float, float] | str | None,
+) -> tuple[Annealing, str]:
+    """The annealing of a preset, and what tables call it."""
+    if annealing is None:
+        return NoAnnealing(), "none"
+    if isinstance(annealing, str):
+        return load_annealing(annealing), "learned"
+    return LinearAnnealing(*annealing), "handcrafted"
 
 
 def file_name(name: str) -> str:

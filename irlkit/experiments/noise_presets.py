@@ -114,8 +114,8 @@ NOISE_PRESETS: dict[str, NoisePreset] = {
         # Less than fifteen minutes on two cores.
         NoisePreset(
             "laptop",
-            scales=(0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
-            test_size=128,
+            scales=(0.03, 0.1, 0.2, 0.4, 0.8, 1.6),
+            test_size=300,
             seeds=(0, 1),
             n_seeds_at_reference=1,
             reference_sweep=(Rung(10, 64, 100), Rung(3, 96, 500)),
