@@ -34,6 +34,7 @@ ANNEALINGS = {
     "conditioned": LearnedAnnealing(8, 0, condition_on_dt=True),
     "double": LearnedAnnealing(8, 1).double(),
     "positive": LearnedAnnealing(8, 1, positive=True),
+    "frequencies": LearnedAnnealing(8, 1, condition_on_dt=True, n_frequencies=3),
 }
 
 

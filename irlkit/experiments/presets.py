@@ -62,8 +62,10 @@ class Preset:
     n_seeds_at_reference: Mapping[str, int] = field(default_factory=dict)
     iterations: int = 60
     grpo: Mapping[str, Any] = field(default_factory=dict)
-    annealing: Mapping[str, Any] = field(default_factory=lambda: {"positive": True})
-    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.15, "cell": 0.15})
+    annealing: Mapping[str, Any] = field(
+        default_factory=lambda: {"positive": True, "n_frequencies": 3}
+    )
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
     few_step_sweep: tuple[int, int] = (24, 256)
     reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
     candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
@@ -91,7 +93,12 @@ class Preset:
     def config(self, seed: int) -> GRPOConfig:
         """Settings of a training run."""
         steps = {*self.train_steps, self.n_steps} if self.train_at_n_steps else {*self.train_steps}
-        settings = {"n_steps": tuple(sorted(steps)), "max_batch": self.max_batch, **self.grpo}
+        settings = {
+            "n_steps": tuple(sorted(steps)),
+            "max_batch": self.max_batch,
+            "iterations": self.iterations,
+            **self.grpo,
+        }
         return GRPOConfig(seed=seed, **settings)
 
     @property
@@ -114,9 +121,15 @@ class Preset:
 # The one place to tune.
 # --------------------------------------------------------------------------------------------------
 
-# Found by hand: cRMSE of linear-ode on the validation split at 10 steps after 120 iterations was
-# 0.180, 0.157 and 0.168 for noise scales of 0.08, 0.15 and 0.3.
-_GRPO = {"n_ppo_epochs": 8, "learning_rate": 1e-2}
+# Found by hand on the validation split. Structures of a group start from one base sample, so that
+# their rewards differ by the actions alone; noise and learning rate decay, and the parameters are
+# averaged, so that three seeds end at nearly the same schedule.
+_GRPO = {
+    "n_ppo_epochs": 8,
+    "learning_rate": 2e-2,
+    "shared_x_0": True,
+    "average_decay": 0.95,
+}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -131,8 +144,8 @@ PRESETS: dict[str, Preset] = {
             iterations=12,
             grpo={
                 **_GRPO,
-                "n_groups": 6,
-                "group_size": 16,
+                "n_groups": 12,
+                "group_size": 8,
                 "validate_every": 4,
                 "validation_size": 48,
             },
@@ -146,13 +159,14 @@ PRESETS: dict[str, Preset] = {
             "laptop",
             test_size=600,
             n_seeds_at_reference={"none": 1},
-            iterations=150,
+            iterations=200,
             grpo={
                 **_GRPO,
-                "n_groups": 8,
-                "group_size": 32,
-                "validate_every": 10,
-                "validation_size": 128,
+                "n_groups": 32,
+                "group_size": 8,
+                "final_learning_rate": 2e-3,
+                "noise_decay": 0.4,
+                "validate_every": 20,
             },
         ),
         # The paper's numbers, for a GPU: trained at 100 steps (section 4.3), 16 groups of 64
