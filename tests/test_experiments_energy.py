@@ -299,6 +299,23 @@ def test_validation_curves_have_what_the_paper_shows(finished):
     assert list(lines["policy"]) == ["pretrained, annealed, 4 steps", *TINY.policies]
 
 
+def test_validation_is_drawn_beside_the_test_split(finished):
+    pytest.importorskip("plotly")
+    from irlkit.plots.reinforcement import validation_curves
+
+    curves = finished.validation_curves(TINY.policies)
+    tests = finished.test_lines(TINY.policies).fillna(0.5)
+    figure = validation_curves(curves.fillna(1.0), tests, ("match_rate", "invalid_rate"))
+    solid = [trace for trace in figure.data if trace.line.dash is None and trace.line.width == 2]
+    dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
+    assert len(solid) == 2 * 2 and len(dashed) == 2 * 3
+    assert dashed[0].line.color not in {trace.line.color for trace in solid}, "the pretrained one"
+    expected = curves[curves["policy"] == "score-based"].groupby("iteration")["match_rate"].mean()
+    np.testing.assert_allclose(solid[0].y, expected)
+    with pytest.raises(ValueError, match="at least one row"):
+        validation_curves(curves.head(0), tests)
+
+
 def test_every_run_is_judged(finished):
     findings = finished.findings()
     assert {"policy", "seed", "severity", "finding", "advice"} <= set(findings)

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 KEYS = {"parameters", "environment", "dataset", "claims"}
 KEYS_OF = {
+    "02_noise_schedules": {"evaluation", "handcrafted_sweep", "noise_scales", "potential"},
+    "03_energy_reinforcement": {"evaluation", "training", "diversity", "potential"},
     "04_velocity_annealing": {"evaluation", "handcrafted_sweep", "training"},
 }
 EVALUATION_KEYS = {
