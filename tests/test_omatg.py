@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -437,11 +438,19 @@ def test_malicious_checkpoint_executes_nothing(config, tmp_path, payload, suffix
     assert trace.exists()
 
 
-def test_harmless_parts_of_lightning_checkpoints(config, tmp_path):
+def test_harmless_parts_of_lightning_checkpoints(config, tmp_path, monkeypatch):
+    name = "lightning.fabric.utilities.data"
+    attribute_dict = type("AttributeDict", (dict,), {"__module__": name})
+    for parent in ("lightning", "lightning.fabric", "lightning.fabric.utilities"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    module = ModuleType(name)
+    module.AttributeDict = attribute_dict
+    monkeypatch.setitem(sys.modules, name, module)
     path = write_checkpoint(
         tmp_path / "c.ckpt",
         callbacks={"best_model_score": torch.tensor(0.5), "dirpath": Path("/some/where")},
         loops={"best": np.float64(1.5), "n": np.int64(3)},
+        hyper_parameters=attribute_dict(lr=0.1, name="x"),
         optimizer_states=[{"state": {}, "param_groups": [{"lr": 1e-3, "params": [0]}]}],
     )
     assert irlkit.load_omatg(path, config).info["omatg"]["global_step"] == 70

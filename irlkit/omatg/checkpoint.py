@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path, PosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -22,25 +22,20 @@ PREFIX = "model.encoder."
 N_PLACEHOLDER_LAYERS = 4
 
 
-class _PlainDict(dict):
-    """Stands in for Lightning's dictionary with attributes, which is not looked at."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Drop the attributes."""
-
-
 def _allowed_classes() -> list[Any]:
     """What a Lightning checkpoint may hold besides tensors and plain data; none of it acts."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)]
     return [
-        (_PlainDict, "lightning.fabric.utilities.data.AttributeDict"),
-        (_PlainDict, "lightning_fabric.utilities.data.AttributeDict"),
-        (_PlainDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-        (str, "pathlib.PosixPath"),
-        (str, "pathlib.WindowsPath"),
-        (str, "pathlib._local.PosixPath"),
-        PosixPath,
+        # Lightning's dictionaries with attributes, as dictionaries.
+        (dict, "lightning.fabric.utilities.data.AttributeDict"),
+        (dict, "lightning_fabric.utilities.data.AttributeDict"),
+        (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+        # Paths that cannot touch a file, whatever system they were stored on.
+        (PurePosixPath, "pathlib.PosixPath"),
+        (PurePosixPath, "pathlib._local.PosixPath"),
+        (PureWindowsPath, "pathlib.WindowsPath"),
+        (PureWindowsPath, "pathlib._local.WindowsPath"),
         np.dtype,
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
