@@ -1,7 +1,7 @@
 """Figures and explorers in a real browser: exported HTML, and JupyterLab with and without a kernel.
 
-Needs playwright and a Chromium. With IRLKIT_RUN_NOTEBOOKS=1, every notebook is run in JupyterLab
-with its quick preset, which takes minutes.
+Needs playwright and a Chromium. With IRLKIT_RUN_BROWSER=1, JupyterLab is driven as well: saved
+figures, control points, and every notebook with its quick preset, which takes minutes.
 """
 
 import io
@@ -31,6 +31,9 @@ ARGUMENTS = (
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--ignore-gpu-blocklist",
+)
+in_jupyterlab = pytest.mark.skipif(
+    os.environ.get("IRLKIT_RUN_BROWSER") != "1", reason="takes minutes; IRLKIT_RUN_BROWSER=1"
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 
@@ -192,6 +195,7 @@ def open_notebook(browser, lab, name, **options):
     return page
 
 
+@in_jupyterlab
 def test_saved_figures_show_in_jupyterlab_without_a_kernel(browser, folder, lab):
     # Another folder's copy, which JupyterLab has never run: it is not trusted.
     shutil.copy(folder / "executed.ipynb", folder / "copy.ipynb")
@@ -217,6 +221,7 @@ def is_idle(page):
     return bool(texts) and not any("*" in text or text == "[ ]:" for text in texts)
 
 
+@in_jupyterlab
 def test_control_points_are_dragged_in_jupyterlab(browser, lab):
     pytest.importorskip("anywidget")
     page = open_notebook(browser, lab, "explorer.ipynb")
@@ -251,9 +256,7 @@ def test_control_points_are_dragged_in_jupyterlab(browser, lab):
     page.context.close()
 
 
-@pytest.mark.skipif(
-    os.environ.get("IRLKIT_RUN_NOTEBOOKS") != "1", reason="runs with IRLKIT_RUN_NOTEBOOKS=1"
-)
+@in_jupyterlab
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
 )
