@@ -69,7 +69,7 @@ class Preset:
     few_step_sweep: tuple[int, int] = (24, 256)
     reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
     candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
-    max_batch: int | None = 64
+    max_batch: int | None = 128
     n_workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -157,7 +157,7 @@ PRESETS: dict[str, Preset] = {
         # Less than ten minutes on two cores.
         Preset(
             "laptop",
-            test_size=600,
+            test_size=480,
             n_seeds_at_reference={"none": 1},
             iterations=200,
             grpo={
@@ -167,6 +167,7 @@ PRESETS: dict[str, Preset] = {
                 "final_learning_rate": 2e-3,
                 "noise_decay": 0.4,
                 "validate_every": 20,
+                "validation_size": 400,
             },
         ),
         # The paper's numbers, for a GPU: trained at 100 steps (section 4.3), 16 groups of 64
