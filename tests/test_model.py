@@ -16,6 +16,7 @@ from irlkit.model import PRETRAINED, FlowModel
 from irlkit.pretraining import KINDS
 from irlkit.sampler import integrate
 from irlkit.schedules import LinearAnnealing
+from tests.tiny_omatg import write_model
 
 
 @pytest.fixture
@@ -137,3 +138,18 @@ def test_shipped_model_predicts_structures():
     with MatchPool(n_workers=0) as pool:
         metrics = evaluate(generated, test, pool)
     assert metrics.metre > 0.6 and metrics.crmse < 0.28
+
+
+def test_checkpoints_of_omatg_load_by_name_path_and_folder(tmp_path, monkeypatch):
+    """What notebooks call `checkpoint` may be a published model, too."""
+    pytest.importorskip("yaml")
+    monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path))
+    folder = write_model(tmp_path / "omatg" / "MP-20-CSP" / "Linear-ODE")
+    (checkpoint,) = folder.glob("*.ckpt")
+    for given in ("omatg/MP-20-CSP/Linear-ODE", checkpoint, folder):
+        loaded = irlkit.load_pretrained(given)
+        assert loaded.info["source"] == "OMatG" and not loaded.training
+    with pytest.raises(FileNotFoundError, match="download omatg/MP-20-CSP/Other"):
+        irlkit.load_pretrained("omatg/MP-20-CSP/Other")
+    with pytest.raises(FileNotFoundError, match=r"no file at .*none\.ckpt"):
+        irlkit.load_pretrained(folder / "none.ckpt")
