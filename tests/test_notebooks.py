@@ -16,6 +16,7 @@ KEYS_OF = {
     "02_noise_schedules": {"evaluation", "handcrafted_sweep", "noise_scales", "potential"},
     "03_energy_reinforcement": {"evaluation", "training", "diversity", "potential"},
     "04_velocity_annealing": {"evaluation", "handcrafted_sweep", "training"},
+    "06_bring_your_own": {"training", "structures"},
 }
 EVALUATION_KEYS = {
     *("schedule", "n_steps", "seed", "metre", "crmse", "match_rate", "rmse", "n_structures"),
