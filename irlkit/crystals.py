@@ -27,6 +27,9 @@ Index: TypeAlias = "int | slice | Sequence[int] | np.ndarray | Tensor"
 MAX_ATOMIC_NUMBER = 100
 """Largest atomic number that the networks embed."""
 
+MAX_FORMULA_ATOMS = 10_000
+"""Most atoms of a formula; what asks for more is a mistake or would fill the memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class CrystalBatch:
@@ -564,5 +567,7 @@ def _formula_to_species(formula: str) -> np.ndarray:
     amounts = np.array(list(composition.values()))
     if not len(amounts) or (amounts != amounts.round()).any():
         raise ValueError(f"the formula {formula!r} must hold whole numbers of atoms")
+    if amounts.sum() > MAX_FORMULA_ATOMS:
+        raise ValueError(f"the formula {formula!r} has more than {MAX_FORMULA_ATOMS} atoms")
     numbers = [Element(symbol).Z for symbol in composition]
     return np.repeat(np.array(numbers, dtype=np.int64), amounts.astype(np.int64))

@@ -219,6 +219,10 @@ class CSPLayer(nn.Module):
         return h + functional.silu(node, inplace=inplace)
 
 
+MAX_WEIGHTS = 500_000_000
+"""Ten times the largest published network has fewer."""
+
+
 class CSPNet(nn.Module):
     """Velocity (and denoiser) of positions and cell.
 
@@ -252,6 +256,14 @@ class CSPNet(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
+        # What a damaged file asks for must not fill the memory.
+        n_weights = n_layers * hidden_dim * (6 * hidden_dim + 6 * n_freqs)
+        n_weights += hidden_dim * (hidden_dim + time_dim + n_species)
+        if n_weights > MAX_WEIGHTS or n_layers > 1000:
+            raise ValueError(
+                f"hidden_dim, n_layers, ...: a network of {n_layers} layers and about {n_weights} "
+                f"weights is more than the {MAX_WEIGHTS} that are expected at most"
+            )
         self.sizes = {
             "hidden_dim": hidden_dim,
             "n_layers": n_layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def _read_frames(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             for header in file:
                 if not header.strip():
                     continue
-                if not header.strip().isdigit():
+                if not header.strip().isdecimal() or len(header.strip()) > 9:
                     yield (
                         Malformed(
                             f"expected a number of atoms, found {header.strip()[:40]!r}; "
@@ -110,7 +111,7 @@ def _read_frames(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                     )
                     return
                 n_atoms = int(header)
-                lines = [file.readline() for _ in range(n_atoms + 1)]
+                lines = list(itertools.islice(file, n_atoms + 1))
                 yield _read_frame(n_atoms, lines)
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {path} as extended XYZ: {error}") from error
@@ -120,7 +121,7 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     """Payload and entries of the table of one frame, given its comment and its atoms."""
     from ase.io.extxyz import read_extxyz as parse
 
-    if not lines[-1]:
+    if len(lines) <= n_atoms:
         return Malformed(f"the file ends within its {n_atoms} atoms"), {}
     try:
         text = "".join([f"{n_atoms}\n", *lines])

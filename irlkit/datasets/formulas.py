@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import MAX_FORMULA_ATOMS, CrystalBatch
 from irlkit.datasets.dataset import CrystalDataset, Skipped
 
 
@@ -63,11 +63,13 @@ def from_formulas(
             chosen: Iterable[int] = [unit]
         else:
             chosen = [1] if max_atoms is None else range(1, max_atoms // n_atoms + 1)
-        fitting = [k for k in chosen if max_atoms is None or k * n_atoms <= max_atoms]
+        limit = MAX_FORMULA_ATOMS if max_atoms is None else max_atoms
+        fitting = [k for k in chosen if k * n_atoms <= limit]
         if not fitting:
-            skipped.append(
-                Skipped(formula, f"with {n_atoms} atoms per formula unit, none fit into max_atoms")
-            )
+            reason = f"with {n_atoms} atoms per formula unit, none fit into max_atoms"
+            if max_atoms is None:
+                reason = f"it has more than {limit} atoms per cell"
+            skipped.append(Skipped(formula, reason))
         for k in fitting:
             species = one.species.sort().values.repeat_interleave(k)
             n = len(species)
@@ -107,7 +109,7 @@ def read_formulas(path: Path) -> tuple[list[str], list[int | None]]:
     for line in lines:
         words = line.partition("#")[0].split()
         if words:
-            unit = int(words.pop()) if len(words) > 1 and words[-1].isdigit() else None
+            unit = int(words.pop()) if len(words) > 1 and words[-1].isdecimal() else None
             formulas.append(" ".join(words))
             units.append(unit)
     return formulas, units

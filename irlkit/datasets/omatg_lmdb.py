@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from irlkit.datasets import unpickling
+from irlkit.datasets.lmdb_pages import check_pages
 from irlkit.datasets.parsing import Malformed, fractional
 from irlkit.datasets.readers import RawRecords, chunked, register_reader, scalars
 
@@ -26,33 +27,26 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
 
     Raises:
         ImportError: the package lmdb is not installed.
-        ValueError: the file is not an LMDB file, or is truncated.
+        ValueError: the file is not an LMDB file, is truncated or damaged.
     """
     try:
         import lmdb
     except ImportError as error:
         raise ImportError(f"reading {path} needs the package lmdb: pip install lmdb") from error
+    data = path / "data.mdb" if path.is_dir() else path
+    if not data.is_file():
+        raise ValueError(f"{path} is a folder without data.mdb")
+    check_pages(data)
     try:
         with lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
         ) as environment:
-            _check_size(environment, path)
             with environment.begin() as transaction:
                 keys = sorted(transaction.cursor().iternext(values=False), key=_order)
                 records = (_read_record(key, transaction.get(key)) for key in keys)
                 yield from chunked(records, path)
     except lmdb.Error as error:
         raise ValueError(f"cannot read {path} as an LMDB file: {error}") from error
-
-
-def _check_size(environment: Any, path: Path) -> None:
-    """Raises a ValueError if pages are missing: to touch them would end the process."""
-    file = path / "data.mdb" if path.is_dir() else path
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.stat().st_size < needed:
-        raise ValueError(
-            f"{path} is truncated: it has {file.stat().st_size} bytes, its index asks for {needed}"
-        )
 
 
 def _order(key: bytes) -> tuple[int, bytes]:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from irlkit.crystals import MAX_ATOMIC_NUMBER
-from irlkit.system import available_cores
+from irlkit.system import TimeUp, available_cores, time_limit
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -27,6 +27,12 @@ CHUNK_SIZE = 64
 
 SERIAL_LIMIT = 400
 """Up to this many records (about a second) are parsed without workers."""
+
+TIME_LIMIT = 5.0
+"""Seconds that a record may take; the slowest structures of known data sets take a tenth."""
+
+MAX_LENGTH = 1000.0
+"""Longest lattice vector in Å; far beyond it, cell reduction need not end."""
 
 Parsed = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Species (n,), fractional positions (n, 3) and cell (3, 3) in Å of one structure."""
@@ -73,12 +79,15 @@ def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
         # What pymatgen mends in passing, such as rounded fractions, needs no word per structure.
         warnings.simplefilter("ignore")
         try:
-            structure = _payload_to_structure(payload)
-            reason = _why_unusable(structure)
-            if reason:
-                return reason
-            if niggli:
-                structure = structure.get_reduced_structure(reduction_algo="niggli")
+            with time_limit(TIME_LIMIT):
+                structure = _payload_to_structure(payload)
+                reason = _why_unusable(structure)
+                if reason:
+                    return reason
+                if niggli:
+                    structure = structure.get_reduced_structure(reduction_algo="niggli")
+        except TimeUp:
+            return f"it took more than {TIME_LIMIT:g} s to read"
         # Parsers raise anything on malformed input; no record may end the run.
         except Exception as error:
             return f"{type(error).__name__}: {error}"
@@ -106,7 +115,24 @@ def _payload_to_structure(payload: Any) -> Structure:
         except json.JSONDecodeError:
             # The dictionary as Python prints it, with single quotes.
             return Structure.from_dict(ast.literal_eval(text))
-    return Structure.from_str(payload, fmt="cif" if "_cell_length_a" in text else "poscar")
+    if "_cell_length_a" in text:
+        return Structure.from_str(payload, fmt="cif")
+    _check_counts(payload.splitlines())
+    return Structure.from_str(payload, fmt="poscar")
+
+
+def _check_counts(lines: list[str]) -> None:
+    """Raises a ValueError where a POSCAR promises more atoms than it has lines.
+
+    pymatgen would make room for all of them.
+    """
+    for line in lines[4:8]:
+        try:
+            n_atoms = sum(int(word) for word in line.split())
+        except ValueError:
+            continue
+        if n_atoms > len(lines):
+            raise ValueError(f"{n_atoms} atoms are named in a POSCAR of {len(lines)} lines")
 
 
 def _why_unusable(structure: Structure) -> str:
@@ -126,6 +152,8 @@ def _why_unusable(structure: Structure) -> str:
         return f"unknown elements {sorted(unknown)}; atomic numbers 1 to {MAX_ATOMIC_NUMBER} are"
     if not (np.isfinite(structure.frac_coords).all() and np.isfinite(structure.volume)):
         return "a position or lattice vector is not finite"
+    if max(structure.lattice.abc) > MAX_LENGTH:
+        return f"a lattice vector is longer than {MAX_LENGTH:g} Å"
     if structure.volume < 1e-6:
         return "its lattice vectors span no volume"
     return ""

@@ -90,6 +90,11 @@ class LearnedAnnealing(nn.Module):
             raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim!r}")
         if n_hidden_layers < 0:
             raise ValueError(f"n_hidden_layers must not be negative, got {n_hidden_layers!r}")
+        if hidden_dim > 2**14 or n_hidden_layers > 100 or n_frequencies > 10_000:
+            raise ValueError(
+                f"hidden_dim, n_hidden_layers and n_frequencies: {hidden_dim}, {n_hidden_layers} "
+                f"and {n_frequencies} are more than an annealing can need (16384, 100, 10000)"
+            )
         if n_frequencies < 0:
             raise ValueError(f"n_frequencies must not be negative, got {n_frequencies!r}")
         self.hyperparameters = {

@@ -98,12 +98,16 @@ def load_annealing(path: str | Path) -> Annealing:
         ValueError: the file is no annealing of this package.
     """
     header, tensors = _read(path)
-    if header["kind"] != "LearnedAnnealing":
-        return _KINDS[header["kind"]](**header["arguments"])
-    annealing = LearnedAnnealing(**header["arguments"]).to(next(iter(tensors.values())).dtype)
     try:
+        annealing = _KINDS[header["kind"]](**header["arguments"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the description of the annealing is wrong: {error}") from error
+    if not isinstance(annealing, LearnedAnnealing):
+        return annealing
+    try:
+        annealing = annealing.to(next(iter(tensors.values())).dtype)
         annealing.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, StopIteration, TypeError) as error:
         raise ValueError(f"{path}: weights and arguments disagree: {error}") from error
     return annealing
 
