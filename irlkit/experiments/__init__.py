@@ -3,6 +3,7 @@
 from irlkit.experiments.claims import Claim, claims_table
 from irlkit.experiments.energy_presets import ENERGY_PRESETS, EnergyPreset, Variant, resolve_energy
 from irlkit.experiments.energy_reinforcement import EnergyReinforcement
+from irlkit.experiments.estimate import estimate
 from irlkit.experiments.noise_presets import NOISE_PRESETS, NoisePreset, resolve_noise
 from irlkit.experiments.noise_schedules import NoiseSchedules
 from irlkit.experiments.presets import PRESETS, Preset, Rung, resolve
@@ -32,6 +33,7 @@ __all__ = [
     "Variant",
     "VelocityAnnealing",
     "claims_table",
+    "estimate",
     "resolve",
     "resolve_energy",
     "resolve_noise",

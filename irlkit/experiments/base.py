@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import datasets, metrics
+from irlkit import metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.handcrafted import best_of, sweep
 from irlkit.experiments.presets import Rung
+from irlkit.experiments.splits import load_splits
 from irlkit.grpo import GRPOConfig
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.policies import Policy
@@ -104,8 +105,8 @@ class Experiment:
     """A pretrained model on a data set, and what was measured with it.
 
     Args:
-        checkpoint: name of a shipped model or path of a checkpoint.
-        dataset: name of a shipped data set or path of a data file.
+        checkpoint: what ``load_pretrained`` takes.
+        dataset: what ``load_splits`` takes.
         preset: size and settings.
         device: of the network; structures are matched on the CPU.
         out_dir: folder for results; made when needed.
@@ -139,10 +140,7 @@ class Experiment:
         self.out_dir = _make_folder(out_dir)
         self.progress = progress
         self.model = self._load(checkpoint, _find_device(device))
-        splits = [
-            datasets.load(dataset, split=name, progress=progress)
-            for name in ("train", "val", "test")
-        ]
+        splits = load_splits(dataset, progress)
         self.train, self.validation, whole_test = splits
         self.split_sizes = {s.split: len(s) for s in splits}
         self.test = whole_test.subset(preset.test_size)

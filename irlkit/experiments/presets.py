@@ -31,6 +31,8 @@ class Preset:
 
     Attributes:
         name: of the preset.
+        checkpoint: model that is annealed: what ``load_pretrained`` takes.
+        dataset: what it predicts: a name, or a path.
         n_steps: few integration steps, where the claims are tested.
         train_steps: further numbers of steps of rollouts; each iteration draws one.
         train_at_n_steps: rollouts have n_steps as well.
@@ -52,6 +54,8 @@ class Preset:
     """
 
     name: str
+    checkpoint: str = "linear-ode"
+    dataset: str = "prototypes"
     n_steps: int = 10
     train_steps: tuple[int, ...] = ()
     train_at_n_steps: bool = True
@@ -170,24 +174,34 @@ PRESETS: dict[str, Preset] = {
                 "validation_size": 400,
             },
         ),
-        # The paper's numbers, for a GPU: trained at 100 steps (section 4.3), 16 groups of 64
-        # (Appendix F), without regularisation.
+        # The paper's run, for a GPU: trained at 100 steps (section 4.3) in 16 groups of 64, within
+        # the search space of Appendix F, whose winner is not published; without regularisation.
+        # The paper's model was trained on another split of MP-20, which keeps polymorphs together:
+        # with that model and split at hand, name them instead. Its handcrafted annealing takes 950
+        # steps; that of the published model of MP-20 is the last of the candidates.
         Preset(
             "paper",
+            checkpoint="omatg/MP-20-CSP/Linear-ODE",
+            dataset="mp-20",
             train_steps=(100,),
             train_at_n_steps=False,
             step_counts=(5, 10, 20, 50, 100, 200, 500),
+            reference_steps=950,
+            n_seeds_at_reference={"none": 1},
             iterations=200,
             grpo={
                 "n_groups": 16,
                 "group_size": 64,
-                "validate_every": 5,
+                "validate_every": 10,
                 "validation_n_steps": 100,
+                "validation_size": 2048,
                 "learning_rate": 1e-3,
             },
+            annealing={"hidden_dim": 64, "n_hidden_layers": 2},
             few_step_sweep=(50, 1024),
-            reference_sweep=(Rung(48, 512, 500), Rung(6, 2048, 500)),
-            max_batch=None,
+            reference_sweep=(Rung(48, 512, 200), Rung(6, 2048, 950)),
+            candidates=((2, 0), (2, 2), (4, 0), (5, 5), (10, 2), (10.1827, 1.8245)),
+            max_batch=4096,
         ),
     )
 }
@@ -196,6 +210,8 @@ PRESETS: dict[str, Preset] = {
 def resolve(
     preset: str = "laptop",
     *,
+    checkpoint: str | None = None,
+    dataset: str | None = None,
     n_steps: int | None = None,
     iterations: int | None = None,
     n_groups: int | None = None,
@@ -206,6 +222,8 @@ def resolve(
 
     Args:
         preset: a name in ``PRESETS``.
+        checkpoint: see ``Preset``.
+        dataset: see ``Preset``.
         n_steps: see ``Preset``.
         iterations: see ``Preset``.
         n_groups: compositions per iteration.
@@ -218,7 +236,13 @@ def resolve(
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     chosen = PRESETS[preset]
-    given: dict[str, Any] = {"n_steps": n_steps, "iterations": iterations, "seeds": _seeds(seeds)}
+    given: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "dataset": dataset,
+        "n_steps": n_steps,
+        "iterations": iterations,
+        "seeds": _seeds(seeds),
+    }
     grpo = {"n_groups": n_groups, "group_size": group_size}
     return replace(
         chosen,

@@ -1,0 +1,265 @@
+"""The paper's own runs, each on tiny stand-ins for its model, data and potential; estimates."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from irlkit import experiments
+from irlkit.cspnet import CSPNet
+from irlkit.experiments import estimate
+from irlkit.experiments.energy_presets import ENERGY_PRESETS
+from irlkit.experiments.estimate import (
+    Cost,
+    annealing_work,
+    duration,
+    energy_work,
+    memory_of,
+)
+from irlkit.experiments.presets import PRESETS, Rung
+from irlkit.experiments.splits import load_splits
+from tests.tiny_experiments import write_files
+from tests.tiny_omatg import write_model
+from tests.toy_potentials import LennardJonesToy
+
+pytest.importorskip("yaml")
+
+ANNEALING = replace(
+    PRESETS["paper"],
+    n_steps=2,
+    train_steps=(3,),
+    step_counts=(2,),
+    reference_steps=4,
+    test_size=6,
+    seeds=(0, 1),
+    iterations=2,
+    grpo={
+        **PRESETS["paper"].grpo,
+        "n_groups": 2,
+        "group_size": 3,
+        "validate_every": 1,
+        "validation_n_steps": 2,
+        "validation_size": 3,
+    },
+    few_step_sweep=(2, 3),
+    reference_sweep=(Rung(2, 3, 3), Rung(1, 3, 4)),
+    n_workers=0,
+)
+ENERGY = replace(
+    ENERGY_PRESETS["paper"],
+    n_steps=2,
+    iterations=2,
+    grpo={
+        **ENERGY_PRESETS["paper"].grpo,
+        "n_groups": 2,
+        "group_size": 3,
+        "validate_every": 1,
+        "validation_size": 3,
+        "step_fraction": 0.5,
+    },
+    reference_steps=4,
+    test_size=6,
+    seeds=(0, 1),
+    reference_sweep=(Rung(2, 3, 4),),
+    diversity=(2, 3),
+    n_workers=0,
+)
+
+
+@pytest.fixture
+def placed(tmp_path, monkeypatch):
+    """Models and data where the paper's presets look for them."""
+    monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path))
+    models = tmp_path / "omatg" / "MP-20-CSP"
+    write_model(models / "Linear-ODE")
+    write_model(models / "Trig-SDE-Gamma", "trig_sde_gamma")
+    rows = pd.read_csv(write_files(tmp_path) / "salts.csv")
+    folder = tmp_path / "mp-20"
+    folder.mkdir()
+    for name, part in (("train", rows[:40]), ("val", rows[40:46]), ("test", rows[46:])):
+        part.to_csv(folder / f"{name}.csv", index=False)
+    return tmp_path
+
+
+def run_annealing(experiment):
+    experiment.sweep_reference()
+    experiment.evaluate("none")
+    experiment.evaluate("handcrafted")
+    experiment.train_schedules()
+    experiment.sweep_few_steps()
+    experiment.evaluate("handcrafted", experiment.preset.n_steps, tuned_at=2)
+    experiment.evaluate("learned")
+
+
+def run_energy(experiment):
+    experiment.sweep_reference()
+    experiment.evaluate_pretrained()
+    experiment.train_policies()
+    experiment.evaluate_policies()
+    experiment.study_noise()
+    experiment.evaluate_policies(experiment.preset.noise_study)
+    experiment.diversity()
+
+
+def make_annealing(placed):
+    return experiments.VelocityAnnealing(
+        ANNEALING.checkpoint, ANNEALING.dataset, ANNEALING, out_dir=placed / "04", progress=False
+    )
+
+
+def make_energy(placed, potential):
+    return experiments.EnergyReinforcement(
+        ENERGY.checkpoint,
+        ENERGY.dataset,
+        ENERGY,
+        potential=potential,
+        out_dir=placed / "03",
+        progress=False,
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many structures the network was evaluated for, without and with gradients."""
+    counts = {"forward": 0, "backward": 0}
+    forward = CSPNet.forward
+
+    def counting(self, t, species, pos, cell, *arguments, **options):
+        trained = torch.is_grad_enabled() and self.coord_out.weight.requires_grad
+        counts["backward" if trained else "forward"] += len(cell)
+        return forward(self, t, species, pos, cell, *arguments, **options)
+
+    monkeypatch.setattr(CSPNet, "forward", counting)
+    return counts
+
+
+# --------------------------------------------------------------------------------------------------
+# The presets
+# --------------------------------------------------------------------------------------------------
+
+
+def test_presets_name_what_the_paper_used():
+    annealing, energy = experiments.resolve("paper"), experiments.resolve_energy("paper")
+    assert annealing.checkpoint == "omatg/MP-20-CSP/Linear-ODE"
+    assert energy.checkpoint == "omatg/MP-20-CSP/Trig-SDE-Gamma"
+    assert (energy.potential, energy.dataset, annealing.dataset) == ("mace-mpa-0", "mp-20", "mp-20")
+    score, velocity = (energy.config(name, 0) for name in ("score-based", "velocity-based"))
+    assert (score.group_size, score.n_groups, score.n_ppo_epochs) == (64, 16, 4)
+    assert (score.clip_eps, velocity.clip_eps) == (0.2567, 0.2812)
+    assert (score.kl_weight, velocity.kl_weight) == (1e-5, 1e-3)
+    assert (score.distillation_weight, velocity.distillation_weight) == (3e-5, 0.0)
+
+
+def test_what_is_given_comes_before_the_preset():
+    assert experiments.resolve("paper", checkpoint="a", dataset="b").checkpoint == "a"
+    given = experiments.resolve_energy("paper", dataset="b", potential="chgnet")
+    assert (given.dataset, given.potential) == ("b", "chgnet")
+    assert given.checkpoint == ENERGY_PRESETS["paper"].checkpoint
+
+
+def test_a_folder_has_a_file_per_split(placed):
+    train, validation, test = load_splits(placed / "mp-20", progress=False)
+    assert (len(train), len(validation), len(test)) == (40, 6, 14)
+    assert [split.split for split in (train, validation, test)] == ["train", "val", "test"]
+    (placed / "mp-20" / "val.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no val in .*mp-20. Place the files train\.csv"):
+        load_splits("mp-20", progress=False)
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="download omatg/MP-20-CSP/Linear-ODE"):
+        make_annealing(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no train, val, test in .*cdvae"):
+        load_splits("mp-20")
+
+
+# --------------------------------------------------------------------------------------------------
+# End to end, with the work that was foreseen
+# --------------------------------------------------------------------------------------------------
+
+
+def check_work(works, counted):
+    for kind in ("forward", "backward"):
+        assert sum(getattr(work, kind) for work in works) == counted[kind], kind
+
+
+def test_velocity_annealing_of_the_paper(placed, counted):
+    experiment = make_annealing(placed)
+    run_annealing(experiment)
+    # Subsets take whole compositions, so they can be larger than asked for.
+    n = len(experiment.validation.subset(3))
+    preset = replace(
+        ANNEALING,
+        few_step_sweep=(2, n),
+        reference_sweep=tuple(replace(r, n_structures=n) for r in ANNEALING.reference_sweep),
+    )
+    works = annealing_work(preset, len(experiment.validation), len(experiment.test))
+    check_work(works, counted)
+    claims = experiment.claims()
+    assert experiments.write_results(experiment, {"preset": "paper"}, claims)
+
+
+def check_energy(placed, potential, counted):
+    experiment = make_energy(placed, potential)
+    run_energy(experiment)
+    n = len(experiment.validation.subset(3))
+    preset = replace(
+        ENERGY,
+        reference_sweep=(Rung(2, n, 4),),
+    )
+    works = energy_work(preset, len(experiment.validation), len(experiment.test), 2)
+    check_work(works, counted)
+    paths = experiments.write_results(experiment, {"preset": "paper"}, experiment.claims())
+    assert any(path.name == "results.json" for path in paths)
+
+
+def test_energy_reinforcement_of_the_paper(placed, counted):
+    check_energy(placed, LennardJonesToy(), counted)
+
+
+# --------------------------------------------------------------------------------------------------
+# Estimates
+# --------------------------------------------------------------------------------------------------
+
+
+def test_estimates_leave_the_experiment_as_it_was(placed):
+    experiment = make_energy(placed, LennardJonesToy())
+    generator = torch.get_rng_state()
+    found = experiments.estimate(experiment)
+    assert not any(p.requires_grad for p in experiment.model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert found.seconds > 0 and (found.table["seconds"] >= 0).all()
+    assert "on cpu" in str(found) and "GB" in str(found)
+
+
+def test_more_of_everything_takes_longer_and_more_memory(placed):
+    experiment = make_annealing(placed)
+    config = ENERGY.config("score-based", 0)
+    small, more, longer = (
+        memory_of(experiment, changed, 0.0, trained=True)
+        for changed in (config, replace(config, group_size=64), replace(config, n_steps=50))
+    )
+    assert more > small and longer > small
+    cost = Cost(forward=1e-3, backward=3e-3, matched=1e-3, energy=1e-2)
+    short, long = (
+        sum(cost.seconds(work) for work in annealing_work(preset, 100, 50))
+        for preset in (ANNEALING, replace(ANNEALING, iterations=40))
+    )
+    assert long > short
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours"), (3 * 86400, "3.0 days")],
+)
+def test_durations_are_readable(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_other_experiments_are_refused(placed):
+    experiment = make_annealing(placed)
+    experiment.settings = object()
+    with pytest.raises(ValueError, match="of notebook 03 or 04"):
+        estimate(experiment)
