@@ -280,6 +280,7 @@ class GRPOTrainer:
                 x_0 = self.policy.model.sample_base(
                     groups.repeat(config.group_size), self._generator
                 )
+            x_0 = self._share(x_0)
         trajectory = self._within_memory(
             lambda limit: rollout(self.policy, x_0, n_steps, self._generator, max_batch=limit),
             len(x_0),
@@ -310,6 +311,10 @@ class GRPOTrainer:
             "reward_seconds": scored - rolled_out,
             "update_seconds": time.perf_counter() - scored,
         }
+
+    def _share(self, x_0: CrystalBatch) -> CrystalBatch:
+        """The groups that this process works on: all of them, unless there are others."""
+        return x_0
 
     def _set_noise_scale(self, iteration: int) -> None:
         self.policy.noise_scale = self.config.noise_scale_at(iteration)

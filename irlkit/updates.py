@@ -31,6 +31,9 @@ class PolicyUpdate:
     Attributes:
         max_minibatch: the bound on (step, structure) pairs per backward pass. It starts as the
             configuration's and is halved where the memory of the device is too small.
+        combine: called between the backward passes of an update and its step, with the loss's
+            terms and the number of structures; it may change the gradients and returns the terms
+            to go on with. Several processes combine theirs here.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class PolicyUpdate:
         self.config = config
         self.generator = generator
         self.max_minibatch = config.max_minibatch
+        self.combine: Callable[[dict[str, float], int], dict[str, float]] | None = None
 
     def __call__(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
         """Update the policy.
@@ -73,6 +77,8 @@ class PolicyUpdate:
         largest_kl = 0.0
         for index in self._draw_steps(trajectory):
             terms = self._fit(sample, index, self._gradient)
+            if self.combine is not None:
+                terms = self.combine(terms, len(sample.advantages))
             kls = [value for name, value in terms.items() if name.endswith("approx_kl")]
             largest_kl = max(largest_kl, *kls)
             if rows and config.max_kl is not None and max(kls) > config.max_kl:

@@ -47,6 +47,9 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
     They are drawn on the generator's device, so a CPU generator gives the same ones everywhere.
     """
+    draw = getattr(generator, "standard_normal", None)  # of a process that has a part of the batch
+    if draw is not None:
+        return draw(like)
     noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
     return noise.to(like.device)
 

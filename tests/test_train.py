@@ -1,0 +1,161 @@
+"""Several processes compute what one does; the command line runs with and without torchrun."""
+
+import copy
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+
+from irlkit.train import DistributedTrainer, ShareOfBatch, main
+from tests.test_grpo import make_trainer
+from tests.test_policies import generator
+from tests.toys import volume_reward
+
+gloo = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()) or sys.platform != "linux",
+    reason="needs torch.distributed with gloo",
+)
+SETTINGS = {"n_groups": 4, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
+
+
+class Recording:
+    """Collects the gradients that an optimizer steps along."""
+
+    def __init__(self, trainer):
+        self.gradients = []
+        step = trainer.optimizer.step
+
+        def record():
+            self.gradients.append([copy.deepcopy(p.grad) for p in trainer.policy.parameters()])
+            step()
+
+        trainer.optimizer.step = record
+
+
+def run(kind, folder, iterations, resume=False):
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    trainer = make_trainer(
+        volume_reward, kind=kind, config=SETTINGS, out_dir=folder / "out", resume=resume
+    )
+    recording = Recording(trainer)
+    trainer.run(iterations, progress=False)
+    return trainer, recording.gradients
+
+
+def work(rank, kind, folder, iterations, resume):
+    """What one of two processes does."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    import tests.test_grpo
+
+    tests.test_grpo.GRPOTrainer = DistributedTrainer
+    store = folder / f"store-{iterations}"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        trainer, gradients = run(kind, folder, iterations, resume)
+        state = {"gradients": gradients, "parameters": list(trainer.policy.parameters())}
+        state["wrote"] = trainer.out_dir is not None
+        torch.save(state, folder / f"rank-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def two_processes(kind, folder, iterations, resume=False):
+    context = multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "spawn")
+    processes = [
+        context.Process(target=work, args=(rank, kind, folder, iterations, resume))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@gloo
+@pytest.mark.parametrize("kind", ["annealing", "velocity"])
+def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
+    one, expected = run(kind, tmp_path / "one", 2)
+    first, second = two_processes(kind, tmp_path, 2)
+    assert first["wrote"] and not second["wrote"]
+    assert len(expected) == len(first["gradients"]) == 4
+    for ranks in (first, second):
+        for ours, theirs in zip(ranks["gradients"], expected, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                if b is not None:
+                    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+        for a, b in zip(ranks["parameters"], one.policy.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    assert any(float(g.abs().max()) > 1e-6 for step in expected for g in step if g is not None)
+    # The history of all groups, not of one rank's.
+    history = pd.read_parquet(tmp_path / "out" / "history.parquet")
+    for column in ("reward", "validation_reward", "cell_policy_loss", "grad_norm"):
+        torch.testing.assert_close(
+            torch.tensor(history[column].to_numpy()),
+            torch.tensor(one.history[column].to_numpy()),
+            rtol=1e-6,
+            atol=1e-9,
+            equal_nan=True,
+        )
+    # A stopped run of two goes on as the one that was not stopped.
+    run(kind, tmp_path / "one", 3, resume=True)
+    resumed = two_processes(kind, tmp_path, 3, resume=True)
+    whole, _ = run(kind, tmp_path / "whole", 3)
+    for a, b in zip(resumed[1]["parameters"], whole.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_a_share_of_the_draws_is_that_of_the_whole():
+    pos, cell = torch.zeros(1, 7, 3), torch.zeros(1, 3, 3, 3)
+    whole = ShareOfBatch().manual_seed(3)
+    part = ShareOfBatch().manual_seed(3)
+    part.atoms, part.structures = (7, slice(2, 6)), (3, slice(1, 2))
+    assert torch.equal(part.standard_normal(pos[:, 2:6]), whole.standard_normal(pos)[:, 2:6])
+    assert torch.equal(part.standard_normal(cell[:, 1:2]), whole.standard_normal(cell)[:, 1:2])
+    assert torch.equal(part.get_state(), whole.get_state())
+    expected = torch.randn(1, 7, 3, generator=generator(5))
+    assert torch.equal(ShareOfBatch().manual_seed(5).standard_normal(pos), expected)
+    with pytest.raises(ValueError, match="share of the groups has to fit at once"):
+        part.standard_normal(pos[:, :2])
+
+
+ARGUMENTS = (
+    "--iterations 1 --n-groups 2 --group-size 2 --n-steps 2 --validation-size 2 "
+    "--reward not_triclinic --device cpu"
+).split()
+
+
+def test_the_command_line_in_one_process(tmp_path, capsys):
+    main(["--out-dir", str(tmp_path), *ARGUMENTS])
+    assert "2 rows, last validation reward" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+@gloo
+@pytest.mark.slow
+def test_the_command_line_with_torchrun(tmp_path):
+    if not os.environ.get("IRLKIT_TORCHRUN"):
+        pytest.skip("starts three processes; IRLKIT_TORCHRUN=1 asks for it")
+    arguments = ["--out-dir", str(tmp_path), *ARGUMENTS]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", "-m", "irlkit.train", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 rows, last validation reward" in done.stdout
+    assert (tmp_path / "history.parquet").exists()
