@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import experiments
+from irlkit import experiments, potentials
 from irlkit.cspnet import CSPNet
 from irlkit.experiments import estimate
 from irlkit.experiments.energy_presets import ENERGY_PRESETS
@@ -20,6 +20,7 @@ from irlkit.experiments.estimate import (
 from irlkit.experiments.presets import PRESETS, Rung
 from irlkit.experiments.splits import load_splits
 from tests.tiny_experiments import write_files
+from tests.tiny_mace import write_mace
 from tests.tiny_omatg import write_model
 from tests.toy_potentials import LennardJonesToy
 
@@ -217,6 +218,14 @@ def check_energy(placed, potential, counted):
 
 def test_energy_reinforcement_of_the_paper(placed, counted):
     check_energy(placed, LennardJonesToy(), counted)
+
+
+@pytest.mark.mace
+def test_energy_reinforcement_of_the_paper_with_mace(placed, counted):
+    pytest.importorskip("mace")
+    elements = [1, 3, 9, 11, 17, 19, 35, 37, 47, 53, 55]
+    path = write_mace(placed / "tiny.model", elements)
+    check_energy(placed, potentials.get(path, trust=True), counted)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from irlkit.potentials import ASEPotential, CHGNetPotential, MACEPotential
 from irlkit.potentials import chgnet as chgnet_module
 from irlkit.potentials.neighbors import find_neighbors, reduced, slices
 from irlkit.workers import WorkersLostError
+from tests.tiny_mace import write_mace
 from tests.toy_calculators import Troubled, missing_calculator
 from tests.toy_potentials import LennardJonesToy
 
@@ -126,37 +127,7 @@ def lennard_jones():
 @pytest.fixture(scope="module")
 def tiny_mace(tmp_path_factory):
     """File of a small random MACE model for five elements."""
-    from irlkit.potentials.mace import _mace
-
-    path = tmp_path_factory.mktemp("mace") / "tiny.model"
-    with _mace():
-        from e3nn import o3
-        from mace import modules
-
-        torch.manual_seed(0)
-        torch.set_default_dtype(torch.float64)
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        model = modules.ScaleShiftMACE(
-            r_max=5.0,
-            num_bessel=4,
-            num_polynomial_cutoff=5,
-            max_ell=2,
-            interaction_cls=block,
-            interaction_cls_first=block,
-            num_interactions=2,
-            num_elements=len(ELEMENTS),
-            hidden_irreps=o3.Irreps("8x0e+8x1o"),
-            MLP_irreps=o3.Irreps("8x0e"),
-            gate=torch.nn.functional.silu,
-            atomic_energies=np.linspace(-5, -1, len(ELEMENTS)),
-            avg_num_neighbors=20.0,
-            atomic_numbers=ELEMENTS.tolist(),
-            correlation=2,
-            atomic_inter_scale=1.0,
-            atomic_inter_shift=0.1,
-        )
-        torch.save(model, path)
-    return path
+    return write_mace(tmp_path_factory.mktemp("mace") / "tiny.model", ELEMENTS.tolist())
 
 
 @pytest.fixture(
