@@ -156,7 +156,7 @@ def _scene(structure: Structure, bonds: bool) -> tuple[dict[str, str], dict[str,
     scene = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if bonds:
+        if bonds and _is_compact(structure):
             try:
                 graph = StructureGraph.from_local_env_strategy(marked, CrystalNN())
                 scene = graph.get_scene(bonded_sites_outside_unit_cell=True)
@@ -166,6 +166,13 @@ def _scene(structure: Structure, bonds: bool) -> tuple[dict[str, str], dict[str,
             scene = marked.get_scene()
     parts = {part.name: part.contents for part in scene.contents}
     return {mark: symbol for symbol, mark in marks.items()}, parts
+
+
+def _is_compact(structure: Structure) -> bool:
+    """Whether bonds are found in a time that is worth waiting for: no needle, no sheet."""
+    lattice = structure.lattice
+    spacing = 1 / np.asarray(lattice.reciprocal_lattice_crystallographic.abc)
+    return bool(spacing.min() > 0.5 and max(lattice.abc) < 200)
 
 
 def import_crystal_toolkit() -> Any:
