@@ -72,7 +72,7 @@ def download(name: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            "downloading needs huggingface_hub: pip install huggingface_hub, or "
+            "downloading needs huggingface_hub: pip install 'irlkit[download]', or "
             + _by_hand(name, repository, folder)
         ) from error
     from huggingface_hub.constants import HF_HUB_CACHE

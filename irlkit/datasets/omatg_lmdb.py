@@ -32,7 +32,7 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError(f"reading {path} needs the package lmdb: pip install lmdb") from error
+        raise ImportError(f"reading {path} needs the package lmdb: pip install 'irlkit[lmdb]'") from error
     data = path / "data.mdb" if path.is_dir() else path
     if not data.is_file():
         raise ValueError(f"{path} is a folder without data.mdb")
@@ -43,7 +43,7 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
         ) as environment:
             with environment.begin() as transaction:
                 keys = sorted(transaction.cursor().iternext(values=False), key=_order)
-                records = (_read_record(key, transaction.get(key)) for key in keys)
+                records = (_read_record(key, transaction.get(key, b"")) for key in keys)
                 yield from chunked(records, path)
     except lmdb.Error as error:
         raise ValueError(f"cannot read {path} as an LMDB file: {error}") from error
