@@ -138,7 +138,7 @@ def test_a_model_that_is_not_published(hub):
 def test_without_the_client(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", None)
-    with pytest.raises(ImportError, match=r"pip install huggingface_hub, or on a machine"):
+    with pytest.raises(ImportError, match=r"pip install 'irlkit\[download\]', or on a machine"):
         download.download(NAME)
 
 

@@ -146,7 +146,7 @@ def test_bad_lmdb_records_are_skipped_and_named(tmp_path):
 def test_lmdb_without_its_package(tmp_path, monkeypatch):
     path = write_lmdb(tmp_path / "set.lmdb", {"0": omatg_record(STRUCTURES[0])})
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(ImportError, match="needs the package lmdb: pip install lmdb"):
+    with pytest.raises(ImportError, match=r"needs the package lmdb: pip install 'irlkit\[lmdb\]'"):
         load(path)
 
 

@@ -32,7 +32,9 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError(f"reading {path} needs the package lmdb: pip install 'irlkit[lmdb]'") from error
+        raise ImportError(
+            f"reading {path} needs the package lmdb: pip install 'irlkit[lmdb]'"
+        ) from error
     data = path / "data.mdb" if path.is_dir() else path
     if not data.is_file():
         raise ValueError(f"{path} is a folder without data.mdb")
