@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import in_turns, parser, report, start
+from irlkit import validity
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset, load
 from irlkit.model import load_pretrained
@@ -80,15 +81,19 @@ def one_by_one(calculator: Any, batch: CrystalBatch) -> np.ndarray:
 
 
 def plain_loop(batch: CrystalBatch, data: CrystalDataset) -> np.ndarray:
-    """0.5 - cRMSE with pymatgen alone: each structure with each polymorph of its composition."""
+    """0.5 - cRMSE with pymatgen alone: each structure with each polymorph of its composition.
+
+    Invalid structures (Appendix B) match nothing, as in the reward.
+    """
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher(stol=0.5, ltol=0.3, angle_tol=10.0)
     references = data.structures
     rewards = []
     polymorphs = data.references_of(batch.reduced_formulas())
-    for structure, rows in zip(batch.to_structures(), polymorphs, strict=True):
-        found = [matcher.get_rms_dist(structure, references[row]) for row in rows]
+    valid = validity.check(batch).valid.tolist()
+    for structure, rows, sound in zip(batch.to_structures(), polymorphs, valid, strict=True):
+        found = [matcher.get_rms_dist(structure, references[row]) for row in rows if sound]
         rewards.append(0.5 - min((rms[0] for rms in found if rms is not None), default=0.5))
     return np.array(rewards)
 
