@@ -17,6 +17,7 @@ from irlkit import datasets, validity
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.claims import Claim
+from irlkit.experiments.presets import choose
 from irlkit.grpo import GRPOConfig
 from irlkit.interpolants import Interpolant, LinearPath
 from irlkit.model import FlowModel, load_pretrained
@@ -57,12 +58,11 @@ def resolve(preset: str, **given: int | None) -> Size:
     Raises:
         ValueError: no such preset, or a number that is too small.
     """
-    if preset not in SIZES:
-        raise ValueError(f"preset must be one of {sorted(SIZES)}, got {preset!r}")
-    values = {**vars(SIZES[preset]), **{k: v for k, v in given.items() if v is not None}}
+    size = choose(SIZES, preset, given)
+    values = vars(size)
     if values["n_structures"] < 2 or values["iterations"] < 1 or values["max_groups"] < 1:
         raise ValueError(f"at least 2 structures, 1 iteration and 1 group are needed, got {values}")
-    return Size(**values)
+    return size
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from irlkit.experiments.presets import Rung, _seeds
+from irlkit.experiments.presets import Rung, check_training, choose, parse_seeds
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
@@ -117,13 +117,7 @@ class EnergyPreset:
             )
         if not self.fields or set(self.fields) - set(FIELD_NAMES):
             raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {self.fields}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
-        if isinstance(self.iterations, bool) or self.iterations < 1:
-            raise ValueError(f"iterations must be a positive integer, got {self.iterations!r}")
+        check_training(self.seeds, self.iterations)
         kinds = [variant.policy for variant in self.policies.values()]
         if sorted(kinds) != sorted(POLICIES):
             raise ValueError(f"policies must be one of each kind of {POLICIES}, got {kinds}")
@@ -323,9 +317,6 @@ def resolve_energy(
     Raises:
         ValueError: no such preset, or a value that makes no sense.
     """
-    if preset not in ENERGY_PRESETS:
-        raise ValueError(f"preset must be one of {sorted(ENERGY_PRESETS)}, got {preset!r}")
-    chosen = ENERGY_PRESETS[preset]
     if isinstance(fields, str):
         fields = [name.strip() for name in fields.split(",")]
     given: dict[str, Any] = {
@@ -336,11 +327,7 @@ def resolve_energy(
         "annealing": annealing if isinstance(annealing, str | None) else tuple(annealing),
         "n_steps": n_steps,
         "iterations": iterations,
-        "seeds": _seeds(seeds),
+        "seeds": parse_seeds(seeds),
     }
     grpo = {"n_groups": n_groups, "group_size": group_size}
-    return replace(
-        chosen,
-        **{name: value for name, value in given.items() if value is not None},
-        grpo={**chosen.grpo, **{name: value for name, value in grpo.items() if value is not None}},
-    )
+    return choose(ENERGY_PRESETS, preset, given, grpo)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.experiments.claims import Claim
+from irlkit.experiments.presets import choose
 from irlkit.experiments.quickstart import known_structures
 from irlkit.model import FlowModel
 from irlkit.teaching import PlaneFlow, distance_to_modes
@@ -39,12 +40,11 @@ def resolve(preset: str, **given: int | None) -> Size:
     Raises:
         ValueError: no such preset, or a number that is too small.
     """
-    if preset not in SIZES:
-        raise ValueError(f"preset must be one of {sorted(SIZES)}, got {preset!r}")
-    values = {**vars(SIZES[preset]), **{k: v for k, v in given.items() if v is not None}}
+    size = choose(SIZES, preset, given)
+    values = vars(size)
     if values["n_samples"] < 10 or values["iterations"] < 1:
         raise ValueError(f"at least 10 samples and 1 iteration are needed, got {values}")
-    return Size(**values)
+    return size
 
 
 def find_crystal(formula: str, dataset: str = "prototypes") -> CrystalBatch:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from irlkit.experiments.presets import Rung, _seeds
+from irlkit.experiments.presets import Rung, choose, parse_seeds
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
 SPLITS = ("val", "test")
@@ -155,14 +155,11 @@ def resolve_noise(
     Raises:
         ValueError: no such preset, or a value that makes no sense.
     """
-    if preset not in NOISE_PRESETS:
-        raise ValueError(f"preset must be one of {sorted(NOISE_PRESETS)}, got {preset!r}")
     given: dict[str, Any] = {
         "split": split,
         "n_steps": n_steps,
         "scales": None if scales is None else tuple(float(scale) for scale in scales),
         "test_size": test_size,
-        "seeds": _seeds(seeds),
+        "seeds": parse_seeds(seeds),
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(NOISE_PRESETS[preset], **given)
+    return choose(NOISE_PRESETS, preset, given)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import check_n_steps
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,17 @@ class Rung:
     n_trials: int
     n_structures: int
     n_steps: int
+
+
+def check_training(seeds: tuple[int, ...], iterations: int) -> None:
+    """Raise a ValueError unless seeds and number of iterations are those of training runs."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different and at least one, got {seeds}")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+    if isinstance(iterations, bool) or iterations < 1:
+        raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,7 @@ class Preset:
                 f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
                 f"got {self.n_steps}"
             )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
-        if isinstance(self.iterations, bool) or self.iterations < 1:
-            raise ValueError(f"iterations must be a positive integer, got {self.iterations!r}")
+        check_training(self.seeds, self.iterations)
         self.config(0)  # Checks the settings of GRPO.
 
     def config(self, seed: int) -> GRPOConfig:
@@ -233,25 +240,49 @@ def resolve(
     Raises:
         ValueError: no such preset, or a value that makes no sense.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    chosen = PRESETS[preset]
     given: dict[str, Any] = {
         "checkpoint": checkpoint,
         "dataset": dataset,
         "n_steps": n_steps,
         "iterations": iterations,
-        "seeds": _seeds(seeds),
+        "seeds": parse_seeds(seeds),
     }
-    grpo = {"n_groups": n_groups, "group_size": group_size}
-    return replace(
-        chosen,
-        **{name: value for name, value in given.items() if value is not None},
-        grpo={**chosen.grpo, **{name: value for name, value in grpo.items() if value is not None}},
-    )
+    return choose(PRESETS, preset, given, {"n_groups": n_groups, "group_size": group_size})
 
 
-def _seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | None:
+def choose(
+    presets: Mapping[str, P],
+    name: str,
+    given: Mapping[str, Any],
+    grpo: Mapping[str, Any] | None = None,
+) -> P:
+    """A preset with what was given in place of its values; None keeps them.
+
+    Args:
+        presets: name -> preset, a dataclass.
+        name: which.
+        given: field -> value or None.
+        grpo: the same for entries of the preset's ``grpo``.
+
+    Raises:
+        ValueError: no such preset, or a value that the preset refuses.
+    """
+    if name not in presets:
+        raise ValueError(f"preset must be one of {sorted(presets)}, got {name!r}")
+    chosen: Any = presets[name]
+    changes = {key: value for key, value in given.items() if value is not None}
+    if grpo is not None:
+        settings = {key: value for key, value in grpo.items() if value is not None}
+        changes["grpo"] = {**chosen.grpo, **settings}
+    return replace(chosen, **changes)
+
+
+def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | None:
+    """Seeds from numbers, one number, or a text such as "0,1,2"; None stays None.
+
+    Raises:
+        ValueError: a text that holds something else.
+    """
     if seeds is None:
         return None
     if isinstance(seeds, str):

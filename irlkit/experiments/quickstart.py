@@ -13,6 +13,7 @@ import torch
 from irlkit import datasets
 from irlkit.crystals import CrystalBatch
 from irlkit.experiments.claims import Claim
+from irlkit.experiments.presets import choose
 from irlkit.grpo import GRPOConfig
 from irlkit.model import FlowModel
 from irlkit.policies import AnnealingPolicy
@@ -46,12 +47,11 @@ def resolve(preset: str, **given: int | None) -> Size:
     Raises:
         ValueError: no such preset, or a number that is too small.
     """
-    if preset not in SIZES:
-        raise ValueError(f"preset must be one of {sorted(SIZES)}, got {preset!r}")
-    values = {**vars(SIZES[preset]), **{k: v for k, v in given.items() if v is not None}}
+    size = choose(SIZES, preset, given)
+    values = vars(size)
     if values["n_structures"] < 2 or values["iterations"] < 1:
         raise ValueError(f"at least 2 structures and 1 iteration are needed, got {values}")
-    return Size(**values)
+    return size
 
 
 def known_structures(composition: CrystalBatch, dataset: str = "prototypes") -> CrystalBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from irlkit import sweeps
 from irlkit.experiments.base import Experiment, Job, annealing_labels, means_for_people
 from irlkit.experiments.claims import Claim
-from irlkit.experiments.presets import Rung, _seeds
+from irlkit.experiments.presets import Rung, choose, parse_seeds
 from irlkit.policies import Policy
 from irlkit.sweeps import objective as sweep_objective
 from irlkit.sweeps.objective import train_until
@@ -151,16 +151,14 @@ def resolve_sweep(
     Raises:
         ValueError: no such preset, or a value that makes no sense.
     """
-    if preset not in SWEEP_PRESETS:
-        raise ValueError(f"preset must be one of {sorted(SWEEP_PRESETS)}, got {preset!r}")
     given: dict[str, Any] = {
         "n_steps": n_steps,
         "n_network_steps": n_steps,
         "n_trials": n_trials,
         "iterations": iterations,
-        "seeds": _seeds(seeds),
+        "seeds": parse_seeds(seeds),
     }
-    return replace(SWEEP_PRESETS[preset], **{k: v for k, v in given.items() if v is not None})
+    return choose(SWEEP_PRESETS, preset, given)
 
 
 class SweepExperiment(Experiment):
