@@ -12,12 +12,23 @@ from pymatgen.core import Lattice, Structure
 from irlkit import experiments, metrics
 from irlkit.crystals import CrystalBatch
 from irlkit.experiments import changes
-from irlkit.experiments.energy_claims import PRETRAINED, energy_claims, energy_conclusion
-from irlkit.experiments.energy_presets import ENERGY_PRESETS, Variant
+from irlkit.experiments.energy_claims import (
+    ANNEALED,
+    PRETRAINED,
+    energy_claims,
+    energy_conclusion,
+)
+from irlkit.experiments.energy_presets import ENERGY_PRESETS, AnnealingTraining, Variant
 from irlkit.experiments.energy_reinforcement import file_name
 from irlkit.experiments.presets import Rung
 from irlkit.policies import load_dynamics
-from irlkit.schedules import LinearAnnealing, save_annealing
+from irlkit.schedules import (
+    LinearAnnealing,
+    annealing_on_grid,
+    load_annealing,
+    save_annealing,
+    time_grid,
+)
 from irlkit.trainer import GRPOTrainer
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
@@ -101,9 +112,16 @@ def evaluation(score=(), velocity=(), baseline=()):
     return pd.DataFrame(rows).assign(n_structures=100)
 
 
-def failing(table):
+def with_annealing(table, energy):
+    """The table with rows of the pretrained model and the learned annealing."""
+    rows = table[table["policy"] == "score-based"]
+    row = rows.assign(policy=PRETRAINED, schedule="learned", energy_above_reference=energy)
+    return pd.concat([table, row])
+
+
+def failing(table, n_claims=9):
     judged = energy_claims(table, PRESET)
-    assert len(judged) == 9
+    assert len(judged) == n_claims
     return {i for i, claim in enumerate(judged, start=1) if not claim.holds}
 
 
@@ -132,6 +150,15 @@ def failing(table):
 )
 def test_claims(arguments, expected):
     assert failing(evaluation(**arguments)) == expected
+
+
+@pytest.mark.parametrize(("energy", "expected"), [(0.45, set()), (0.4, {9, 10}), (0.405, {10})])
+def test_what_the_annealing_gains_is_not_a_gain_of_energies(energy, expected):
+    table = evaluation(velocity={"energy_above_reference": 0.41})
+    table = with_annealing(table, energy)
+    assert failing(table, 11) == expected
+    text = energy_conclusion(table, PRESET, "toy", [])
+    assert f"| pretrained, learned annealing, 50 steps | {energy:.3f}" in text
 
 
 def test_what_was_not_measured_does_not_hold():
@@ -211,6 +238,11 @@ TINY = replace(
     reference_sweep=(Rung(2, 3, 4),),
     candidates=(),
     diversity=(2, 3),
+    annealing_training=AnnealingTraining(
+        iterations=2,
+        grpo={"n_groups": 2, "group_size": 3, "validate_every": 1, "validation_size": 4},
+        schedule={"positive": True},
+    ),
 )
 
 
@@ -239,6 +271,8 @@ def finished(files, tmp_path_factory):
         experiment = make(files, tmp_path_factory.mktemp("results"))
     experiment.sweep_reference()
     experiment.evaluate_pretrained()
+    experiment.learn_annealing()
+    experiment.evaluate_annealing()
     experiment.train_policies()
     experiment.evaluate_policies()
     experiment.study_noise()
@@ -252,8 +286,8 @@ def test_every_policy_is_trained_with_every_seed(finished):
         *((name, seed) for name in TINY.policies for seed in (0, 1)),
         ("score-based, large noise", 0),
     }
-    assert len(finished.history) == 5 * 3
-    assert set(finished.history["policy"]) == set(TINY.variants)
+    assert len(finished.history) == (5 + 1) * 3
+    assert set(finished.history["policy"]) == {*TINY.variants, "annealing"}
     start = finished.model.state_dict()
     for policy in finished.policies.values():
         assert policy.model is finished.model
@@ -277,12 +311,12 @@ def test_the_kept_policies_are_those_with_the_best_validation(finished):
 def test_evaluations_are_labelled(finished):
     rows = finished.evaluation
     assert rows.groupby("policy").size().to_dict() == {
-        PRETRAINED: 2 * 2 + 2 * 1,
+        PRETRAINED: 3 * 2 + 3 * 1,
         "score-based": 2,
         "velocity-based": 2,
         "score-based, large noise": 1,
     }
-    assert len(finished.metrics_table()) == 4 + 3
+    assert len(finished.metrics_table()) == 6 + 3
     assert set(finished.structures["policy"]) == set(rows["policy"])
 
 
@@ -320,12 +354,13 @@ def test_every_run_is_judged(finished):
     findings = finished.findings()
     assert {"policy", "seed", "severity", "finding", "advice"} <= set(findings)
     runs = findings[["policy", "seed"]].drop_duplicates()
-    assert {tuple(run) for run in runs.itertuples(index=False)} <= set(finished.policies)
+    known = {*finished.policies, ("annealing", 0)}
+    assert {tuple(run) for run in runs.itertuples(index=False)} <= known
 
 
 def test_before_and_after_start_from_one_noise(finished, monkeypatch):
     # Of the untrained model, too few structures have an energy: three are given one.
-    gains = {PRETRAINED: [3.0, 2.0, 5.0], "velocity-based": [1.0, 3.0, 4.5]}
+    gains = {ANNEALED: [3.0, 2.0, 5.0], "velocity-based": [1.0, 3.0, 4.5]}
     missing = [np.nan] * (len(finished.test) - 3)
     energies = {name: np.array([*values, *missing]) for name, values in gains.items()}
     monkeypatch.setattr(finished, "energies", lambda seed=None: energies)
@@ -333,14 +368,14 @@ def test_before_and_after_start_from_one_noise(finished, monkeypatch):
     assert len(panels) == 9 and len(atoms) == 6
     assert list(atoms["structure"]) == [1, 1, 2, 2, 3, 3]
     assert [title.split()[2].strip(":") for title in panels] == ["before", "after", "reference"] * 3
-    whole = finished.generate(finished.test.batch, 3, None, 0)
+    whole = finished.generate(finished.test.batch, 3, finished.annealing, 0)
     chosen = [0, 2, 1]  # The largest, the median and the smallest gain: 2.0, 0.5 and -1.0.
     for number, panel in zip(chosen, list(panels.values())[::3], strict=True):
         torch.testing.assert_close(panel.pos, whole[number].pos, atol=1e-4, rtol=0)
 
 
 def test_too_few_structures_to_show(finished, monkeypatch):
-    nothing = {name: np.full(len(finished.test), np.nan) for name in (PRETRAINED, "score-based")}
+    nothing = {name: np.full(len(finished.test), np.nan) for name in (ANNEALED, "score-based")}
     monkeypatch.setattr(finished, "energies", lambda seed=None: nothing)
     with pytest.raises(ValueError, match="0 test structures have an energy"):
         finished.examples("score-based")
@@ -379,12 +414,12 @@ def test_learned_weights_generate_what_the_policy_generates(finished):
         options = {"model": loaded.model, "noise": loaded.noise, "kind": loaded.kind}
         annealing, trained = finished.deployed(name, 1)
         expected = finished.generate(batch, 3, annealing, 0, **trained)
-        found = finished.generate(batch, 3, None, 0, **options)
+        found = finished.generate(batch, 3, loaded.annealing, 0, **options)
         torch.testing.assert_close(found.pos, expected.pos)
 
 
 def test_positions_and_cells_can_be_reinforced_together(files, tmp_path):
-    preset = replace(TINY, fields=("pos", "cell"), seeds=(0,), iterations=1)
+    preset = replace(TINY, fields=("pos", "cell"), seeds=(0,), iterations=1, annealing="none")
     experiment = make(files, tmp_path, preset)
     history = experiment.train_policies()
     assert {"pos_kl", "cell_kl"} <= set(history)
@@ -409,8 +444,36 @@ def test_an_annealing_is_carried_into_both_policies(files, tmp_path):
         assert experiment.evaluation_records()[0]["tuned_at"] is None
 
 
+def test_both_policies_begin_with_the_annealing_that_was_learned(finished):
+    energies = finished.energies()
+    assert list(energies) == [PRETRAINED, ANNEALED, *TINY.policies]
+    assert {len(values) for values in energies.values()} == {len(finished.test)}
+    times = time_grid(3)
+    learned = annealing_on_grid(finished.annealing, times)
+    assert not torch.equal(learned["pos"], torch.zeros(3))
+    for policy in finished.policies.values():
+        kept = annealing_on_grid(policy.deploy().annealing, times)
+        assert all(torch.equal(kept[field], learned[field]) for field in learned)
+    rows = finished.evaluation
+    assert set(rows.loc[rows["policy"] != PRETRAINED, "schedule"]) == {"learned"}
+    paths = finished.save_learned()
+    assert paths[-1].name == "annealing.safetensors"
+    saved = annealing_on_grid(load_annealing(paths[-1]), times)
+    assert all(torch.equal(saved[field], learned[field]) for field in learned)
+
+
+def test_policies_wait_for_the_annealing(files, tmp_path):
+    experiment = make(files, tmp_path)
+    for call in (experiment.train_policies, experiment.study_noise, experiment.evaluate_annealing):
+        with pytest.raises(ValueError, match="call learn_annealing"):
+            call()
+    without = make(files, tmp_path, replace(TINY, annealing="none"))
+    assert without.learn_annealing().empty and without.evaluate_annealing().empty
+    assert without.start == PRETRAINED
+
+
 def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch):
-    experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
+    experiment = make(files, tmp_path, replace(TINY, seeds=(0,), annealing="none"))
     iterate, count = GRPOTrainer._iterate, iter(range(99))
 
     def interrupted(trainer):
@@ -432,7 +495,7 @@ def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch)
 
 
 def test_the_order_of_things_is_explained(files, tmp_path):
-    experiment = make(files, tmp_path)
+    experiment = make(files, tmp_path, replace(TINY, annealing="none"))
     with pytest.raises(ValueError, match="call sweep_reference"):
         experiment.evaluate_pretrained()
     with pytest.raises(ValueError, match="'score-based' of seed 0 is not trained yet"):

@@ -10,6 +10,8 @@ from irlkit.experiments.claims import Claim, _with_range, held_in_words
 from irlkit.experiments.energy_presets import EnergyPreset
 
 PRETRAINED = "pretrained"
+ANNEALED = "pretrained, annealed"
+"""The pretrained model with the learned annealing that the policies keep."""
 
 
 def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]:
@@ -53,6 +55,18 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
                 "<= 0",
             ),
         ]
+    annealed = rows_of(evaluation, PRETRAINED, few, "learned")
+    if len(annealed):
+        before = float(annealed["energy_above_reference"].mean())
+        claims += [
+            check(
+                f"{name}, {few} steps: energy above reference relative to the pretrained model "
+                f"with the learned annealing, {few} steps",
+                _share(energies[variant.policy], before),
+                "< 1",
+            )
+            for name, variant in preset.policies.items()
+        ]
     velocity, score = energies["velocity"], energies["score"]
     claims.append(
         check(
@@ -77,8 +91,13 @@ def energy_conclusion(
     """
     few, many = preset.n_steps, preset.reference_steps
     compared = [
-        (f"pretrained, best annealing, {many} steps", PRETRAINED, many, "handcrafted"),
+        (f"pretrained, best handcrafted annealing, {many} steps", PRETRAINED, many, "handcrafted"),
         (f"pretrained, no annealing, {few} steps", PRETRAINED, few, "none"),
+        *(
+            (f"pretrained, learned annealing, {k} steps", PRETRAINED, k, "learned")
+            for k in (few, many)
+            if len(rows_of(evaluation, PRETRAINED, k, "learned"))
+        ),
         *((f"{name}, {few} steps", name, few, None) for name in preset.policies),
     ]
     columns = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from irlkit.experiments.presets import Rung, check_training, choose, parse_seeds
@@ -11,6 +11,8 @@ from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
 POLICIES = ("score", "velocity")
+ANNEALINGS = ("none", "learn")
+"""What ``EnergyPreset.annealing`` can be besides coefficients and a path."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,23 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class AnnealingTraining:
+    """How the annealing that the policies keep is learned, with cRMSE as the reward.
+
+    Attributes:
+        iterations: of GRPO.
+        grpo: further arguments of ``GRPOConfig``.
+        noise: field -> scale of the constant exploration noise (no unit for "pos", Å for "cell").
+        schedule: arguments of ``LearnedAnnealing``.
+    """
+
+    iterations: int = 120
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EnergyPreset:
     """Size and settings of notebook 03.
 
@@ -50,8 +69,10 @@ class EnergyPreset:
             "cell"); the fields that are not reinforced are not looked at.
         policies: name -> policy; those of the main comparison, one of each kind.
         noise_study: name -> policies with other scales of the noise (Fig. 6); trained on request.
-        annealing: that the velocities of the policies keep: coefficients (pos, cell) of a
-            handcrafted one, or the path of a learned one (notebook 04); None: none.
+        annealing: that the velocities of the policies keep: "none"; "learn": one is learned before
+            the policies are trained, see `annealing_training`; coefficients (pos, cell) of a
+            handcrafted one; or the path of a learned one (notebook 04).
+        annealing_training: how it is learned.
         n_steps: integration steps of validation and evaluation.
         train_steps: of the rollouts; None: n_steps.
         iterations: of GRPO, per policy and seed.
@@ -92,7 +113,8 @@ class EnergyPreset:
             "velocity-based, small reference noise": Variant("velocity", ref_noise="small"),
         }
     )
-    annealing: tuple[float, float] | str | None = None
+    annealing: tuple[float, float] | str = "none"
+    annealing_training: AnnealingTraining = field(default_factory=AnnealingTraining)
     n_steps: int = 50
     train_steps: int | None = None
     iterations: int = 40
@@ -131,6 +153,9 @@ class EnergyPreset:
                         f"{name} uses, got {dict(self.noise.get(level, {}))}"
                     )
             self.config(name, 0)  # Checks the settings of GRPO.
+        if self.annealing == "learn":
+            check_training(self.seeds, self.annealing_training.iterations)
+            self.annealing_config()
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -149,6 +174,18 @@ class EnergyPreset:
         }
         return GRPOConfig(seed=seed, **settings)
 
+    def annealing_config(self) -> GRPOConfig:
+        """Settings of the training of the annealing; its seed is the first."""
+        settings = {
+            "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
+            "validation_n_steps": self.n_steps,
+            "max_batch": self.max_batch,
+            "iterations": self.annealing_training.iterations,
+            "shared_x_0": True,
+            **self.annealing_training.grpo,
+        }
+        return GRPOConfig(seed=self.seeds[0], **settings)
+
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Seeds that a policy is trained with."""
         return self.seeds[: self.variants[name].n_seeds]
@@ -161,7 +198,10 @@ class EnergyPreset:
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them."""
         configs = {name: self.config(name, self.seeds[0]).to_dict() for name in self.variants}
-        return {**asdict(self), "grpo": configs}
+        learned = self.annealing_config().to_dict() if self.annealing == "learn" else {}
+        settings = asdict(self)
+        settings["annealing_training"]["grpo"] = learned
+        return {**settings, "grpo": configs}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -177,6 +217,22 @@ _GRPO = {
     "step_fraction": 0.25,
     "max_minibatch": 640,
 }
+# As notebook 04 learns it, but for the steps of this notebook and with fewer iterations.
+_LEARNED = AnnealingTraining(
+    iterations=120,
+    grpo={
+        "n_groups": 32,
+        "group_size": 8,
+        "n_ppo_epochs": 8,
+        "learning_rate": 2e-2,
+        "final_learning_rate": 3e-3,
+        "noise_decay": 0.4,
+        "average_decay": 0.95,
+        "validate_every": 20,
+        "validation_size": 256,
+    },
+    schedule={"positive": True, "n_frequencies": 3},
+)
 _ONE_SEED = {
     "score-based, small noise": Variant("score", noise="small", n_seeds=1),
     "score-based, large noise": Variant("score", noise="large", n_seeds=1),
@@ -204,6 +260,18 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
         # About a minute on two cores: shows that everything works, not how well.
         EnergyPreset(
             "quick",
+            annealing="learn",
+            annealing_training=replace(
+                _LEARNED,
+                iterations=4,
+                grpo={
+                    **_LEARNED.grpo,
+                    "n_groups": 8,
+                    "n_ppo_epochs": 4,
+                    "validate_every": 2,
+                    "validation_size": 32,
+                },
+            ),
             n_steps=20,
             iterations=3,
             noise_study={"score-based, large noise": Variant("score", noise="large", n_seeds=1)},
@@ -227,6 +295,8 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
         # Less than fifteen minutes on two cores.
         EnergyPreset(
             "laptop",
+            annealing="learn",
+            annealing_training=_LEARNED,
             train_steps=25,
             iterations=25,
             noise_study=_ONE_SEED,

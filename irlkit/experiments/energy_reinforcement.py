@@ -21,28 +21,34 @@ from irlkit.experiments.changes import atom_changes, count_distinct
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.energies import METRIC_NAMES, EnergyExperiment
 from irlkit.experiments.energy_claims import (
+    ANNEALED,
     PRETRAINED,
     energy_claims,
     energy_conclusion,
     rows_of,
 )
 from irlkit.experiments.energy_presets import EnergyPreset
-from irlkit.policies import Policy, ScorePolicy, VelocityPolicy
+from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward
 from irlkit.schedules import (
     Annealing,
+    ConstantNoise,
     LearnedAnnealing,
     LinearAnnealing,
     NoAnnealing,
     SquareRootNoise,
     load_annealing,
+    save_annealing,
 )
 
 _POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
     "score": ScorePolicy,
     "velocity": VelocityPolicy,
 }
+ANNEALING = "annealing"
+"""What the training of the annealing is called beside those of the policies."""
+
 VALIDATION_COLUMNS = {
     "validation_info_energy_energy_above_reference": "energy_above_reference",
     "validation_info_match_matched": "match_rate",
@@ -69,7 +75,7 @@ class EnergyReinforcement(EnergyExperiment):
 
     Attributes:
         policies: (name, seed) -> trained policy.
-        annealing: that the policies keep.
+        annealing: that the policies keep; None: it is to be learned and was not yet.
 
     Raises:
         FileNotFoundError: no such checkpoint, data file or weights of the potential.
@@ -99,6 +105,7 @@ class EnergyReinforcement(EnergyExperiment):
         self.preset = preset
         self.policies: dict[tuple[str, int], Policy] = {}
         self._diversity = pd.DataFrame()
+        self._annealing_policies: dict[tuple[str, int], AnnealingPolicy] = {}
         self.annealing, self._schedule = _find_annealing(preset.annealing)
         if isinstance(self.annealing, LearnedAnnealing):
             self.annealing.to(next(self.model.parameters())).requires_grad_(False)
@@ -120,6 +127,64 @@ class EnergyReinforcement(EnergyExperiment):
     # Training
     # ----------------------------------------------------------------------------------------------
 
+    def learn_annealing(self) -> pd.DataFrame:
+        """Learn the annealing that the policies keep, if the preset says so (notebook 04).
+
+        The reward is cRMSE, with no energy in it; the best by validation is kept. Once finished, a
+        further call begins anew; after an interruption, it goes on from there.
+
+        Returns:
+            The history of the training; empty if the preset has the annealing learned elsewhere or
+            none.
+
+        Raises:
+            KeyboardInterrupt: interrupted; says how far training was.
+        """
+        if self.preset.annealing != "learn":
+            return pd.DataFrame()
+        key, training = (ANNEALING, self.preset.seeds[0]), self.preset.annealing_training
+        config = self.preset.annealing_config()
+        run = Run(
+            key=key,
+            name=ANNEALING,
+            folder=ANNEALING,
+            labels={"policy": ANNEALING, "seed": key[1]},
+            make=self._make_annealing_policy,
+            config=config,
+            iterations=training.iterations,
+        )
+        validation = self.validation.subset(config.validation_size)
+        with (
+            CRMSEReward(self.train, self.pool) as reward,
+            CRMSEReward(validation, self.pool) as validation_reward,
+        ):
+            self._train_all(
+                [run],
+                reward,
+                validation,
+                validation_reward,
+                self._annealing_policies,
+                "training of the annealing",
+            )
+        self.annealing = self._annealing_policies[key].annealing.eval().requires_grad_(False)
+        return self._histories[key]
+
+    def _make_annealing_policy(self) -> AnnealingPolicy:
+        training = self.preset.annealing_training
+        generator = torch.Generator().manual_seed(self.preset.seeds[0])
+        return AnnealingPolicy(
+            self.model,
+            LearnedAnnealing(**training.schedule, generator=generator),
+            {field: ConstantNoise(scale) for field, scale in training.noise.items()},
+        )
+
+    def _kept_annealing(self) -> Annealing:
+        if self.annealing is None:
+            raise ValueError(
+                "the annealing that the policies keep is not learned yet; call learn_annealing"
+            )
+        return self.annealing
+
     def train_policies(self) -> pd.DataFrame:
         """Train every policy of the main comparison with every seed; the best are kept.
 
@@ -130,6 +195,7 @@ class EnergyReinforcement(EnergyExperiment):
 
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
+            ValueError: the annealing that the policies keep is not learned yet.
         """
         return self._train(self.preset.policies, "training")
 
@@ -138,6 +204,7 @@ class EnergyReinforcement(EnergyExperiment):
         return self._train(self.preset.noise_study, "training with other noise")
 
     def _train(self, names: Iterable[str], what: str) -> pd.DataFrame:
+        self._kept_annealing()  # Fails now if there is none yet.
         runs = [
             Run(
                 key=(name, seed),
@@ -204,7 +271,12 @@ class EnergyReinforcement(EnergyExperiment):
         """
         rows = []
         for (name, seed), history in self._histories.items():
-            for found in judge(history, self.preset.config(name, seed)):
+            config = (
+                self.preset.annealing_config()
+                if name == ANNEALING
+                else self.preset.config(name, seed)
+            )
+            for found in judge(history, config):
                 rows.append({"policy": name, "seed": seed, **vars(found)})
         return pd.DataFrame(rows)
 
@@ -233,6 +305,26 @@ class EnergyReinforcement(EnergyExperiment):
                     jobs.append(Job({"policy": PRETRAINED, **labels, **steps}, annealing))
         return self._run("the pretrained model", jobs)
 
+    def evaluate_annealing(self) -> pd.DataFrame:
+        """Evaluate the pretrained model with the learned annealing that the policies keep.
+
+        Returns:
+            The new rows of ``evaluation``; none if the policies keep no learned annealing.
+
+        Raises:
+            ValueError: it was not learned yet.
+        """
+        if self._schedule != "learned":
+            return pd.DataFrame()
+        annealing, _ = self.deployed(ANNEALED, self.preset.seeds[0])
+        labels = {"policy": PRETRAINED, **annealing_labels("learned", annealing)}
+        jobs = [
+            Job({**labels, "n_steps": k, "seed": seed}, annealing)
+            for k in (self.preset.n_steps, self.preset.reference_steps)
+            for seed in self.preset.seeds_for(k)
+        ]
+        return self._run("the learned annealing", jobs)
+
     def evaluate_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
         """Evaluate trained policies on the test split, each seed with base samples of its own.
 
@@ -248,20 +340,27 @@ class EnergyReinforcement(EnergyExperiment):
         jobs = []
         for name in self.preset.policies if names is None else names:
             for seed in self.preset.seeds_of(name):
-                annealed = annealing_labels(self._schedule, self.annealing)
+                annealed = annealing_labels(self._schedule, self._kept_annealing())
                 labels = {"n_steps": self.preset.n_steps, "seed": seed}
                 annealing, options = self.deployed(name, seed)
                 jobs.append(Job({"policy": name, **annealed, **labels}, annealing, options))
         return self._run("policies", jobs)
 
     def deployed(self, name: str, seed: int) -> tuple[Annealing, dict[str, Any]]:
-        """Annealing and further arguments of ``generate``; the pretrained model by its name.
+        """Annealing and further arguments of ``generate``.
+
+        Args:
+            name: of a policy; "pretrained", without annealing; or "pretrained, annealed", with the
+                annealing that the policies keep.
+            seed: of training.
 
         Raises:
             ValueError: it was not trained yet.
         """
         if name == PRETRAINED:
             return NoAnnealing(), {"model": self.model}
+        if name == ANNEALED:
+            return self._kept_annealing(), {"model": self.model}
         if (name, seed) not in self.policies:
             raise ValueError(
                 f"{name!r} of seed {seed} is not trained yet; call train_policies or study_noise "
@@ -298,13 +397,20 @@ class EnergyReinforcement(EnergyExperiment):
     # What has changed
     # ----------------------------------------------------------------------------------------------
 
+    @property
+    def start(self) -> str:
+        """What the policies were before training: "pretrained", or "pretrained, annealed"."""
+        return ANNEALED if self._schedule == "learned" else PRETRAINED
+
     def energies(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Energies above the reference (eV/atom) of test structures, nan where there is none."""
         table = self.structures
         seed = self.preset.seeds[0] if seed is None else seed
         few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
-        few = few[(few["schedule"] == "none") | (few["policy"] != PRETRAINED)]
-        names = (PRETRAINED, *self.preset.policies)
+        annealed = (few["policy"] == PRETRAINED) & (few["schedule"] == "learned")
+        few = few[(few["policy"] != PRETRAINED) | (few["schedule"] == "none") | annealed]
+        few = few.assign(policy=few["policy"].mask(annealed, ANNEALED))
+        names = dict.fromkeys((PRETRAINED, self.start, *self.preset.policies))
         return {
             name: few.loc[few["policy"] == name, "energy_above_reference"].to_numpy()
             for name in names
@@ -321,7 +427,7 @@ class EnergyReinforcement(EnergyExperiment):
             ValueError: fewer than three structures have an energy before and after.
         """
         energies = self.energies(seed)
-        gain = energies[PRETRAINED] - energies[name]
+        gain = energies[self.start] - energies[name]
         small = self.test.batch.n_atoms.numpy() <= 10
         rows = np.flatnonzero(np.isfinite(gain) & small)
         if len(rows) < 3:
@@ -352,7 +458,7 @@ class EnergyReinforcement(EnergyExperiment):
         # Drawn for all of the split, so that it is that of the evaluation.
         x_0 = self.base_sample(self.test.batch, seed)[rows]
         generated = {}
-        for when, policy in (("before", PRETRAINED), ("after", name)):
+        for when, policy in (("before", self.start), ("after", name)):
             annealing, options = self.deployed(policy, seed)
             generated[when] = self.generate(
                 data.batch, self.preset.n_steps, annealing, seed, x_0=x_0, **options
@@ -386,7 +492,7 @@ class EnergyReinforcement(EnergyExperiment):
         groups = self.test.batch[np.sort(chosen)].repeat(size)
         tables = []
         with self._timed("diversity"):
-            for name in (PRETRAINED, *self.preset.policies):
+            for name in (self.start, *self.preset.policies):
                 annealing, options = self.deployed(name, seed)
                 generated = self.generate(
                     groups, self.preset.n_steps, annealing, seed, **options
@@ -418,6 +524,12 @@ class EnergyReinforcement(EnergyExperiment):
         for (name, seed), policy in self.policies.items():
             path = self.out_dir / f"{file_name(name)}_seed_{seed}.safetensors"
             policy.save(path)
+            paths.append(path)
+        if isinstance(self.annealing, LearnedAnnealing):
+            path = self.out_dir / "annealing.safetensors"
+            steps = list(self.preset.annealing_config().step_choices)
+            metadata = {"checkpoint": self.checkpoint, "dataset": self.dataset}
+            save_annealing(self.annealing, path, {**metadata, "train_steps": steps})
             paths.append(path)
         return paths
 
@@ -452,12 +564,12 @@ class EnergyReinforcement(EnergyExperiment):
         }
 
 
-def _find_annealing(
-    annealing: tuple[float, float] | str | None,
-) -> tuple[Annealing, str]:
-    """The annealing of a preset, and what tables call it."""
-    if annealing is None:
+def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | None, str]:
+    """The annealing of a preset, None if it is to be learned, and what tables call it."""
+    if annealing == "none":
         return NoAnnealing(), "none"
+    if annealing == "learn":
+        return None, "learned"
     if isinstance(annealing, str):
         return load_annealing(annealing), "learned"
     return LinearAnnealing(*annealing), "handcrafted"

@@ -193,6 +193,11 @@ def energy_work(
         _sweep("sweep for many steps", preset.reference_sweep, preset.candidates, n_validation),
         Work("evaluation, pretrained", n_test * sum(counts), matched=n, energies=n + n_test),
     ]
+    if preset.annealing == "learn":
+        work = _training(preset.annealing_config(), n_validation)
+        n //= 2
+        evaluated = Work("", n_test * sum(counts) // 2, matched=n, energies=n)
+        works.append(_total("learning the annealing", [work, evaluated]))
     stages: tuple[tuple[str, dict[str, Variant]], ...] = (
         ("training", dict(preset.policies)),
         ("training with other noise", dict(preset.noise_study)),
