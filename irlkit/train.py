@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -26,6 +27,9 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.trainer import GRPOTrainer
+
+if TYPE_CHECKING:
+    from irlkit.rewards import EnergyReward
 
 TIMEOUT = timedelta(hours=2)
 """How long ranks wait for each other: longer than any validation of rank 0."""
@@ -141,7 +145,7 @@ def train(trainer: type[GRPOTrainer], arguments: argparse.Namespace, device: str
     from irlkit.grpo import GRPOConfig
     from irlkit.model import load_pretrained
     from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
-    from irlkit.rewards import CRMSEReward, Reward, SymmetryReward
+    from irlkit.rewards import CRMSEReward, RayReward, Reward, SymmetryReward
     from irlkit.schedules import ConstantNoise, LearnedAnnealing
 
     data = datasets.load(arguments.dataset, "train", progress=False)
@@ -154,18 +158,19 @@ def train(trainer: type[GRPOTrainer], arguments: argparse.Namespace, device: str
     else:
         kinds = {"velocity": VelocityPolicy, "score": ScorePolicy}
         policy = kinds[arguments.policy](model, noise)
-    reward: Reward
-    judge: Reward
+    n_actors = arguments.ray_workers
+    make: Callable[[], Reward]
     if arguments.reward == "crmse":
-        reward = CRMSEReward(data, pool=arguments.workers)
-        judge = CRMSEReward(held_out, pool=arguments.workers)
+        make = partial(CRMSEReward, data, arguments.workers)
     elif arguments.reward == "energy":
-        from irlkit.potentials import CHGNetPotential
-        from irlkit.rewards import EnergyReward
-
-        reward = judge = EnergyReward(CHGNetPotential(device=device))
+        # Ray's actors have no GPU reserved.
+        make = partial(_energy_reward, "cpu" if n_actors else device)
     else:
-        reward = judge = SymmetryReward(arguments.reward)
+        make = partial(SymmetryReward, arguments.reward)
+    reward = RayReward(make, n_actors, address=arguments.ray_address) if n_actors else make()
+    judge = reward
+    if arguments.reward == "crmse":
+        judge = CRMSEReward(held_out, arguments.workers)
     config = GRPOConfig(
         n_groups=arguments.n_groups,
         group_size=arguments.group_size,
@@ -194,6 +199,14 @@ def train(trainer: type[GRPOTrainer], arguments: argparse.Namespace, device: str
         judge.close()
 
 
+def _energy_reward(device: str) -> EnergyReward:
+    """CHGNet's energies, made where they are computed."""
+    from irlkit.potentials import CHGNetPotential
+    from irlkit.rewards import EnergyReward
+
+    return EnergyReward(CHGNetPotential(device=device))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; started again with the same arguments, it continues."""
     parser = argparse.ArgumentParser(prog="python -m irlkit.train", description=__doc__)
@@ -213,6 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--validation-size", type=int, default=64)
     parser.add_argument("--validate-every", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0, help="processes that match structures")
+    parser.add_argument("--ray-workers", type=int, default=0, help="Ray actors that judge; 0: none")
+    parser.add_argument("--ray-address", help="of their cluster; default: one on this machine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args(argv)

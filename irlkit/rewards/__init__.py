@@ -4,6 +4,7 @@ from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.composite import CompositeReward
 from irlkit.rewards.energy import EnergyReward
 from irlkit.rewards.function import FunctionReward, as_reward
+from irlkit.rewards.ray import RayReward
 from irlkit.rewards.structure_match import CRMSEReward
 from irlkit.rewards.symmetry import SymmetryReward
 
@@ -12,6 +13,7 @@ __all__ = [
     "CompositeReward",
     "EnergyReward",
     "FunctionReward",
+    "RayReward",
     "Reward",
     "RewardResult",
     "SymmetryReward",

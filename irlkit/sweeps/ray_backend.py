@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -11,30 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from irlkit.cluster import connect, import_ray
 from irlkit.sweeps.optuna_backend import distributions, import_optuna
 from irlkit.sweeps.store import SweepFolder, TrialRecord
 from irlkit.sweeps.trial import Objective, run_trial
 
 _METRIC = "validation_reward"
-# No usage statistics, and paths stay relative to where the sweep was started.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-
-
-def import_ray() -> ModuleType:
-    """Ray with Tune, without usage statistics.
-
-    Raises:
-        ImportError: it is not installed; says how to get it.
-    """
-    os.environ.update(_ENVIRONMENT)
-    try:
-        import ray
-        import ray.tune
-    except ImportError as error:
-        raise ImportError(
-            "this backend needs Ray Tune, which is not installed: pip install 'irlkit[ray]'"
-        ) from error
-    return ray
 
 
 def run_ray(
@@ -163,25 +144,9 @@ def _cluster(
     ray: ModuleType, address: str | None, n_workers: int, cpus: float, gpus: float
 ) -> Iterator[None]:
     """A connection to a cluster; one that was not there before ends with it."""
-    if ray.is_initialized():
-        yield
-        return
-    if address is None:
-        ray.init(
-            num_cpus=max(1, round(n_workers * cpus)),
-            num_gpus=round(n_workers * gpus) or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
-    else:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={"env_vars": _ENVIRONMENT},
-        )
+    connected = connect(ray, address, n_workers, cpus, gpus)
     try:
         yield
     finally:
-        ray.shutdown()
+        if connected:
+            ray.shutdown()

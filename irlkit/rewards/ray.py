@@ -1,0 +1,300 @@
+"""Rewards on the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from irlkit.cluster import connect, import_ray
+from irlkit.crystals import CrystalBatch
+from irlkit.rewards.base import Reward, RewardResult
+from irlkit.rewards.function import as_reward
+from irlkit.workers import WorkersLostError
+
+_TRIES = 2
+"""How often a part is tried whose workers are lost: a node may go; twice is no chance."""
+
+
+class RayReward(Reward):
+    """A reward that every worker has a copy of, and that a batch is shared among.
+
+    Values and information are those of the reward itself, in order; energies of a batch may differ
+    by rounding from those of its parts. Groups that the reward compares within (``EnergyReward``)
+    stay whole. A worker that is free takes the next part, so that slow parts hold up nobody.
+
+    The structures of a worker that dies (its node goes, or a structure ends its process) are given
+    to another one, once. If that dies as well, they have no result: their reward is `on_failure`,
+    their information is nan, False, -1 or None, and `info` has an entry ``lost``, True for them.
+    While `on_failure` is nan, a trainer stops with an error that names them. An error that the
+    reward raises is raised here. There is no time limit beyond what the reward itself keeps.
+
+    Args:
+        factory: Makes the reward (or a function of structures, as `FunctionReward` takes), once in
+            each worker, such as ``partial(EnergyReward, "chgnet", 32)`` or
+            ``partial(CRMSEReward, data, 0)``. It is sent to the workers, with all it holds.
+        n_workers: Ray actors.
+        cpus, gpus: What Ray reserves for each; a worker computes with as many threads.
+        address: Of a Ray cluster, such as "auto"; None: the one that this process is connected to,
+            or else a new one on this machine, which ends with `close`. The package has to be
+            installed on all nodes.
+        parts_per_worker: Into how many parts per worker a batch is cut: more of them even out the
+            load, and lose less with a worker; fewer keep batches large.
+        on_failure: Reward of structures whose workers were lost twice.
+
+    Raises:
+        ValueError: a number is out of its range, or a reward is given in place of a factory.
+        ImportError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        n_workers: int = 2,
+        *,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        address: str | None = None,
+        parts_per_worker: int = 2,
+        on_failure: float = math.nan,
+    ) -> None:
+        if isinstance(factory, Reward) or not callable(factory):
+            raise ValueError(
+                "factory must be a function that makes the reward, such as "
+                f"partial(EnergyReward, 'chgnet'), got {type(factory).__name__}"
+            )
+        for name, count in (("n_workers", n_workers), ("parts_per_worker", parts_per_worker)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        for name, amount in (("cpus", cpus), ("gpus", gpus)):
+            if not (math.isfinite(amount) and amount >= 0):
+                raise ValueError(f"{name} must not be negative, got {amount!r}")
+        self._ray = import_ray()
+        self._owns_cluster = connect(self._ray, address, n_workers, cpus, gpus)
+        self.n_workers = n_workers
+        self.parts_per_worker = parts_per_worker
+        self.on_failure = float(on_failure)
+        self._factory = self._ray.put(factory)
+        self._threads = max(round(cpus), 1)
+        self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._busy: dict[Any, tuple[int, Any]] = {}
+        self._lost_starts = 0
+        self.group_size: int | None = None
+        self._whole_runs = True
+        try:
+            self._idle.append(self._take())
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self, compositions: CrystalBatch) -> None:
+        """Raises what the reward raises if it cannot judge structures of these compositions."""
+        compositions = _on_cpu(compositions)
+        for attempt in range(_TRIES):
+            actor = self._take()
+            try:
+                self._get(actor.check.remote(compositions))
+            except self._ray.exceptions.RayActorError as error:
+                if attempt + 1 == _TRIES:
+                    raise WorkersLostError(f"a Ray worker does not stay alive: {error}") from error
+            else:
+                self._idle.append(actor)
+                return
+
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        """Judges all structures.
+
+        Raises:
+            Exception: what the reward raises.
+            WorkersLostError: no structure has a result, or no worker stays alive.
+        """
+        if not len(batch):
+            return RewardResult(torch.zeros(0, dtype=torch.float64))
+        batch = _on_cpu(batch)
+        n_parts = self.n_workers * self.parts_per_worker
+        parts = cut(batch, n_parts, self.group_size, self._whole_runs)
+        results: list[RewardResult | None] = [None] * len(parts)
+        attempts = [0] * len(parts)
+        waiting = deque(range(len(parts)))
+        try:
+            while waiting or self._busy:
+                n_alive = len(self._idle) + len(self._starting) + len(self._busy)
+                self._start(min(self.n_workers, len(waiting) + len(self._busy)) - n_alive)
+                while waiting and self._idle:
+                    part, actor = waiting.popleft(), self._idle.pop()
+                    attempts[part] += 1
+                    self._busy[actor.judge.remote(batch[parts[part]])] = part, actor
+                future = self._wait()
+                if future is None:
+                    continue
+                part, actor = self._busy.pop(future)
+                try:
+                    results[part] = RewardResult(*self._get(future))
+                    self._idle.append(actor)
+                except self._ray.exceptions.RayActorError:
+                    if attempts[part] < _TRIES:
+                        waiting.append(part)
+        except BaseException:
+            self._stop()
+            raise
+        if all(result is None for result in results):
+            raise WorkersLostError(
+                f"the workers of all {len(batch)} structures were lost {_TRIES} times; Ray's logs "
+                "say why"
+            )
+        return _joined(results, [part.stop - part.start for part in parts], self.on_failure)
+
+    def close(self) -> None:
+        """Ends the workers, and the cluster if this reward has started it."""
+        self._stop()
+        if self._owns_cluster:
+            self._ray.shutdown()
+            self._owns_cluster = False
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _start(self, n: int) -> None:
+        """Starts workers. They get no structures before they are ready, should there be no room."""
+        for _ in range(n):
+            actor = self._actor.remote(self._factory, self._threads)
+            self._starting[actor.prepare.remote()] = actor
+
+    def _stop(self) -> None:
+        for actor in [*self._idle, *self._starting.values(), *(a for _, a in self._busy.values())]:
+            self._ray.kill(actor)
+        self._idle.clear()
+        self._starting.clear()
+        self._busy.clear()
+
+    def _take(self) -> Any:
+        """A worker that is ready, which is waited for."""
+        while not self._idle:
+            if not self._starting:
+                self._start(1)
+            self._wait()
+        return self._idle.pop()
+
+    def _wait(self) -> Any:
+        """What a worker has judged; None if a new one is ready, or lost."""
+        (future,), _ = self._ray.wait([*self._busy, *self._starting], num_returns=1)
+        if future not in self._starting:
+            return future
+        actor = self._starting.pop(future)
+        try:
+            self.group_size, self._whole_runs = self._get(future)
+        except self._ray.exceptions.RayActorError as error:
+            self._lost_starts += 1
+            if self._lost_starts > _TRIES * self.n_workers:
+                raise WorkersLostError(f"Ray workers do not start: {error}") from error
+        else:
+            self._lost_starts = 0
+            self._idle.append(actor)
+        return None
+
+    def _get(self, future: Any) -> Any:
+        """The answer; errors are raised as the worker raised them."""
+        try:
+            return self._ray.get(future)
+        except self._ray.exceptions.RayTaskError as error:
+            raise getattr(error, "cause", None) or error from error
+
+
+def cut(batch: CrystalBatch, n_parts: int, group_size: int | None, whole_runs: bool) -> list[slice]:
+    """Consecutive parts of a batch with about as many atoms each.
+
+    Args:
+        batch: At least one structure.
+        n_parts: How many, at most.
+        group_size: Only between groups of so many structures; None: anywhere.
+        whole_runs: Only between different compositions.
+    """
+    n = len(batch)
+    allowed = np.ones(n, dtype=bool)
+    if whole_runs:
+        formulas = np.array(batch.formulas())
+        allowed[1:] = formulas[1:] != formulas[:-1]
+    if group_size is not None:
+        allowed &= np.arange(n) % group_size == 0
+    starts = np.flatnonzero(allowed)
+    atoms_before = (batch.n_atoms.cumsum(0) - batch.n_atoms).cpu().numpy()[starts]
+    share = atoms_before * n_parts // int(batch.n_atoms.sum())
+    bounds = [*starts[np.flatnonzero(np.diff(share, prepend=-1))].tolist(), n]
+    return [slice(a, b) for a, b in pairwise(bounds)]
+
+
+class _Worker:
+    """What runs on the cluster."""
+
+    def __init__(self, factory: Callable[[], Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._factory = factory
+
+    def prepare(self) -> tuple[int | None, bool]:
+        # Not when the actor is made: the reward's own errors arrive from a call only.
+        self._reward = as_reward(self._factory())
+        return _grouping(self._reward)
+
+    def check(self, compositions: CrystalBatch) -> None:
+        if hasattr(self._reward, "check"):
+            self._reward.check(compositions)
+
+    def judge(self, batch: CrystalBatch) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
+        result = self._reward(batch)
+        values = torch.as_tensor(result.values).detach().to("cpu", torch.float64)
+        return values, dict(result.info or {})
+
+
+def _grouping(reward: Any) -> tuple[int | None, bool]:
+    """Structures per group that a reward counts on; and whether runs of compositions are groups."""
+    if hasattr(reward, "group_size"):
+        return reward.group_size, reward.group_size is None
+    parts = getattr(reward, "parts", None)
+    found = [_grouping(p) for p in parts.values()] if isinstance(parts, Mapping) else []
+    sizes = [size for size, _ in found if size is not None]
+    # Groups of a size are cut by their places, and a run of equal compositions in a trainer's batch
+    # consists of such groups.
+    return (math.lcm(*sizes) if sizes else None), any(runs for _, runs in found)
+
+
+def _on_cpu(batch: CrystalBatch) -> CrystalBatch:
+    batch = batch.to("cpu")
+    return batch.replace(pos=batch.pos.detach(), cell=batch.cell.detach())
+
+
+def _joined(
+    results: list[RewardResult | None], sizes: list[int], on_failure: float
+) -> RewardResult:
+    """One result of many, some of which are missing."""
+    known = [result for result in results if result is not None]
+    values = torch.cat(
+        [
+            torch.full((n,), on_failure, dtype=torch.float64) if result is None else result.values
+            for result, n in zip(results, sizes, strict=True)
+        ]
+    )
+    info = {}
+    for name in {name: None for result in known for name in result.info}:
+        kind = np.result_type(*[r.info[name] for r in known if name in r.info])
+        info[name] = np.concatenate(
+            [
+                np.full(n, _absent(kind), dtype=kind)
+                if result is None or name not in result.info
+                else result.info[name].astype(kind)
+                for result, n in zip(results, sizes, strict=True)
+            ]
+        )
+    if len(known) < len(results):
+        info["lost"] = np.repeat([result is None for result in results], sizes)
+    return RewardResult(values, info)
+
+
+def _absent(kind: np.dtype[Any]) -> Any:
+    """What stands where nothing is known."""
+    return {"f": math.nan, "b": False, "i": -1, "u": 0, "U": ""}.get(kind.kind)
