@@ -310,14 +310,20 @@ class _State:
                 f"out_dir: {path} belongs to a run with other settings ({different}); choose "
                 "another out_dir or the same settings"
             )
-        self.model.load_state_dict(stored["model"])
-        self.average.load_state_dict(stored["average"])
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.generator.set_state(stored["generator"].cpu())
-        self.order = stored["order"].cpu()
-        self.iteration = stored["iteration"]
-        self.seconds = stored["seconds"]
-        self.history = stored["history"]
+        try:
+            self.model.load_state_dict(stored["model"])
+            self.average.load_state_dict(stored["average"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.generator.set_state(stored["generator"].cpu())
+            self.order = stored["order"].cpu()
+            self.iteration = stored["iteration"]
+            self.seconds = stored["seconds"]
+            self.history = stored["history"]
+        except Exception as error:  # what is missing or of another kind fails in its own way
+            raise ValueError(
+                f"out_dir: {path} does not fit this run ({type(error).__name__}: {error}); "
+                "delete it to start anew"
+            ) from error
 
 
 def pretrain(

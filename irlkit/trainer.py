@@ -462,12 +462,14 @@ class GRPOTrainer:
         # What younger versions have added.
         bounds = {"max_minibatch": self.config.max_minibatch, "max_batch": self.config.max_batch}
         state = {"average": None, **bounds, **state}
-        if state["best"] is not None:
-            state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
         try:
+            if state["best"] is not None:
+                state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
             self._restore(state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} does not fit this policy: {error}") from error
+        except Exception as error:  # what is missing or of another kind fails in its own way
+            raise ValueError(
+                f"{path} does not fit this policy: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _compositions(

@@ -1,14 +1,16 @@
-"""Mutated files for every reader and loader: `python -m tests.fuzz 10000`.
+"""Mutated files for every reader and loader: `python -m tests.fuzz 20000`.
 
 Each case is a file that was valid and of which a seeded generator changed bytes, numbers, words or
-lines. It is read in a process of its own kind, which a crash may end and a hang may stop; there,
-everything that starts a program, connects to a socket or writes a file elsewhere is reported.
-What may happen: the file is read (records that are broken are skipped and counted), or a
+lines: those of the file, or ("-inner") those of what a container holds, whose sizes and checksums
+are then right again. It is read in another process, which a crash may end and a hang may stop;
+there, everything that starts a program, connects to a socket or writes a file elsewhere is
+reported. What may happen: the file is read (records that are broken are skipped and counted), or a
 `ValueError` or `FileNotFoundError` says what is wrong. Everything else is a finding.
 """
 
 import argparse
 import collections
+import contextlib
 import gzip
 import io
 import json
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,8 @@ SECONDS = 10.0
 """More is a hang."""
 MEMORY = 8 << 30
 """Address space of the process that reads; more is an error there."""
+GROWTH = 1 << 20
+"""KiB by which one case may raise the most memory that the process ever had."""
 DOCUMENTED = (ValueError, FileNotFoundError)
 WATCHED = (
     "os.system",
@@ -139,7 +144,31 @@ def seeds(folder):
     state = _pretraining()
     state.save(folder / "pretraining.pt")
     files["pretraining"] = (folder / "pretraining.pt").read_bytes()
+    files["cache"] = _cache_entry(folder, files["csv"])
+    for target in CONTAINERS:
+        files[f"{target}-inner"] = files[target]
     return files
+
+
+def _cache_entry(folder, table):
+    from irlkit import datasets
+
+    (folder / "cached.csv").write_bytes(table)
+    with contextlib.ExitStack() as stack:
+        place = folder / "cache"
+        before = os.environ.get("IRLKIT_CACHE")
+        stack.callback(_set_cache, before)
+        _set_cache(str(place))
+        datasets.load(folder / "cached.csv", progress=False)
+    (entry,) = place.glob("*.npz")
+    return entry.read_bytes()
+
+
+def _set_cache(value):
+    if value is None:
+        os.environ.pop("IRLKIT_CACHE", None)
+    else:
+        os.environ["IRLKIT_CACHE"] = value
 
 
 CONFIG = """
@@ -206,6 +235,21 @@ def _pretraining():
     return _State(flow_model(), config, 8)
 
 
+CONTAINERS = {
+    "csv.gz": "gzip",
+    "parquet": "parquet",
+    "parquet-arrays": "parquet",
+    "model": "safetensors",
+    "annealing": "safetensors",
+    "dynamics": "safetensors",
+    "ckpt": "zip",
+    "grpo": "zip",
+    "pretraining": "zip",
+    "cache": "zip",
+}
+"""Targets whose content is mutated, too: how it is packed."""
+
+
 # --- how it is mutated ---
 
 
@@ -249,6 +293,55 @@ def mutate(data, draws):
     return bytes(data)
 
 
+def mutate_inside(target, data, draws):
+    """What a container holds is mutated, and packed so that its sizes and checksums are right."""
+    kind = CONTAINERS[target.removesuffix("-inner")]
+    if kind == "gzip":
+        return gzip.compress(mutate(gzip.decompress(data), draws), mtime=0)
+    if kind == "safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = mutate(data[8:end], draws)
+        header += b" " * (-len(header) % 8)
+        return len(header).to_bytes(8, "little") + header + data[end:]
+    if kind == "zip":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        # Most members are numbers; the one that says what they are is damaged more often.
+        telling = [name for name in members if name.endswith((".pkl", "table.npy"))]
+        chosen = draws.choice([draws.choice(telling), draws.choice(list(members))])
+        members[chosen] = mutate(members[chosen], draws)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return buffer.getvalue()
+    import pandas as pd
+
+    table = pd.read_parquet(io.BytesIO(data)).astype(object)
+    row, column = draws.randrange(len(table)), draws.choice(list(table.columns))
+    table.at[row, column] = _mutate_value(table.at[row, column], draws)
+    try:
+        return table.to_parquet()
+    except (ValueError, TypeError, ArithmeticError):  # a value that parquet cannot hold
+        return mutate(data, draws)
+
+
+def _mutate_value(value, draws):
+    import numpy as np
+
+    if isinstance(value, np.ndarray) and value.dtype == object and len(value):
+        rows = list(value)
+        i = draws.randrange(len(rows))
+        rows[i] = _mutate_value(rows[i], draws)
+        return rows
+    if isinstance(value, np.ndarray):
+        data = mutate(value.tobytes(), draws)
+        return np.frombuffer(data[: len(data) // value.itemsize * value.itemsize], value.dtype)
+    if isinstance(value, str):
+        return mutate(value.encode(), draws).decode(errors="replace")
+    return draws.choice([None, float("nan"), -1.0, 1e308, 0.0])
+
+
 def read(target, content, folder):
     """What reads a file of this target; returns how many records were skipped."""
     from irlkit import datasets
@@ -278,7 +371,25 @@ def read(target, content, folder):
         return len(datasets.load(folder / "set", cache=False, progress=False).skipped)
     if kind in names:
         path = write(names[kind])
+        if kind != "txt" and len(content) % 4 == 0:
+            lazy = datasets.load(path, lazy=True)
+            for _ in lazy:
+                pass
+            return len(lazy.skipped)
         return len(datasets.load(path, cache=False, progress=False).skipped)
+    if kind == "cache":
+        from irlkit.datasets import cache
+
+        write("entry.npz")
+        before = os.environ.get("IRLKIT_CACHE")
+        _set_cache(str(folder))
+        try:
+            entry = cache.read("entry")
+        finally:
+            _set_cache(before)
+        if entry is None:
+            raise ValueError("warned of, and read anew from the file that it is of")
+        return 0
     if kind == "pickle":
         from irlkit.datasets import unpickling
 
@@ -287,7 +398,7 @@ def read(target, content, folder):
         from irlkit.model import FlowModel
 
         FlowModel.load(write("a.safetensors"))
-    elif target == "annealing":
+    elif target in ("annealing", "annealing-inner"):
         from irlkit.schedules import load_annealing
 
         load_annealing(write("a.safetensors"))
@@ -326,6 +437,23 @@ def read(target, content, folder):
 
 SEEDS = {}
 FIXED = {}
+
+
+def damaged(target, draws):
+    """The mutated content of a target's file."""
+    if target.endswith("-inner"):
+        return mutate_inside(target, SEEDS[target], draws)
+    content = mutate(SEEDS[target], draws)
+    while target.endswith("-json") and not _is_json(content):
+        content = mutate(SEEDS[target], draws)
+    return content
+
+
+def _is_json(content):
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def serve(folder):
@@ -375,7 +503,8 @@ def serve(folder):
         place.mkdir()
         trace = folder / "trace"
         draws = random.Random(f"{target} {seed}")
-        content = mutate(SEEDS[target], draws).replace(b"TRACE", str(trace).encode())
+        content = damaged(target, draws).replace(b"TRACE", str(trace).encode())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         acts.clear()
         answer = {"result": "read"}
         armed = True
@@ -389,6 +518,9 @@ def serve(folder):
             answer = {"result": "error", "error": f"{type(error).__name__}: {error}"[:300]}
         armed = False
         answer["seconds"] = time.monotonic() - started
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+        if grown > GROWTH:
+            answer = {"result": "memory", "error": f"{grown} KiB more: {answer}"}
         if acts or trace.exists():
             answer = {"result": "acted", "error": f"{acts}"}
         print(json.dumps(answer), file=answers, flush=True)
@@ -436,9 +568,12 @@ class Reader:
     def ask(self, target, seed):
         if self.process is None:
             self.start()
-        self.process.stdin.write(f"{target} {seed}\n".encode())
-        self.process.stdin.flush()
-        answer = self.answer(SECONDS)
+        try:
+            self.process.stdin.write(f"{target} {seed}\n".encode())
+            self.process.stdin.flush()
+            answer = self.answer(SECONDS)
+        except BrokenPipeError:
+            answer = None
         if answer is not None:
             return answer
         hung = self.process.poll() is None and not self._ended()
@@ -456,37 +591,44 @@ class Reader:
         if self.process is not None:
             self.process.kill()
             self.status = self.process.wait()
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
             self.process.stdout.close()
             self.process = None
 
 
-def run(n, first=0, only=None, progress=None):
-    """Counts per target and result, the findings, and the longest time of a case, seconds."""
+def run(n, first=0, only=None, progress=None, reader=None):
+    """Counts per target and result, the findings, and the longest time of a case, seconds.
+
+    Refusals are counted by the type of the exception, such as "ValueError".
+    """
+    if reader is None:
+        with tempfile.TemporaryDirectory() as folder:
+            reader = Reader(Path(folder).resolve())
+            try:
+                return run(n, first, only, progress, reader)
+            finally:
+                reader.stop()
     counts = collections.defaultdict(collections.Counter)
     findings, longest = [], 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        reader = Reader(Path(folder).resolve())
-        try:
-            targets = [t for t in reader.start() if only in (None, t)]
-            for i in range(n):
-                target, seed = targets[i % len(targets)], first + i // len(targets)
-                answer = reader.ask(target, seed)
-                counts[target][answer["result"]] += 1
-                longest = max(longest, answer.get("seconds", 0.0))
-                if answer["result"] not in ("read", "skipped", "refused"):
-                    findings.append(Finding(target, seed, answer["result"], answer["error"]))
-                if progress is not None and (i + 1) % 500 == 0:
-                    progress(f"{i + 1} of {n}: {len(findings)} findings")
-        finally:
-            reader.stop()
+    targets = [t for t in reader.start() if only in (None, t)]
+    for i in range(n):
+        target, seed = targets[i % len(targets)], first + i // len(targets)
+        answer = reader.ask(target, seed)
+        refused = answer["result"] == "refused"
+        counts[target][answer["error"].partition(":")[0] if refused else answer["result"]] += 1
+        longest = max(longest, answer.get("seconds", 0.0))
+        if answer["result"] not in ("read", "skipped", "refused"):
+            findings.append(Finding(target, seed, answer["result"], answer["error"]))
+        if progress is not None and (i + 1) % 500 == 0:
+            progress(f"{i + 1} of {n}: {len(findings)} findings")
     return counts, findings, longest
 
 
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("n", nargs="?", type=int, default=10_000, help="number of inputs")
+    parser.add_argument("n", nargs="?", type=int, default=20_000, help="number of inputs")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--target", help="only this kind of file")
     parser.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"), help="repeat one case")
@@ -522,7 +664,7 @@ def repeat(target, seed):
         FIXED.update(trainer=_trainer(None), pretraining=_pretraining(), model=flow_model())
         place = folder / "case"
         place.mkdir()
-        print(read(target, mutate(SEEDS[target], random.Random(f"{target} {seed}")), place))
+        print(read(target, damaged(target, random.Random(f"{target} {seed}")), place))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irlkit.datasets.parsing import Malformed
+from irlkit.datasets.parsing import Malformed, fractional
 from irlkit.datasets.readers import RawRecords, chunked, register_reader, scalars
 
 SUFFIXES = (".cif", ".vasp", ".poscar")
@@ -134,12 +134,15 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     row |= {k: json.dumps(v) for k, v in atoms.info.items() if isinstance(v, dict)}
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         return Malformed("it is not periodic in three directions"), row
-    payload = (
-        np.array(atoms.numbers, dtype=np.int64),
-        atoms.get_scaled_positions(wrap=False),
-        np.array(atoms.cell.array),
-    )
-    return payload, row
+    cell = np.array(atoms.cell.array)
+    try:
+        return (
+            np.array(atoms.numbers, dtype=np.int64),
+            fractional(atoms.positions, cell),
+            cell,
+        ), row
+    except ValueError as error:
+        return Malformed(str(error)), row
 
 
 register_reader(".extxyz", read_extxyz)

@@ -124,8 +124,11 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
                 start += len(payloads)
     except _NoStructures as error:
         raise ValueError(str(error)) from error
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"cannot read {path} as a parquet table: {error}") from error
+    # A damaged table can make its libraries raise nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"cannot read {path} as a parquet table ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _from_arrays(species: Any, pos: Any, cell: Any, cartesian: bool) -> Any:
