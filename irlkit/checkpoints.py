@@ -85,9 +85,3 @@ def read_checkpoint(
                 f"{ours}; take another out_dir or the same settings"
             )
     return state
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove half-written files that a killed run of this folder has left aside."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)

@@ -32,10 +32,13 @@ from irlkit.interpolants import (
     pair_with_data,
 )
 from irlkit.model import FlowModel
-from irlkit.system import write_atomically
+from irlkit.system import check_writable, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
+
+LONGEST_UNSAVED = 60.0
+"""Seconds after which a checkpoint is written, whatever it costs."""
 
 #: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
 #: Trig-SDE-Gamma.
@@ -76,7 +79,7 @@ class PretrainingConfig:
         cell_weight: Weight of the cell's losses against the positions'.
         denoiser_weight: Weight of the denoiser's losses against the velocities'.
         pairing: Shift and reorder base positions towards the data (`pair_with_data`).
-        validate_every: Steps between validations and checkpoints.
+        validate_every: Steps between validations.
         seed: Of weights, data order and draws.
     """
 
@@ -226,6 +229,7 @@ class _State:
         self.order = torch.empty(0, dtype=torch.long)
         self.n_train = n_train
         self.history: list[dict[str, float]] = []
+        self._save_after = 0.0
 
     def next_indices(self) -> Tensor:
         """Indices of the next minibatch; the order is drawn anew once all structures were used."""
@@ -255,8 +259,8 @@ class _State:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
-                f"iteration {self.iteration}: the gradient is not finite; lower learning_rate "
-                f"(now {config.learning_rate}) and continue from the last checkpoint"
+                f"iteration {self.iteration}: the gradient is not finite; start anew with a lower "
+                f"learning_rate (now {config.learning_rate})"
             )
         self.optimizer.step()
         # Early averages follow the weights closely, else the random start would stay in them.
@@ -288,6 +292,15 @@ class _State:
             buffer,
         )
         write_atomically(path, buffer.getvalue())
+
+    def save_now_and_then(self, path: Path, share: float) -> None:
+        """Write the checkpoint if no more than a share of the time is spent on that."""
+        begun = time.monotonic()
+        if begun >= self._save_after:
+            self.save(path)
+            saved = time.monotonic()
+            pause = (saved - begun) * (1 - share) / share
+            self._save_after = saved + min(pause, LONGEST_UNSAVED)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -335,9 +348,15 @@ def pretrain(
     out_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     info: Mapping[str, Any] | None = None,
+    checkpoint_share: float = 0.05,
     progress: bool = True,
 ) -> FlowModel:
     """Train a flow model; with `out_dir`, stop and call again to continue.
+
+    Stopped in whatever way, SIGKILL included, it continues from its last checkpoint and ends with
+    the bits (on a CPU) of a run that was never stopped. An iteration is often shorter than the
+    writing of a checkpoint, so that one is not written after each: iterations since the last are
+    repeated, and only their time is lost. With `checkpoint_share` = 1 it is at most one iteration.
 
     Args:
         dataset: Training structures.
@@ -348,13 +367,17 @@ def pretrain(
         out_dir: Folder for ``checkpoint.pt``, ``model.safetensors`` and ``history.parquet``.
         device: Where to train.
         info: Plain data to keep with the model.
+        checkpoint_share: Largest share of the time that is spent on writing checkpoints, as long
+            as one is written every minute; 1 writes one after every iteration.
         progress: Show a progress bar.
 
     Returns:
         The model with averaged weights.
 
     Raises:
-        ValueError: the data set is empty, or `out_dir` holds a checkpoint of other settings.
+        ValueError: the data set is empty, `checkpoint_share` is not in (0, 1], or `out_dir` holds a
+            checkpoint of other settings.
+        OSError: `out_dir` cannot be written to.
         FloatingPointError: a gradient is not finite.
     """
     from tqdm.auto import tqdm
@@ -362,12 +385,17 @@ def pretrain(
     config = config or PretrainingConfig()
     if len(dataset) < 2:
         raise ValueError(f"dataset: training needs two structures or more, got {len(dataset)}")
+    if not 0 < checkpoint_share <= 1:
+        raise ValueError(
+            f"checkpoint_share: expected a number above 0 and at most 1, got {checkpoint_share}"
+        )
     data = dataset.batch.standard_orientation().to(device)
     held_out = None if validation is None else validation.batch.standard_orientation().to(device)
     state = _State(build_model(dataset, config).to(device), config, len(dataset))
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+        remove_leftovers(folder)
         if (folder / "checkpoint.pt").exists():
             state.load(folder / "checkpoint.pt")
     bar = tqdm(
@@ -388,9 +416,11 @@ def pretrain(
             bar.update()
             if state.iteration % 50 == 0:
                 bar.set_postfix(loss=f"{mean_loss:.4f}")
-            if state.iteration % config.validate_every and state.iteration < config.iterations:
-                continue
             state.seconds = time.monotonic() - started
+            if state.iteration % config.validate_every and state.iteration < config.iterations:
+                if folder is not None:
+                    state.save_now_and_then(folder / "checkpoint.pt", checkpoint_share)
+                continue
             row = {"iteration": state.iteration, "seconds": state.seconds, **values}
             if held_out is not None:
                 row |= _validation_losses(state.average, held_out, config)
@@ -478,6 +508,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--validate-every", type=int, default=defaults.validate_every)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument(
+        "--checkpoint-share",
+        type=float,
+        default=0.05,
+        help="largest share of the time for checkpoints; 1: one after every iteration",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     arguments = parser.parse_args(argv)
@@ -498,6 +534,7 @@ def main(argv: list[str] | None = None) -> None:
         evaluate=metre_evaluation(validation),
         out_dir=arguments.out_dir,
         device=arguments.device,
+        checkpoint_share=arguments.checkpoint_share,
     )
     last = model.info["history"][-1]
     print(f"{arguments.out_dir / 'model.safetensors'}: " + json.dumps(last))

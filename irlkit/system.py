@@ -39,6 +39,30 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.close(folder)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_atomically` has left aside in a folder because its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and a file in it, and remove the file: before hours of work, not after.
+
+    Raises:
+        OSError: the folder cannot be made, or nothing can be written in it (says why).
+    """
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"out_dir cannot be written to ({reason})", str(folder)
+        ) from error
+
+
 def available_cores() -> int:
     """CPU cores that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):

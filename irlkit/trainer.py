@@ -24,7 +24,6 @@ from irlkit.checkpoints import (
     composition_digest,
     model_digest,
     read_checkpoint,
-    remove_leftovers,
     write_checkpoint,
 )
 from irlkit.crystals import CrystalBatch
@@ -35,7 +34,7 @@ from irlkit.progress import progress_bar
 from irlkit.rewards import as_reward
 from irlkit.sampler import Trajectory, rollout
 from irlkit.scoring import NonFiniteRewardError, RewardFunction, check_groups
-from irlkit.system import write_atomically
+from irlkit.system import check_writable, remove_leftovers, write_atomically
 from irlkit.updates import PolicyUpdate, halve_until_it_fits
 
 if TYPE_CHECKING:
@@ -162,10 +161,13 @@ class GRPOTrainer:
         Raises:
             ValueError: ``iterations`` is negative.
             NonFiniteRewardError: a reward is nan or infinite.
+            OSError: ``out_dir`` cannot be written to.
         """
         iterations = self.config.iterations if iterations is None else iterations
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
+        if self.out_dir is not None:
+            check_writable(self.out_dir)
         self._planned = iterations
         complete = self._state()
         bar = progress_bar(
@@ -192,10 +194,12 @@ class GRPOTrainer:
             self._restore(complete)
         except BaseException:
             self._restore(complete)
+            with contextlib.suppress(OSError):  # such as the error that is on its way
+                self._write_history()
             raise
         finally:
             bar.close()
-            self._write_history()
+        self._write_history()
         return self.history
 
     def validate(self, seed: int | None = None) -> float:

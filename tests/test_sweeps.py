@@ -403,7 +403,10 @@ def test_objective_reports_the_validations_of_the_trainer(tmp_path):
     assert reported == [(int(i), v) for i, v in expected.itertuples(index=False)]
     assert trainer.config.group_size == 8 and trainer.config.n_groups == 2
     assert (tmp_path / "best.safetensors").exists()
-    assert not (tmp_path / "checkpoint.pt").exists(), "a finished trial needs none"
+    sweep = make(tmp_path / "sweep", objective)
+    record = run_trial(sweep, objective, 0, SMALL.start[0])
+    assert record.validations == tuple(reported)
+    assert not (sweep.folder(0) / "checkpoint.pt").exists(), "a finished trial needs none"
 
 
 @pytest.mark.usefixtures("toy_parts")

@@ -19,7 +19,7 @@ from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
 from irlkit.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise
 from irlkit.sweeps.spaces import SearchSpace
-from irlkit.trainer import CHECKPOINT, GRPOTrainer
+from irlkit.trainer import GRPOTrainer
 
 if TYPE_CHECKING:
     from irlkit.sweeps.trial import Report
@@ -122,7 +122,7 @@ class PolicyObjective:
         }
 
     def __call__(self, config: Mapping[str, Any], folder: Path, report: Report) -> None:
-        """See ``Objective``; the checkpoint of a trial that is done is deleted."""
+        """See ``Objective``."""
         trainer = self.trainer(config, folder)
         for iteration in range(
             self.settings.validate_every,
@@ -132,7 +132,6 @@ class PolicyObjective:
             history = train_until(trainer, iteration)
             row = history[history["iteration"] == iteration]
             report(iteration, float(row["validation_reward"].iloc[0]))
-        (folder / CHECKPOINT).unlink(missing_ok=True)
 
     def trainer(self, config: Mapping[str, Any], folder: Path | None, **others: Any) -> GRPOTrainer:
         """A trainer with a configuration, which continues what is in `folder`.

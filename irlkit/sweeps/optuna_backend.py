@@ -14,7 +14,8 @@ import pandas as pd
 from irlkit.progress import progress_bar
 from irlkit.sweeps.spaces import Choice, SearchSpace
 from irlkit.sweeps.store import SweepFolder, TrialRecord
-from irlkit.sweeps.trial import Objective, run_trial
+from irlkit.sweeps.trial import Objective, discard_checkpoint, run_trial
+from irlkit.system import remove_leftovers
 
 if TYPE_CHECKING:
     import optuna
@@ -95,6 +96,7 @@ def run_optuna(
         "failed": optuna.trial.TrialState.FAIL,
     }
     with sweep.lock():
+        remove_leftovers(sweep.path)
         sweep.plan(n_trials)
         study = _open_study(sweep, store)
     with progress_bar(total=n_trials, disable=not progress, desc="sweep", unit="trial") as bar:
@@ -108,9 +110,10 @@ def run_optuna(
                     return sweep.trials()
                 number, config = claimed
                 trial = sweep.read(number)
-                # It is finished if a process died between writing the record and telling Optuna.
                 if trial is None or not trial.finished:
                     trial = run_trial(sweep, objective, number, config, prune=prune)
+                else:  # a process died between writing the record and telling Optuna
+                    discard_checkpoint(sweep, trial)
                 with sweep.lock():
                     value = trial.value if trial.state == "complete" else None
                     study.tell(number, value, state=states[trial.state])

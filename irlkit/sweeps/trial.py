@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from irlkit.sweeps.store import SweepFolder, TrialRecord
-from irlkit.trainer import NonFiniteRewardError
+from irlkit.trainer import CHECKPOINT, NonFiniteRewardError
 
 Report = Callable[[int, float], None]
 """Takes an iteration and its validation reward; raises ``Pruned`` to end the trial."""
@@ -48,6 +48,8 @@ def run_trial(
     progress: Callable[[TrialRecord], None] | None = None,
 ) -> TrialRecord:
     """Run or continue a trial that this process has claimed, and write its record.
+
+    The checkpoint of a complete trial is deleted.
 
     Errors of the numerics (a reward or gradient that is not finite, memory that ran out) end the
     trial as failed. Everything else, an interrupt included, leaves it unfinished and is raised.
@@ -98,7 +100,14 @@ def run_trial(
         trial = replace(trial, state="failed", value=None, best_iteration=None, error=error)
     trial = replace(trial, seconds=time.perf_counter() - started)
     sweep.write(trial)
+    discard_checkpoint(sweep, trial)
     return trial
+
+
+def discard_checkpoint(sweep: SweepFolder, trial: TrialRecord) -> None:
+    """Delete the checkpoint of a trial whose record says that it is complete."""
+    if trial.state == "complete":
+        (sweep.folder(trial.number) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def below_median(trial: TrialRecord, records: list[TrialRecord]) -> bool:
