@@ -214,7 +214,7 @@ class FlowModel(nn.Module):
                 BaseDistribution.from_dict(description["base"]),
                 description["info"],
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path: {source} is a safetensors file, but not a model of this package "
                 f"({type(error).__name__}: {error})"

@@ -150,7 +150,7 @@ def _read_training(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         summarise = _pretraining if pretraining else _grpo
         return summarise(checkpoint, history)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{_CHECKPOINT} lacks or has changed what it should hold ({error!r})")
         return {"kind": "pretraining" if pretraining else "grpo", "history": history}
 

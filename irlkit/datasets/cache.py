@@ -87,7 +87,8 @@ def write(entry_key: str, entry: Entry) -> None:
             skipped=np.frombuffer(json.dumps(pairs).encode(), dtype=np.uint8),
         )
         write_atomically(folder() / f"{entry_key}.npz", content.getvalue())
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    # The table may hold what parquet cannot.
+    except Exception as error:
         _warn("write", error)
 
 

@@ -78,7 +78,8 @@ def _read_record(key: bytes, data: bytes) -> tuple[Any, dict[str, Any]]:
             pos if is_fractional else fractional(pos, cell),
             cell,
         )
-    except (TypeError, ValueError) as error:
+    # What a strange record makes of this, such as a number beyond all types.
+    except Exception as error:
         payload = Malformed(str(error))
     if not any(name in row for name in ("material_id", "mp_id", "identifier", "ids", "id")):
         row["identifier"] = key.decode(errors="replace")

@@ -31,6 +31,9 @@ SERIAL_LIMIT = 400
 TIME_LIMIT = 5.0
 """Seconds that a record may take; the slowest structures of known data sets take a tenth."""
 
+MAX_CHARACTERS = 10_000_000
+"""Most characters of a structure's text; what has more is none."""
+
 MAX_LENGTH = 1000.0
 """Longest lattice vector in Å; far beyond it, cell reduction need not end."""
 
@@ -108,6 +111,8 @@ def _payload_to_structure(payload: Any) -> Structure:
         return Structure.from_dict(payload)
     if not isinstance(payload, str) or not payload.strip():
         raise ValueError("the structure is missing")
+    if len(payload) > MAX_CHARACTERS:
+        raise ValueError(f"its text is longer than {MAX_CHARACTERS} characters")
     text = payload.lstrip()
     if text.startswith("{"):
         try:
@@ -176,15 +181,17 @@ def parse_structures(
         niggli: Reduce the cells.
         bar: Progress bar that counts the records.
     """
+    # Imported before the fork, so that each worker has them already, and before the time of the
+    # first record begins.
+    import pymatgen.core
+    import pymatgen.io.cif
+    import pymatgen.io.vasp  # noqa: F401
+
     if len(payloads) <= SERIAL_LIMIT:
         parsed = _parse_chunk(payloads, niggli)
         if bar is not None:
             bar.update(len(parsed))
         return parsed
-    # Imported before the fork: each worker then has them already.
-    import pymatgen.core
-    import pymatgen.io.cif  # noqa: F401
-
     chunks = [payloads[i : i + CHUNK_SIZE] for i in range(0, len(payloads), CHUNK_SIZE)]
     results: list[list[Parsed | str]] = [[] for _ in chunks]
     for i, result in _run(chunks, niggli):

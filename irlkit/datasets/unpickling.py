@@ -3,13 +3,14 @@
 A pickle is a program: it may name any function and call it. Here the only names that it may use are
 those below, and each of them leads to a function of this module that makes plain data. Everything
 else is refused by name. `torch.load(weights_only=True)` does the same and takes half a millisecond
-for a tensor in the form in which these records hold them, this a hundredth.
+for a tensor in the form in which these records hold them, this a small part of it.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import sys
 from collections.abc import Callable
@@ -30,6 +31,16 @@ STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+MAX_SHARED = 16
+"""Most references to lists and tuples that a record holds already."""
+
+_HARMLESS = {
+    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "GLOBAL", "STACK_GLOBAL",
+    "REDUCE",
+}  # fmt: skip
+"""Operations of a pickle that make something without parts."""
 
 TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 """First object of torch's older file format, in which a tensor inside a pickle is stored."""
@@ -80,7 +91,9 @@ class _Callable:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes | io.BytesIO, allowed: dict[tuple[str, str], Any]) -> None:
-        super().__init__(io.BytesIO(data) if isinstance(data, bytes) else data)
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
+        _check_sharing(file)
+        super().__init__(file)
         self._allowed = allowed
 
     def find_class(self, module: str, name: str) -> Any:
@@ -95,6 +108,29 @@ class _Unpickler(pickle.Unpickler):
         raise _Refused("it refers to objects outside the record")
 
 
+def _check_sharing(file: io.BytesIO) -> None:
+    """Refuses a pickle whose tuples or lists hold others several times, level upon level.
+
+    A hundred bytes then make what takes for ever to hash or to copy. Text and what the allowed
+    functions return may be referred to as often as one likes. Leaves the file where it was.
+    """
+    start = file.tell()
+    memo: dict[int, bool] = {}
+    shared, harmless = 0, False
+    for operation, argument, _ in pickletools.genops(file):
+        name = operation.name
+        if name == "MEMOIZE":
+            memo[len(memo)] = harmless
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = harmless
+        elif name == "DUP" or (name.endswith("GET") and not memo.get(argument, False)):
+            shared += 1
+        harmless = name in _HARMLESS
+    if shared > MAX_SHARED:
+        raise _Refused(f"it refers to {shared} of its lists and tuples again")
+    file.seek(start)
+
+
 class _StorageUnpickler(_Unpickler):
     """Reads the description of a tensor's storage."""
 
@@ -105,6 +141,10 @@ class _StorageUnpickler(_Unpickler):
         return dtype, int(count)
 
 
+_heads: list[bytes] = []
+"""How tensors that were read began."""
+
+
 def _load_storage(data: bytes) -> Tensor:
     """The numbers of a storage, shape (count,), from torch's older file format.
 
@@ -112,11 +152,17 @@ def _load_storage(data: bytes) -> Tensor:
     the number of elements as a 64-bit integer, and the elements.
     """
     file = io.BytesIO(data)
-    magic, version, system = (_Unpickler(file, {}).load() for _ in range(3))
-    if magic != TORCH_MAGIC_NUMBER or version != 1001:
-        raise _Refused("a tensor is not in the format of torch.save")
-    if system.get("little_endian") != (sys.byteorder == "little"):
-        raise _Refused("a tensor was stored with another byte order")
+    # The first three are those of any other tensor.
+    head = next((head for head in _heads if data.startswith(head)), b"")
+    file.seek(len(head))
+    if not head:
+        magic, version, system = (_Unpickler(file, {}).load() for _ in range(3))
+        if magic != TORCH_MAGIC_NUMBER or version != 1001:
+            raise _Refused("a tensor is not in the format of torch.save")
+        if system.get("little_endian") != (sys.byteorder == "little"):
+            raise _Refused("a tensor was stored with another byte order")
+        if len(_heads) < 4:
+            _heads.append(data[: file.tell()])
     dtype, count = _StorageUnpickler(file, _STORAGES).load()
     _Unpickler(file, {}).load()
     (stored,) = struct.unpack("<q", file.read(8))

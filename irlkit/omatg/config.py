@@ -99,6 +99,10 @@ def read_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> OMatGConf
         ) from error
 
 
+MAX_BYTES, MAX_ENTRIES = 1 << 20, 100_000
+"""Of a configuration file; known ones have a hundredth."""
+
+
 def _read_yaml(path: Path) -> Any:
     try:
         import yaml
@@ -108,10 +112,25 @@ def _read_yaml(path: Path) -> Any:
         ) from error
     if not path.is_file():
         raise FileNotFoundError(f"config: no configuration file at {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"config: {path} is larger than {MAX_BYTES} bytes")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"config: {path} is not YAML of plain data: {error}") from error
+    # Aliases of aliases make a few lines grow without end, at the latest in an error message.
+    stack, n_entries = [content], 0
+    while stack:
+        entry = stack.pop()
+        stack += entry.values() if isinstance(entry, dict) else entry if _is_list(entry) else ()
+        n_entries += 1
+        if n_entries > MAX_ENTRIES:
+            raise ValueError(f"config: {path} has more than {MAX_ENTRIES} entries")
+    return content
+
+
+def _is_list(entry: Any) -> bool:
+    return isinstance(entry, list | tuple | set)
 
 
 class _Unsupported(Exception):

@@ -125,7 +125,7 @@ def _read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         with safe_open(str(path), "pt") as file:
             header = json.loads((file.metadata() or {}).get("irlkit", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError) as error:
+    except (RecursionError, SafetensorError, ValueError) as error:
         raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"{wrong}: it carries no '{_FORMAT}' header")

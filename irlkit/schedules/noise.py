@@ -178,6 +178,6 @@ def noise_from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
             noise = LearnedNoise(noise_from_dict(arguments.pop("base")), **arguments)
             load_weights(noise, data)
             return noise
-    except (KeyError, TypeError) as error:
+    except (KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"noise: the description of {kind} is incomplete: {error}") from error
     raise ValueError(f"noise: unknown kind of schedule {kind!r}")
