@@ -61,6 +61,8 @@ def in_turns(
     repeats: int,
     seconds: float,
     clock: str = "wall",
+    warm: bool = False,
+    least: int = 1,
 ) -> dict[str, float]:
     """Median seconds of each side, which take turns, after one unmeasured round.
 
@@ -70,13 +72,15 @@ def in_turns(
         repeats: Of every side, at most.
         seconds: No further round begins after these.
         clock: "wall" or, of this process on a CPU, "cpu".
+        warm: Every side has been run before; the unmeasured round is left out.
+        least: Rounds that are made whatever they take.
     """
-    for function in sides.values():
+    for function in sides.values() if not warm else ():
         function()
     samples: dict[str, list[float]] = {name: [] for name in sides}
     began = time.perf_counter()
     for i in range(repeats):
-        if i and time.perf_counter() - began > seconds:
+        if i >= least and time.perf_counter() - began > seconds:
             break
         for name, function in sides.items():
             samples[name].append(_seconds(function, device, clock))

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -533,70 +532,3 @@ def test_presets_of_the_notebook_resolve():
         sweep_experiment.resolve_sweep("huge")
     with pytest.raises(ValueError, match="iterations must be at least the 2"):
         sweep_experiment.resolve_sweep("quick", iterations=1)
-
-
-# --- Ray ---
-
-
-def free_ports(*names):
-    sockets = [socket.socket() for _ in names]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return {name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)}
-    finally:
-        for s in sockets:
-            s.close()
-
-
-@pytest.fixture
-def ray_cluster(optuna, tmp_path, monkeypatch):
-    """A cluster of two nodes of one core each, on this machine."""
-    pytest.importorskip("ray", reason="needs Ray, irlkit[ray]")
-    # Ray's agents import jsonschema, which imports this one if it is there and parses a grammar
-    # then. Under load that takes longer than the 15 seconds after which Ray gives its agents up.
-    (tmp_path / "rfc3987_syntax.py").write_text("raise ImportError('slow, and not needed')\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
-    options = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
-    cluster = None
-    try:
-        try:
-            cluster = Cluster(
-                initialize_head=True, head_node_args={**options, **free_ports(*names)}
-            )
-            cluster.add_node(**options, **free_ports(*names))
-            ray.init(address=cluster.address, log_to_driver=False)
-        except Exception as error:
-            if "timed out during startup" in str(error):
-                pytest.skip("Ray gave up starting: this machine is too busy for its time limits")
-            raise
-        yield ray
-    finally:
-        ray.shutdown()
-        if cluster is not None:
-            cluster.shutdown()
-
-
-@pytest.mark.slow
-def test_ray_sweep_on_two_workers_continues_and_is_read_like_any_other(ray_cluster, tmp_path):
-    assert ray_cluster.cluster_resources()["CPU"] == 2
-    sweep = make(tmp_path / "sweep", backend="ray")
-    # What a process that died has left: one trial finished, one not.
-    finished = run_trial(sweep, Parabola(), 0, SPACE.start[0])
-    left = {**SPACE.start[0], "learning_rate": 1e-3, "n_ppo_epochs": 1}
-    sweep.write(TrialRecord(1, left))
-    trials = run_ray(sweep, Parabola(), 3, prune=True)
-    assert list(trials["number"]) == [0, 1, 2] and (trials["state"] == "complete").all()
-    assert trials["value"][0] == finished.value
-    assert trials["learning_rate"][1] == 1e-3 and trials["value"][1] == pytest.approx(0.05)
-    again = SweepFolder.open(tmp_path / "sweep")
-    assert again.best().value == trials["value"].max()
-    # All is done: nothing is started.
-    pd.testing.assert_frame_equal(run_ray(sweep, Parabola(fail_below=1.0), 3), trials)
