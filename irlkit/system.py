@@ -46,7 +46,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and a file in it, and remove the file: before hours of work, not after.
+    """Make a folder and a file in it, and remove the file: to know before hours of work.
 
     Raises:
         OSError: the folder cannot be made, or nothing can be written in it (says why).
@@ -54,7 +54,7 @@ def check_writable(folder: Path) -> None:
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        probe.write_bytes(b"?")
         probe.unlink()
     except OSError as error:
         reason = error.strerror or str(error)

@@ -93,6 +93,7 @@ def try_kills(kind: str, n_trials: int, folder: Path) -> Count:
             count.by_clock += clock
             count.in_writes += writes
             count.repeated.append(begun_again / (clock + writes))
+            print(f"{kind}: {count}", file=sys.stderr, flush=True)
     return count
 
 
