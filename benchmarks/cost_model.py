@@ -61,13 +61,19 @@ class Case:
         )
 
     @property
+    def batch_sizes(self) -> torch.Tensor:
+        """Atoms of each structure: every composition has two."""
+        half = random_crystals(self.n_structures // 2, n_atoms=self.n_atoms)
+        return half.n_atoms.repeat_interleave(2)
+
+    @property
     def n_weights(self) -> int:
         """Weights of the network, those of the layers."""
         return self.n_layers * self.width * (6 * self.width + 6 * 128)
 
     def counts(self, n_ranks: int = 1) -> tuple[float, float, float, int]:
         """Structures, atoms, edges and parts that a rank works on."""
-        n_atoms = random_crystals(self.n_structures, n_atoms=self.n_atoms).n_atoms
+        n_atoms = self.batch_sizes
         n_edges = float(n_atoms.square().sum()) / n_ranks
         parts = len(PairTopology.from_n_atoms(n_atoms).parts)
         return (
@@ -212,9 +218,7 @@ def make_trainer(
         max_minibatch=case.n_structures,
     )
     policy = VelocityPolicy(random_model("linear-ode", case.width, case.n_layers).to(device))
-    # Every other structure, so that the batch has the structures of `Case.counts`, about.
-    compositions = random_crystals(case.n_structures, n_atoms=case.n_atoms)
-    compositions = compositions[torch.arange(0, case.n_structures, 2)]
+    compositions = random_crystals(case.n_structures // 2, n_atoms=case.n_atoms)
     return kind(policy, volume_reward, compositions, config)
 
 
@@ -368,9 +372,7 @@ def two_ranks(case: Case, n_times: int, sizes: Sequence[int]) -> dict[str, Any]:
 def gpu_parts(case: Case, n_ranks: int, options: Any) -> dict[str, float]:
     """Seconds of an iteration on GPUs that were not measured, from the options' assumptions."""
     network = CSPNet(case.width, case.n_layers)
-    topology = PairTopology.from_n_atoms(
-        random_crystals(case.n_structures, n_atoms=case.n_atoms).n_atoms
-    )
+    topology = PairTopology.from_n_atoms(case.batch_sizes)
     needed = operations(network, topology, interpolated=False)
     rate = options.gpu_tflops * 1e12 * options.gpu_share
     floor = options.gpu_kernels * case.n_layers * options.gpu_launch
