@@ -11,42 +11,34 @@ import shutil
 from pathlib import Path
 
 PICTURES = {
-    "00": "trajectory",
+    "00": "best",
     "01": "fields",
     "02": "metrics",
     "03": "energies",
     "04": "metrics",
-    "05": "parallel",
+    "05": "trials",
     "06": "best",
 }
 """Notebook -> name of its main figure."""
-FRAMES = {"00": -1}
-"""Which frame of a trajectory is shown."""
 WIDTH, MAX_BYTES, N_COLORS = 900, 80_000, 64
 HERE = Path(__file__).parent / "pictures"
 # Software rendering: there may be no graphics card.
 ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
 ARGUMENTS += ["--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-_SET_UP = """async ([width, frame]) => {
+_SET_UP = """async width => {
     const figure = document.querySelector('.plotly-graph-div');
     const controls = {sliders: [], updatemenus: [], width, paper_bgcolor: 'white'};
-    if (frame !== null) {
-        const frames = figure._transitionData._frames;
-        const name = frames.at(frame).name;
-        await Plotly.animate(figure, [name], {mode: 'immediate', frame: {duration: 0}});
-    }
     await Plotly.relayout(figure, controls);
     await new Promise(resolve => setTimeout(resolve, 1500));
 }"""
 
 
-def draw(source: Path, target: Path, frame: int | None) -> None:
+def draw(source: Path, target: Path) -> None:
     """Draw a figure of a notebook as a small PNG.
 
     Args:
         source: HTML file with one plotly figure.
         target: PNG to write.
-        frame: of a figure with frames; None: as it is.
     """
     from PIL import Image
     from playwright.sync_api import sync_playwright
@@ -55,9 +47,10 @@ def draw(source: Path, target: Path, frame: int | None) -> None:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": WIDTH + 40, "height": 900})
+        page.set_default_timeout(180_000)
         page.goto(source.resolve().as_uri())
         page.wait_for_selector(".plotly-graph-div .main-svg")
-        page.evaluate(_SET_UP, [WIDTH, frame])
+        page.evaluate(_SET_UP, WIDTH)
         png = page.locator(".plotly-graph-div").first.screenshot()
         browser.close()
     image = Image.open(io.BytesIO(png)).convert("RGB").quantize(N_COLORS)
@@ -77,7 +70,7 @@ def main() -> None:
     for number in options.numbers or PICTURES:
         source = options.runs / number / "figures" / f"{PICTURES[number]}.html"
         if source.is_file():
-            draw(source, HERE / f"{number}.png", FRAMES.get(number))
+            draw(source, HERE / f"{number}.png")
         else:
             print(f"{source} is missing; run notebook {number}")
 

@@ -99,8 +99,8 @@ def integrate(
 
     The ODE (4), perturbed where there is noise (13), or the SDE (7):
 
-    x(t + dt) = x + [1 + s(t)] b dt                                  + sigma(t) sqrt(dt) xi   (ode)
-    x(t + dt) = x + {[1 + s(t)] b - sigma(t)^2 / [2 gamma(t)] z} dt  + sigma(t) sqrt(dt) xi   (sde)
+        ode: x(t + dt) = x + [1 + s(t)] b dt + sigma(t) sqrt(dt) xi
+        sde: x(t + dt) = x + {[1 + s(t)] b - sigma(t)^2 / [2 gamma(t)] z} dt + sigma(t) sqrt(dt) xi
 
     with velocity b(t, x) and denoiser z(t, x). The SDE's drift makes up for its noise: the
     structures at time t have the distribution that they have without noise.
