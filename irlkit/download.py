@@ -7,6 +7,7 @@ placed by hand go to `local_folder`, which is looked at first.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -58,8 +59,8 @@ def download(name: str) -> Path:
         The folder with its checkpoint and configuration, for `irlkit.load_omatg`.
 
     Raises:
-        ConnectionError: there is no connection, or the server has no such model; the message says
-            what to place where.
+        ConnectionError: there is no connection, the server has no such model, or a file is not
+            the one whose checksum the server has given; the message says what to place where.
         ImportError: huggingface_hub is not installed.
         ValueError: not a name of that form.
     """
@@ -98,7 +99,38 @@ def download(name: str) -> Path:
             f"{HOST}/{repository} has no folder {folder!r} with a checkpoint and a configuration; "
             "look at its list of files for the model's name"
         )
+    for pattern in PATTERNS:
+        for file in found.glob(pattern):
+            _verify(file)
     return found
+
+
+def _verify(file: Path) -> None:
+    """Compare a file with its checksum.
+
+    The cache of huggingface_hub keeps a file under the checksum that the server has given (SHA-256
+    of large files, git's SHA-1 of small ones), and links to it; the client itself compares sizes.
+
+    Raises:
+        ConnectionError: they differ; the file is removed.
+    """
+    blob = file.resolve()
+    kinds = {64: "sha256", 40: "sha1"}
+    if not re.fullmatch(r"[0-9a-f]+", blob.name) or len(blob.name) not in kinds:
+        return  # Where there are no links, files have their own names.
+    digest = hashlib.new(kinds[len(blob.name)])
+    if digest.name == "sha1":
+        digest.update(f"blob {blob.stat().st_size}\0".encode())
+    with blob.open("rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != blob.name:
+        file.unlink()
+        blob.unlink(missing_ok=True)
+        raise ConnectionError(
+            f"{file.name} was not what the server has announced ({digest.name} "
+            f"{digest.hexdigest()}, expected {blob.name}), and was removed; download it again"
+        )
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -597,22 +597,25 @@ class Reader:
             self.process = None
 
 
-def run(n, first=0, only=None, progress=None, reader=None):
+def run(n, first=0, only=None, progress=None, reader=None, stop=None):
     """Counts per target and result, the findings, and the longest time of a case, seconds.
 
-    Refusals are counted by the type of the exception, such as "ValueError".
+    Refusals are counted by the type of the exception, such as "ValueError". No case begins after
+    the time `stop` of the monotonic clock.
     """
     if reader is None:
         with tempfile.TemporaryDirectory() as folder:
             reader = Reader(Path(folder).resolve())
             try:
-                return run(n, first, only, progress, reader)
+                return run(n, first, only, progress, reader, stop)
             finally:
                 reader.stop()
     counts = collections.defaultdict(collections.Counter)
     findings, longest = [], 0.0
     targets = [t for t in reader.start() if only in (None, t)]
     for i in range(n):
+        if stop is not None and time.monotonic() > stop:
+            break
         target, seed = targets[i % len(targets)], first + i // len(targets)
         answer = reader.ask(target, seed)
         refused = answer["result"] == "refused"
@@ -620,6 +623,8 @@ def run(n, first=0, only=None, progress=None, reader=None):
         longest = max(longest, answer.get("seconds", 0.0))
         if answer["result"] not in ("read", "skipped", "refused"):
             findings.append(Finding(target, seed, answer["result"], answer["error"]))
+            if progress is not None:
+                progress(str(findings[-1]))
         if progress is not None and (i + 1) % 500 == 0:
             progress(f"{i + 1} of {n}: {len(findings)} findings")
     return counts, findings, longest
@@ -630,6 +635,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("n", nargs="?", type=int, default=20_000, help="number of inputs")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these")
     parser.add_argument("--target", help="only this kind of file")
     parser.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"), help="repeat one case")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
@@ -642,12 +648,16 @@ def main():
         return 0
     started = time.monotonic()
     counts, findings, longest = run(
-        arguments.n, arguments.first, arguments.target, lambda text: print(text, flush=True)
+        arguments.n,
+        arguments.first,
+        arguments.target,
+        lambda text: print(text, flush=True),
+        stop=started + arguments.seconds,
     )
     for target, found in counts.items():
         print(f"{target:16}", dict(found))
     total = sum(counts.values(), collections.Counter())
-    print(f"{arguments.n} inputs in {time.monotonic() - started:.0f} s: {dict(total)}")
+    print(f"{total.total()} inputs in {time.monotonic() - started:.0f} s: {dict(total)}")
     print(f"longest: {longest:.2f} s; findings: {len(findings)}")
     for finding in findings:
         print(finding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irlkit.datasets.parsing import Malformed, fractional
+from irlkit.datasets.parsing import TIME_LIMIT, Malformed, fractional
 from irlkit.datasets.readers import RawRecords, chunked, register_reader, scalars
+from irlkit.system import TimeUp, time_limit
 
 SUFFIXES = (".cif", ".vasp", ".poscar")
 NAMES = ("poscar", "contcar")
+_WIDE = re.compile(r"properties[^=]*=[^=]*:\s*\+?\d[\d_]{3,}", re.IGNORECASE)
+"""A comment line of extended XYZ that names so many columns that ASE would fill the memory."""
 TABLE = "table.csv"
 """File of a folder that holds what is known of each structure, by `material_id`."""
 
@@ -123,9 +127,14 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
 
     if len(lines) <= n_atoms:
         return Malformed(f"the file ends within its {n_atoms} atoms"), {}
+    if _WIDE.search(lines[0]):
+        return Malformed("a property of its atoms has more than 999 columns"), {}
     try:
         text = "".join([f"{n_atoms}\n", *lines])
-        (atoms,) = parse(io.StringIO(text), slice(None))
+        with time_limit(TIME_LIMIT):
+            (atoms,) = parse(io.StringIO(text), slice(None))
+    except TimeUp:
+        return Malformed(f"it took more than {TIME_LIMIT:g} s to read"), {}
     # ASE raises anything on malformed input.
     except Exception as error:
         return Malformed(f"{type(error).__name__}: {error}"), {}
