@@ -459,6 +459,9 @@ class TestMACE:
         potential = MACEPotential(path=tiny_mace, trust=True)
         check_derivatives(potential, batch[potential(batch).valid], 1e-6)
 
+    def test_default_bound_follows_from_the_channels(self, tiny_mace):
+        assert MACEPotential(path=tiny_mace, trust=True).max_edges == (1 << 17) // 8
+
     def test_memory_bound_changes_nothing(self, tiny_mace):
         batch = random_crystals()
         expected = MACEPotential(path=tiny_mace, trust=True)(batch).energy_per_atom

@@ -23,7 +23,11 @@ from irlkit.potentials.neighbors import (
 )
 
 _FORCE_PICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-_MAX_EDGES = {"cpu": 1 << 14, "cuda": 1 << 17}
+_MAX_EDGES = 1 << 17
+"""On a GPU."""
+
+_MAX_CPU_NUMBERS = 1 << 17
+"""Edges times channels on a CPU: what is larger leaves the caches, and takes twice as long."""
 
 MAX_STRUCTURE_EDGES = 1 << 16
 """Edges of a structure above which it counts as failed: far denser than any crystal."""
@@ -49,7 +53,8 @@ class MACEPotential(Potential):
             fast).
         head: Which of a model's heads to take, for models that have several.
         max_edges: Directed pairs of neighbours that go through the model together; None for a
-            number that takes about 1 GB with "mace-mpa-0" on a CPU and 8 GB on a GPU.
+            number that stays in the caches of a CPU (1,024 with the 128 channels of "mace-mpa-0")
+            and takes about 8 GB of a GPU.
 
     Raises:
         ValueError: an unknown model or head, another dtype, or a path without `trust`.
@@ -81,10 +86,12 @@ class MACEPotential(Potential):
             self.name = f"mace:{file.stem}-{digest[:8]}"
         self.device = torch.device(device)
         self.dtype = dtype
-        self.max_edges = max_edges or _MAX_EDGES.get(self.device.type, _MAX_EDGES["cpu"])
         with _mace():
             loaded = torch.load(file, map_location=self.device, weights_only=False)
         self._model = loaded.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.max_edges = max_edges or _MAX_EDGES
+        if max_edges is None and self.device.type == "cpu":
+            self.max_edges = max(_MAX_CPU_NUMBERS // _channels(self._model), 1)
         self._numbers = self._model.atomic_numbers.cpu()
         self._column = torch.full((int(self._numbers.max()) + 1,), -1, device=self.device)
         self._column[self._numbers] = torch.arange(len(self._numbers), device=self.device)
@@ -218,6 +225,14 @@ def _foundation_file(model: str, download: bool) -> Path:
             return Path(foundations_models.download_mace_mp_checkpoint(key))
         except Exception as error:
             raise FileNotFoundError(f"the download failed ({error}): {missing}") from error
+
+
+def _channels(model: torch.nn.Module) -> int:
+    """Channels of a model's features; those of the published ones where it does not say."""
+    try:
+        return int(model.node_embedding.linear.irreps_out.dim)  # type: ignore
+    except AttributeError:
+        return 128
 
 
 def _head_number(heads: list[str], head: str | None) -> int:
