@@ -500,7 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
     shared, sizes, paper = replace(FIT[7], n_structures=64), ALL_REDUCE, PAPER
     if options.quick:
         fitted, unseen, memory, memory_unseen = TINY[:4], TINY[4:], TINY[:2], TINY[4:]
-        shared, sizes, paper = TINY[1], (10, 100), {**PAPER, "width": 16}
+        shared, sizes, paper = TINY[3], (10, 100), {**PAPER, "width": 16}
         options.structures = min(options.structures, 64)
     if device.type == "cuda":  # below this, launches are all there is
         fitted, unseen = (

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import common
+from benchmarks.cost_model import Case, all_reduce, traffic
 from benchmarks.edge_list import EdgeListNetwork, fully_connected
 from irlkit.cspnet import PairTopology
 from tests.textbook import csp_forward
@@ -65,6 +66,35 @@ def test_time_to_reward(capsys):
     rows = run("time_to_reward", capsys, "--policies", "annealing")
     assert len(rows) == 2
     assert all(row["seconds_per_iteration"] > 0 for row in rows.values())
+
+
+def test_cost_model(capsys):
+    rows = run("cost_model", capsys, "--no-memory", "--no-ranks", "--ranks", "1", "64")
+    assert rows["largest relative error, not in the fit"]["ratio"] < 10
+    for device in ("measured", "assumed GPU"):
+        one, many = (
+            next(row for case, row in rows.items() if f"{n} x {device}" in case) for n in (1, 64)
+        )
+        assert many["million_per_day"] <= 64 * one["million_per_day"] * (1 + 1e-9)
+        assert one["mb_sent"] == 0 < many["mb_sent"]
+
+
+@pytest.mark.slow
+def test_cost_model_with_two_ranks_and_memory(capsys):
+    rows = run("cost_model", capsys)
+    assert sum(case.startswith("memory") for case in rows) == 3
+    # The loopback interface carries the gradients, and what else there is.
+    sent = next(row for case, row in rows.items() if "bytes sent" in case)
+    assert sent["ratio"] is None or 0 < sent["ratio"] < 1.1
+
+
+def test_traffic_is_that_of_a_ring():
+    case = Case(8, 4, width=16, n_layers=2, n_epochs=3)
+    assert case.n_weights == 2 * (16 * 6 * 16 + 16 * 768)
+    # Two ranks send half of the gradients and half of the sums.
+    assert traffic(case, 2) == 3 * 4 * case.n_weights
+    assert traffic(case, 1) == 0 and all_reduce(1e6, 1, 1.0, 1.0) == 0
+    assert all_reduce(100.0, 4, 2.0, 0.5) == pytest.approx(6 * (2.0 + 0.5 * 25))
 
 
 def test_baseline_is_the_textbook_network():
