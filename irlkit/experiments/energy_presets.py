@@ -95,21 +95,25 @@ class EnergyPreset:
     fields: tuple[str, ...] = ("pos",)
     noise: Mapping[str, Mapping[str, float]] = field(
         default_factory=lambda: {
-            "small": {"pos": 0.05, "cell": 0.1},
-            "medium": {"pos": 0.15, "cell": 0.3},
-            "large": {"pos": 0.45, "cell": 0.9},
+            "small": {"pos": 0.1, "cell": 0.02},
+            "medium": {"pos": 0.3, "cell": 0.05},
+            "large": {"pos": 0.9, "cell": 0.15},
         }
     )
     policies: Mapping[str, Variant] = field(
         default_factory=lambda: {
-            "score-based": Variant("score"),
+            "score-based": Variant("score", grpo={"learning_rate": 1e-4}),
             "velocity-based": Variant("velocity"),
         }
     )
     noise_study: Mapping[str, Variant] = field(
         default_factory=lambda: {
-            "score-based, small noise": Variant("score", noise="small"),
-            "score-based, large noise": Variant("score", noise="large"),
+            "score-based, small noise": Variant(
+                "score", noise="small", grpo={"learning_rate": 1e-4}
+            ),
+            "score-based, large noise": Variant(
+                "score", noise="large", grpo={"learning_rate": 1e-4}
+            ),
             "velocity-based, small reference noise": Variant("velocity", ref_noise="small"),
         }
     )
@@ -216,6 +220,8 @@ _GRPO = {
     "distillation_weight": 1e-5,
     "step_fraction": 0.25,
     "max_minibatch": 640,
+    "shared_x_0": True,
+    "average_decay": 0.9,
 }
 # As notebook 04 learns it, but for the steps of this notebook and with fewer iterations.
 _LEARNED = AnnealingTraining(
@@ -233,9 +239,10 @@ _LEARNED = AnnealingTraining(
     },
     schedule={"positive": True, "n_frequencies": 3},
 )
+_SCORE = {"learning_rate": 1e-4}
 _ONE_SEED = {
-    "score-based, small noise": Variant("score", noise="small", n_seeds=1),
-    "score-based, large noise": Variant("score", noise="large", n_seeds=1),
+    "score-based, small noise": Variant("score", noise="small", grpo=_SCORE, n_seeds=1),
+    "score-based, large noise": Variant("score", noise="large", grpo=_SCORE, n_seeds=1),
     "velocity-based, small reference noise": Variant("velocity", ref_noise="small", n_seeds=1),
 }
 
@@ -298,16 +305,16 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
             annealing="learn",
             annealing_training=_LEARNED,
             train_steps=25,
-            iterations=25,
+            iterations=32,
             noise_study=_ONE_SEED,
             grpo={
                 **_GRPO,
-                "n_groups": 8,
-                "group_size": 16,
-                "validate_every": 4,
-                "validation_size": 64,
+                "n_groups": 16,
+                "group_size": 8,
+                "validate_every": 8,
+                "validation_size": 192,
             },
-            test_size=300,
+            test_size=400,
             n_seeds_at_reference=1,
             reference_sweep=(Rung(10, 64, 100), Rung(2, 96, 500)),
         ),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from irlkit.experiments.presets import Rung, choose, parse_seeds
+from irlkit.experiments.presets import Rung, check_seeds, choose, parse_seeds
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
 SPLITS = ("val", "test")
@@ -69,8 +69,7 @@ class NoisePreset:
             raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {self.fields}")
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] <= 0:
             raise ValueError(f"scales must be positive and ascending, got {self.scales}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
+        check_seeds(self.seeds)
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:

@@ -27,13 +27,18 @@ class Rung:
     n_steps: int
 
 
-def check_training(seeds: tuple[int, ...], iterations: int) -> None:
-    """Raise a ValueError unless seeds and number of iterations are those of training runs."""
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Raise a ValueError unless these are seeds of runs."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different and at least one, got {seeds}")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+
+
+def check_training(seeds: tuple[int, ...], iterations: int) -> None:
+    """Raise a ValueError unless seeds and number of iterations are those of training runs."""
+    check_seeds(seeds)
     if isinstance(iterations, bool) or iterations < 1:
         raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
 
