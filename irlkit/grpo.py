@@ -15,6 +15,7 @@ from torch import Tensor
 from irlkit.policies import FieldStep, Policy
 from irlkit.sampler import Trajectory
 from irlkit.schedules import FIELD_NAMES, check_n_steps
+from irlkit.schedules.grid import is_number
 
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
 MAX_LOG_RATIO = 20.0
@@ -157,6 +158,8 @@ class GRPOConfig:
     validation_seed: int = 0
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            self._check_kind(entry.name, str(entry.type))
         check_group_size(self.group_size)
         for name in ("n_groups", "n_ppo_epochs", "minibatch_updates", "validate_every"):
             _check_positive_int(name, getattr(self, name))
@@ -202,6 +205,22 @@ class GRPOConfig:
             raise ValueError(
                 f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
             )
+
+    def _check_kind(self, name: str, kind: str) -> None:
+        """Raises a ValueError where a setting is no number, flag or text as its annotation says."""
+        value = getattr(self, name)
+        if value is None and "None" in kind:
+            return
+        values = (
+            list(value.values()) if "Mapping" in kind and isinstance(value, Mapping) else [value]
+        )
+        unlimited = name == "max_grad_norm" and value == float("inf")
+        if "float" in kind and not (unlimited or all(map(is_number, values))):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if "seed" in name and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if kind == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
 
     @property
     def step_choices(self) -> tuple[int, ...]:

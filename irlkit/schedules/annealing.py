@@ -11,7 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from irlkit.schedules.grid import FIELD_NAMES, initialize, perceptron, zero_last_layer
+from irlkit.schedules.grid import (
+    FIELD_NAMES,
+    initialize,
+    is_number,
+    perceptron,
+    zero_last_layer,
+)
 
 
 class Annealing(Protocol):
@@ -45,7 +51,7 @@ class LinearAnnealing:
 
     def __post_init__(self) -> None:
         for field in FIELD_NAMES:
-            if not math.isfinite(getattr(self, field)):
+            if not is_number(getattr(self, field)):
                 raise ValueError(f"{field} must be a finite slope, got {getattr(self, field)!r}")
 
     def __call__(self, t: Tensor, dt: Tensor) -> dict[str, Tensor]:
@@ -86,6 +92,12 @@ class LearnedAnnealing(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        sizes_given = (hidden_dim, n_hidden_layers, n_frequencies)
+        if not all(isinstance(size, int) for size in sizes_given):
+            raise ValueError(
+                "hidden_dim, n_hidden_layers and n_frequencies must be whole numbers, "
+                f"got {sizes_given}"
+            )
         if hidden_dim < 1:
             raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim!r}")
         if n_hidden_layers < 0:

@@ -77,7 +77,10 @@ class ControlPointNoise:
 
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(value) for value in values)
+    try:
+        values = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, got {values!r}") from None
     if len(values) < 2:
         raise ValueError(f"{name} must have two or more values, got {values}")
     if not all(map(math.isfinite, values)):

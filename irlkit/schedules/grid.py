@@ -35,6 +35,11 @@ def time_grid(
     return torch.linspace(T_MIN, T_MAX, n_steps + 1, dtype=torch.float64).to(device, dtype)
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number (True and False are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_n_steps(n_steps: int) -> None:
     """Raise a ValueError unless ``n_steps`` is a positive integer."""
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:

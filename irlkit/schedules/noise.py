@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from irlkit.schedules.grid import (
     initialize,
+    is_number,
     load_weights,
     perceptron,
     weights_to_dict,
@@ -53,7 +54,7 @@ class SquareRootNoise:
 
 
 def _check_scale(scale: float) -> None:
-    if not (math.isfinite(scale) and scale > 0):
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 
@@ -70,7 +71,7 @@ class ScaledNoise:
     factor: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
+        if not (is_number(self.factor) and self.factor > 0):
             raise ValueError(f"factor must be a positive finite number, got {self.factor!r}")
 
     def __call__(self, t: Tensor) -> Tensor:
