@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from irlkit import notebooks
+from irlkit.notebooks.running import prepare_page
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -190,6 +191,19 @@ def test_unknown_parameters_and_dangerous_outputs_are_refused(small):
         notebooks.run("01", {"m": 1})
     with pytest.raises(ValueError, match="must not be the notebook itself"):
         notebooks.run("01", output=small / "01_first.ipynb")
+
+
+def test_a_page_has_other_parameters_and_says_what_is_missing(small, monkeypatch, capsys):
+    page = prepare_page("02_second", {"n": 3})
+    assert page == Path("runs/pages") / "02_second.ipynb"
+    namespace: dict = {}
+    exec("".join(parameters_cells(page)[0]["source"]), namespace)
+    assert namespace == namespace | {"n": 3, "text": None}
+    with pytest.raises(ValueError, match="has no parameters"):
+        prepare_page("02_second", {"steps": 3})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert notebooks.main(["serve", "02_second"]) == 1
+    assert "irlkit[voila]" in capsys.readouterr().err
 
 
 def test_what_was_not_run_cannot_be_exported(small):

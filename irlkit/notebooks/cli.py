@@ -1,9 +1,10 @@
-"""Command line: ``python -m irlkit.notebooks run|export|copy|list|strip|check``."""
+"""Command line: ``python -m irlkit.notebooks run|export|serve|copy|list|strip|check``."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.action in ("strip", "check"):
         return _strip(options.action, options.paths)
     try:
-        return {"run": _run, "export": _export, "copy": _copy, "list": _list}[options.action](
-            options
-        )
+        actions = {"run": _run, "export": _export, "serve": _serve, "copy": _copy, "list": _list}
+        return actions[options.action](options)
     except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -33,22 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="execute a notebook with papermill")
     run.add_argument("name", help='"04", a name, or the path of a notebook')
-    run.add_argument("--preset", help="quick, laptop or paper")
-    run.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter of the notebook; may be repeated",
-    )
+    _add_parameters(run)
     run.add_argument("-o", "--output", type=Path, help="default: runs/ and the notebook's name")
     run.add_argument("--open", action="store_true", help="open the result in JupyterLab")
     run.add_argument("--export", action="store_true", help="also write the result as HTML")
     export = actions.add_parser("export", help="write an executed notebook as one HTML file")
     export.add_argument("name", help="an executed notebook, or a name as for run")
     export.add_argument("-o", "--output", type=Path, help="default: beside the notebook")
+    serve = actions.add_parser("serve", help="serve a notebook as a page with Voila")
+    serve.add_argument("name", help="as for run; it is executed for each visitor")
+    _add_parameters(serve, "quick")
+    serve.add_argument("--port", type=int, default=8866)
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for the whole network")
     copy = actions.add_parser("copy", help="copy the notebooks of the package")
     copy.add_argument("target", type=Path, nargs="?", default=Path(), help="folder")
     copy.add_argument("--force", action="store_true", help="overwrite what is there")
@@ -62,6 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_parameters(parser: argparse.ArgumentParser, preset: str | None = None) -> None:
+    parser.add_argument("--preset", default=preset, help="quick, laptop or paper")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebook; may be repeated",
+    )
+
+
 def _value(text: str) -> Any:
     """A parameter as Python reads it, or else as text; also "true", "null" and the like."""
     plain = {"true": True, "false": False, "none": None, "null": None}
@@ -73,10 +82,15 @@ def _value(text: str) -> Any:
         return text
 
 
-def _run(options: argparse.Namespace) -> int:
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     parameters = {name: _value(text) for name, text in options.parameter}
     if options.preset is not None:
         parameters["preset"] = options.preset
+    return parameters
+
+
+def _run(options: argparse.Namespace) -> int:
+    parameters = _parameters(options)
     source = running.find(options.name)
     output = Path("runs") / source.name if options.output is None else options.output
     try:
@@ -93,6 +107,17 @@ def _run(options: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "jupyterlab", str(output)]
         return subprocess.run(command, check=False).returncode
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("voila") is None:
+        raise ImportError('voila is missing; install it with pip install "irlkit[voila]"')
+    page = running.prepare_page(options.name, _parameters(options))
+    command = [sys.executable, "-m", "voila", str(page), "--no-browser"]
+    command += [f"--port={options.port}", f"--Voila.ip={options.host}"]
+    # A cell may take longer than the half minute that Voila grants.
+    command += ["--VoilaExecutor.timeout=600"]
+    return subprocess.run(command, check=False).returncode
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irlkit.notebooks.stripping import read_notebook
+from irlkit.notebooks.stripping import read_notebook, to_text
 
 PACKED = Path(__file__).parent / "files"
 """Where a wheel has the notebooks."""
@@ -131,14 +131,47 @@ def run(
 
     source = find(name)
     given = dict(parameters or {})
-    known = parameters_of(source)
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{source.name} has no parameters {unknown}; it has {', '.join(known)}")
     target = Path("runs") / source.name if output is None else Path(output)
-    if target.resolve() == source.resolve():
-        raise ValueError(f"the output must not be the notebook itself, {source}")
+    _check(source, given, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(source), str(target), given, progress_bar=progress, kernel_name="python3"
     )
     return target
+
+
+def prepare_page(
+    name: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+) -> Path:
+    """Write a notebook with other parameters, not executed, for Voila to serve.
+
+    Args:
+        name: see ``find``.
+        parameters: instead of those of its parameters cell.
+        output: None: ``runs/pages/`` and the notebook's name.
+
+    Raises:
+        ValueError: no such notebook or parameter, or the output is the notebook itself.
+    """
+    source = find(name)
+    given = dict(parameters or {})
+    target = Path("runs") / "pages" / source.name if output is None else Path(output)
+    _check(source, given, target)
+    notebook = read_notebook(source)
+    lines = [f"{key} = {value!r}\n" for key, value in given.items()]
+    for cell in notebook["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", ()):
+            cell["source"] = ["".join(cell["source"]), "\n", *lines]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(to_text(notebook), encoding="utf-8")
+    return target
+
+
+def _check(source: Path, given: Mapping[str, Any], target: Path) -> None:
+    known = parameters_of(source)
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{source.name} has no parameters {unknown}; it has {', '.join(known)}")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"the output must not be the notebook itself, {source}")
