@@ -346,6 +346,11 @@ def test_pickles_that_share_tuples_level_upon_level_are_refused():
             unpickling.loads(b"}N" + attack + b"Ns.")
 
 
+def test_pickles_that_ask_for_room_are_refused():
+    with pytest.raises(ValueError, match="numbers an object 2147483647"):
+        unpickling.loads(b"Nr\xff\xff\xff\x7f.")
+
+
 def test_numbers_and_names_may_be_shared():
     dtype = np.dtype("f8")
     record = {f"name {i}": np.float64(i) for i in range(50)}

@@ -35,6 +35,9 @@ STORAGE_DTYPES = {
 MAX_SHARED = 16
 """Most references to lists and tuples that a record holds already."""
 
+MAX_MEMO = 1_000_000
+"""Largest number by which a pickle refers to an object."""
+
 _HARMLESS = {
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "GLOBAL", "STACK_GLOBAL",
@@ -122,6 +125,8 @@ def _check_sharing(file: io.BytesIO) -> None:
         if name == "MEMOIZE":
             memo[len(memo)] = harmless
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if argument > MAX_MEMO:  # Room would be made for all numbers up to it.
+                raise _Refused(f"it numbers an object {argument}")
             memo[argument] = harmless
         elif name == "DUP" or (name.endswith("GET") and not memo.get(argument, False)):
             shared += 1
