@@ -55,6 +55,16 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
                 "<= 0",
             ),
         ]
+    unannealed = rows_of(evaluation, PRETRAINED, few, "none")["energy_above_reference"].mean()
+    claims += [
+        check(
+            f"{name}, {few} steps: energy above reference relative to the pretrained model "
+            f"without annealing, {few} steps",
+            _share(energies[variant.policy], float(unannealed)),
+            "<= 0.5",
+        )
+        for name, variant in preset.policies.items()
+    ]
     annealed = rows_of(evaluation, PRETRAINED, few, "learned")
     if len(annealed):
         before = float(annealed["energy_above_reference"].mean())
@@ -92,7 +102,7 @@ def energy_conclusion(
     few, many = preset.n_steps, preset.reference_steps
     compared = [
         (f"pretrained, best handcrafted annealing, {many} steps", PRETRAINED, many, "handcrafted"),
-        (f"pretrained, no annealing, {few} steps", PRETRAINED, few, "none"),
+        *((f"pretrained, no annealing, {k} steps", PRETRAINED, k, "none") for k in (few, many)),
         *(
             (f"pretrained, learned annealing, {k} steps", PRETRAINED, k, "learned")
             for k in (few, many)
