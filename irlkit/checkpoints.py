@@ -75,7 +75,7 @@ def read_checkpoint(
         # Older files do not say of which model they are.
         found = {"model": identity.get("model"), **state["identity"]}
         settings = {**GRPOConfig().to_dict(), **json.loads(found["config"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{wrong}: it does not say of which run it is") from error
     found["config"] = json.dumps(settings, sort_keys=True)
     for name, ours in identity.items():
