@@ -120,6 +120,7 @@ def _check_sharing(file: io.BytesIO) -> None:
     start = file.tell()
     memo: dict[int, bool] = {}
     shared, harmless = 0, False
+    argument: Any
     for operation, argument, _ in pickletools.genops(file):
         name = operation.name
         if name == "MEMOIZE":
