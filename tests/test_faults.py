@@ -372,6 +372,15 @@ class Interrupt:
             sys.settrace(before)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where a process that ignores it has started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupts_at_any_moment_lose_no_bit(tmp_path):
     def trainer(name, **options):
         return make_trainer(out_dir=tmp_path / name, config={"average_decay": 0.9}, **options)
@@ -397,6 +406,7 @@ def test_interrupts_at_any_moment_lose_no_bit(tmp_path):
     assert {0, 1, 2} <= set(stopped_at)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_pretraining_continues_to_the_same_bits(tmp_path):
     def interrupt(model):
         if not interrupts:
