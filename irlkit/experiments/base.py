@@ -26,11 +26,17 @@ from irlkit.experiments.presets import Rung
 from irlkit.experiments.splits import load_splits
 from irlkit.grpo import GRPOConfig
 from irlkit.model import FlowModel, load_pretrained
-from irlkit.policies import Policy
+from irlkit.policies import AnnealingPolicy, Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import Reward
 from irlkit.sampler import integrate
-from irlkit.schedules import Annealing, LinearAnnealing, NoiseSchedule
+from irlkit.schedules import (
+    Annealing,
+    ConstantNoise,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoiseSchedule,
+)
 from irlkit.trainer import GRPOTrainer
 
 SWEEP_SEED = 1_000_003
@@ -459,6 +465,25 @@ class Run:
     make: Callable[[], Policy]
     config: GRPOConfig
     iterations: int
+
+
+def annealing_policy(
+    model: FlowModel, schedule: Mapping[str, Any], noise: Mapping[str, float], seed: int
+) -> AnnealingPolicy:
+    """A policy that learns the annealing of a model.
+
+    Args:
+        model: that is annealed.
+        schedule: arguments of ``LearnedAnnealing``.
+        noise: field -> scale of the constant exploration noise.
+        seed: of the schedule's initial weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return AnnealingPolicy(
+        model,
+        LearnedAnnealing(**schedule, generator=generator),
+        {field: ConstantNoise(scale) for field, scale in noise.items()},
+    )
 
 
 def annealing_labels(

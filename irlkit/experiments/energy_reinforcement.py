@@ -16,7 +16,13 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.diagnostics import judge
-from irlkit.experiments.base import Job, Run, annealing_labels, means_for_people
+from irlkit.experiments.base import (
+    Job,
+    Run,
+    annealing_labels,
+    annealing_policy,
+    means_for_people,
+)
 from irlkit.experiments.changes import atom_changes, count_distinct
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.energies import METRIC_NAMES, EnergyExperiment
@@ -33,7 +39,6 @@ from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward
 from irlkit.schedules import (
     Annealing,
-    ConstantNoise,
     LearnedAnnealing,
     LinearAnnealing,
     NoAnnealing,
@@ -171,12 +176,7 @@ class EnergyReinforcement(EnergyExperiment):
 
     def _make_annealing_policy(self) -> AnnealingPolicy:
         training = self.preset.annealing_training
-        generator = torch.Generator().manual_seed(self.preset.seeds[0])
-        return AnnealingPolicy(
-            self.model,
-            LearnedAnnealing(**training.schedule, generator=generator),
-            {field: ConstantNoise(scale) for field, scale in training.noise.items()},
-        )
+        return annealing_policy(self.model, training.schedule, training.noise, self.preset.seeds[0])
 
     def _kept_annealing(self) -> Annealing:
         if self.annealing is None:

@@ -20,6 +20,7 @@ from irlkit.experiments.base import (
     Measured,
     Run,
     annealing_labels,
+    annealing_policy,
     means_for_people,
 )
 from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclusion
@@ -31,7 +32,6 @@ from irlkit.sampler import integrate
 from irlkit.schedules import (
     FIELD_NAMES,
     Annealing,
-    ConstantNoise,
     LearnedAnnealing,
     NoAnnealing,
     annealing_on_grid,
@@ -223,12 +223,7 @@ class VelocityAnnealing(Experiment):
             return self._train_all(runs, reward, validation, validation_reward, self._policies)
 
     def _make_policy(self, seed: int) -> Policy:
-        generator = torch.Generator().manual_seed(seed)
-        return AnnealingPolicy(
-            self.model,
-            LearnedAnnealing(**self.preset.annealing, generator=generator),
-            {field: ConstantNoise(scale) for field, scale in self.preset.noise.items()},
-        )
+        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
 
     def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
         """1 + s(t) of all schedules (Fig. 5).
