@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from irlkit.base_distribution import BaseDistribution
+from irlkit.checkpoints import CHECKPOINT, pack, unpack
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
 from irlkit.interpolants import (
@@ -32,13 +35,12 @@ from irlkit.interpolants import (
     pair_with_data,
 )
 from irlkit.model import FlowModel
-from irlkit.system import check_writable, remove_leftovers, write_atomically
+from irlkit.system import FileWriter, check_writable, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
 
-LONGEST_UNSAVED = 60.0
-"""Seconds after which a checkpoint is written, whatever it costs."""
+FORMAT = "irlkit-pretraining-checkpoint"
 
 #: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
 #: Trig-SDE-Gamma.
@@ -229,7 +231,6 @@ class _State:
         self.order = torch.empty(0, dtype=torch.long)
         self.n_train = n_train
         self.history: list[dict[str, float]] = []
-        self._save_after = 0.0
 
     def next_indices(self) -> Tensor:
         """Indices of the next minibatch; the order is drawn anew once all structures were used."""
@@ -274,33 +275,29 @@ class _State:
         values |= {f"denoiser_{k}": float(v.detach()) for k, v in losses.denoiser.items()}
         return values | {"loss": float(total.detach())}
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint; the old one stays until the new one is complete."""
-        buffer = io.BytesIO()
-        torch.save(
+    def to_bytes(self) -> bytes:
+        """Content of the checkpoint file."""
+        state, tensors = pack(
             {
-                "config": asdict(self.config),
                 "model": self.model.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "order": self.order,
-                "iteration": self.iteration,
-                "seconds": self.seconds,
-                "history": self.history,
-            },
-            buffer,
+            }
         )
-        write_atomically(path, buffer.getvalue())
-
-    def save_now_and_then(self, path: Path, share: float) -> None:
-        """Write the checkpoint if no more than a share of the time is spent on that."""
-        begun = time.monotonic()
-        if begun >= self._save_after:
-            self.save(path)
-            saved = time.monotonic()
-            pause = (saved - begun) * (1 - share) / share
-            self._save_after = saved + min(pause, LONGEST_UNSAVED)
+        content = {
+            "format": FORMAT,
+            "config": asdict(self.config),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "history": self.history,
+            "state": state,
+            "tensors": tensors,
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -309,8 +306,10 @@ class _State:
             ValueError: the file is not a checkpoint, or belongs to other settings.
         """
         try:
-            stored = torch.load(path, weights_only=True, map_location=self.model.device)
-            config = stored["config"]
+            content = torch.load(path, weights_only=True, map_location="cpu")
+            if content["format"] != FORMAT:
+                raise ValueError("it lacks the mark")
+            config = dict(content["config"])
         except Exception as error:  # a damaged file can make torch.load raise nearly anything
             raise ValueError(
                 f"out_dir: {path} is not a pretraining checkpoint ({error}); "
@@ -324,14 +323,15 @@ class _State:
                 "another out_dir or the same settings"
             )
         try:
+            stored = unpack(content["state"], content["tensors"])
             self.model.load_state_dict(stored["model"])
             self.average.load_state_dict(stored["average"])
             self.optimizer.load_state_dict(stored["optimizer"])
-            self.generator.set_state(stored["generator"].cpu())
-            self.order = stored["order"].cpu()
-            self.iteration = stored["iteration"]
-            self.seconds = stored["seconds"]
-            self.history = stored["history"]
+            self.generator.set_state(stored["generator"])
+            self.order = stored["order"]
+            self.iteration = content["iteration"]
+            self.seconds = content["seconds"]
+            self.history = content["history"]
         except Exception as error:  # what is missing or of another kind fails in its own way
             raise ValueError(
                 f"out_dir: {path} does not fit this run ({type(error).__name__}: {error}); "
@@ -348,15 +348,14 @@ def pretrain(
     out_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     info: Mapping[str, Any] | None = None,
-    checkpoint_share: float = 0.05,
     progress: bool = True,
 ) -> FlowModel:
     """Train a flow model; with `out_dir`, stop and call again to continue.
 
     Stopped in whatever way, SIGKILL included, it continues from its last checkpoint and ends with
-    the bits (on a CPU) of a run that was never stopped. An iteration is often shorter than the
-    writing of a checkpoint, so that one is not written after each: iterations since the last are
-    repeated, and only their time is lost. With `checkpoint_share` = 1 it is at most one iteration.
+    the bits (on a CPU) of a run that was never stopped. A checkpoint is written after every
+    iteration, beside the next one: at most one finished iteration is repeated. After a
+    KeyboardInterrupt, the model is returned as it is, with a warning.
 
     Args:
         dataset: Training structures.
@@ -367,16 +366,13 @@ def pretrain(
         out_dir: Folder for ``checkpoint.pt``, ``model.safetensors`` and ``history.parquet``.
         device: Where to train.
         info: Plain data to keep with the model.
-        checkpoint_share: Largest share of the time that is spent on writing checkpoints, as long
-            as one is written every minute; 1 writes one after every iteration.
         progress: Show a progress bar.
 
     Returns:
-        The model with averaged weights.
+        The model with averaged weights; its `info` says after how many iterations.
 
     Raises:
-        ValueError: the data set is empty, `checkpoint_share` is not in (0, 1], or `out_dir` holds a
-            checkpoint of other settings.
+        ValueError: the data set is empty, or `out_dir` holds a checkpoint of other settings.
         OSError: `out_dir` cannot be written to.
         FloatingPointError: a gradient is not finite.
     """
@@ -385,10 +381,6 @@ def pretrain(
     config = config or PretrainingConfig()
     if len(dataset) < 2:
         raise ValueError(f"dataset: training needs two structures or more, got {len(dataset)}")
-    if not 0 < checkpoint_share <= 1:
-        raise ValueError(
-            f"checkpoint_share: expected a number above 0 and at most 1, got {checkpoint_share}"
-        )
     data = dataset.batch.standard_orientation().to(device)
     held_out = None if validation is None else validation.batch.standard_orientation().to(device)
     state = _State(build_model(dataset, config).to(device), config, len(dataset))
@@ -396,8 +388,8 @@ def pretrain(
     if folder is not None:
         check_writable(folder)
         remove_leftovers(folder)
-        if (folder / "checkpoint.pt").exists():
-            state.load(folder / "checkpoint.pt")
+        if (folder / CHECKPOINT).exists():
+            state.load(folder / CHECKPOINT)
     bar = tqdm(
         total=config.iterations,
         initial=state.iteration,
@@ -407,36 +399,48 @@ def pretrain(
     )
     started = time.monotonic() - state.seconds
     mean_loss = None
-    with bar:
-        while state.iteration < config.iterations:
-            values = state.step(data.select(state.next_indices().to(device)))
-            mean_loss = (
-                values["loss"] if mean_loss is None else 0.98 * mean_loss + 0.02 * values["loss"]
-            )
-            bar.update()
-            if state.iteration % 50 == 0:
-                bar.set_postfix(loss=f"{mean_loss:.4f}")
-            state.seconds = time.monotonic() - started
-            if state.iteration % config.validate_every and state.iteration < config.iterations:
+    try:
+        with bar, FileWriter() as writer:
+            while state.iteration < config.iterations:
+                values = state.step(data.select(state.next_indices().to(device)))
+                mean_loss = (
+                    values["loss"]
+                    if mean_loss is None
+                    else 0.98 * mean_loss + 0.02 * values["loss"]
+                )
+                bar.update()
+                if state.iteration % 50 == 0:
+                    bar.set_postfix(loss=f"{mean_loss:.4f}")
+                state.seconds = time.monotonic() - started
+                if state.iteration % config.validate_every == 0 or (
+                    state.iteration == config.iterations
+                ):
+                    row = {"iteration": state.iteration, "seconds": state.seconds, **values}
+                    if held_out is not None:
+                        row |= _validation_losses(state.average, held_out, config)
+                    if evaluate is not None:
+                        row |= dict(evaluate(state.average))
+                    state.history.append(row)
+                    if folder is not None:
+                        history = pd.DataFrame(state.history).to_parquet(index=False)
+                        write_atomically(folder / "history.parquet", history)
+                        state.average.save(folder / "model.safetensors")
                 if folder is not None:
-                    state.save_now_and_then(folder / "checkpoint.pt", checkpoint_share)
-                continue
-            row = {"iteration": state.iteration, "seconds": state.seconds, **values}
-            if held_out is not None:
-                row |= _validation_losses(state.average, held_out, config)
-            if evaluate is not None:
-                row |= dict(evaluate(state.average))
-            state.history.append(row)
-            if folder is not None:
-                history = pd.DataFrame(state.history).to_parquet(index=False)
-                write_atomically(folder / "history.parquet", history)
-                state.save(folder / "checkpoint.pt")
-                state.average.save(folder / "model.safetensors")
+                    writer.write(folder / CHECKPOINT, state.to_bytes())
+    except KeyboardInterrupt:
+        if folder is not None and (folder / CHECKPOINT).exists():
+            state.load(folder / CHECKPOINT)
+        advice = "" if folder is None else "; the same call continues"
+        warnings.warn(
+            f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
+            stacklevel=2,
+        )
     model = state.average
     model.info = {
         **dict(info or {}),
         "dataset": dataset.name,
         "n_train": len(dataset),
+        "iterations": state.iteration,
         "training_seconds": round(state.seconds, 1),
         "config": asdict(config),
         "history": json.loads(json.dumps(state.history[-1:])),
@@ -508,12 +512,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--validate-every", type=int, default=defaults.validate_every)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument(
-        "--checkpoint-share",
-        type=float,
-        default=0.05,
-        help="largest share of the time for checkpoints; 1: one after every iteration",
-    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     arguments = parser.parse_args(argv)
@@ -534,10 +532,12 @@ def main(argv: list[str] | None = None) -> None:
         evaluate=metre_evaluation(validation),
         out_dir=arguments.out_dir,
         device=arguments.device,
-        checkpoint_share=arguments.checkpoint_share,
     )
-    last = model.info["history"][-1]
-    print(f"{arguments.out_dir / 'model.safetensors'}: " + json.dumps(last))
+    done = model.info["iterations"]
+    last = "".join(f", {json.dumps(row)}" for row in model.info["history"])
+    print(f"{arguments.out_dir / 'model.safetensors'}: {done} iterations{last}")
+    if done < arguments.iterations:
+        sys.exit(130)  # interrupted
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from irlkit.diagnostics import judge
+from irlkit.pretraining import FORMAT as PRETRAINING
 from irlkit.sweeps.store import SweepFolder
 
 _CHECKPOINT, _HISTORY, _RESULTS, _SWEEP = (
@@ -144,7 +145,7 @@ def _read_training(path: Path, problems: list[str]) -> dict[str, Any]:
     if isinstance(rows, list) and len(rows) > len(history):
         # The file is written less often than the checkpoint.
         history = pd.DataFrame(rows)
-    pretraining = "average" in checkpoint and "order" in checkpoint
+    pretraining = checkpoint.get("format") == PRETRAINING
     if not checkpoint:
         pretraining = (path / "model.safetensors").exists() or "loss" in history
     try:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,48 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             pass
         finally:
             os.close(folder)
+
+
+class FileWriter:
+    """Writes files as `write_atomically` does, in a thread, one after the other.
+
+    A context manager: at its end everything is on the disk.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="irlkit-writer")
+        self._writing: Future[None] | None = None
+
+    def write(self, path: str | os.PathLike[str], data: bytes) -> None:
+        """Begin to write a file once the one before is on the disk.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(write_atomically, path, data)
+
+    def wait(self) -> None:
+        """Return once everything is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:  # else that error is the one to tell
+                raise
+        finally:
+            self._thread.shutdown()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -142,8 +142,7 @@ def seeds(folder):
     files["history"] = (folder / "run" / "history.parquet").read_bytes()
     buffer = io.BytesIO()
     state = _pretraining()
-    state.save(folder / "pretraining.pt")
-    files["pretraining"] = (folder / "pretraining.pt").read_bytes()
+    files["pretraining"] = state.to_bytes()
     files["cache"] = _cache_entry(folder, files["csv"])
     for target in CONTAINERS:
         files[f"{target}-inner"] = files[target]

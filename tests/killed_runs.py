@@ -104,7 +104,7 @@ def _kill_in_writes(place):
     os.fsync, os.replace = before(os.fsync), before(os.replace)
 
 
-def _pretraining(folder, begins, share):
+def _pretraining(folder, begins):
     step = pretraining._State.step
 
     def counted(state, batch):
@@ -116,7 +116,7 @@ def _pretraining(folder, begins, share):
         kind="trig-sde-gamma", hidden_dim=16, n_layers=2, n_freqs=3, time_dim=8,
         iterations=3 * ITERATIONS, batch_size=6, validate_every=ITERATIONS,
     )  # fmt: skip
-    pretrain(DATA, config, validation=DATA, out_dir=folder, checkpoint_share=share, progress=False)
+    pretrain(DATA, config, validation=DATA, out_dir=folder, progress=False)
 
 
 def _grpo(policy, reward, folder, begins):
@@ -159,8 +159,7 @@ def _sweep(folder, begins):
 
 
 RUNS = {
-    "pretraining": lambda folder, begins: _pretraining(folder, begins, 0.05),
-    "pretraining, saved after every iteration": lambda f, begins: _pretraining(f, begins, 1.0),
+    "pretraining": _pretraining,
     "annealing": _annealing,
     "energy": _energy,
     "sweep": _sweep,

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from irlkit.checkpoints import pack, unpack
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.interpolants import center, time_derivative
@@ -150,6 +151,31 @@ def test_same_seed_same_bits_and_resume_equals_no_stop(dataset, tmp_path):
     history = pd.read_parquet(tmp_path / "history.parquet")
     assert history["iteration"].tolist() == [3, 6]
     assert history["metre"][0] == 0.5
+
+
+def test_packing_keeps_every_bit():
+    tree = {
+        "weights": {"a": torch.randn(2, 3), "b": torch.tensor(2.0)},
+        "states": [(torch.arange(4), None), {0: torch.empty(0, 3), "text": (0.9, "x")}],
+        "halves": torch.randn(3, 2).bfloat16().T,
+    }
+    packed, tensors = pack(tree)
+    assert tensors.keys() == {"float32", "int64", "bfloat16"}
+    unpacked = unpack(packed, tensors)
+    torch.testing.assert_close(unpacked["weights"], tree["weights"], rtol=0, atol=0)
+    assert torch.equal(unpacked["states"][0][0], tree["states"][0][0])
+    assert unpacked["states"][0][1] is None
+    assert unpacked["states"][1][0].shape == (0, 3)
+    assert unpacked["states"][1]["text"] == (0.9, "x")
+    assert torch.equal(unpacked["halves"], tree["halves"])
+    before = tree["weights"]["a"].clone()
+    tensors["float32"].zero_()
+    unpacked["weights"]["a"].zero_()
+    assert torch.equal(tree["weights"]["a"], before), "no memory is shared"
+    with pytest.raises(ValueError, match="tensors of int64 are missing"):
+        unpack(packed, {k: v for k, v in tensors.items() if k != "int64"})
+    with pytest.raises(ValueError, match="more tensors than"):
+        unpack(packed, {**tensors, "float64": torch.zeros(1)})
 
 
 def test_errors(dataset, tmp_path):

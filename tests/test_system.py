@@ -32,6 +32,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_file_writer_writes_in_order_and_tells_errors(tmp_path):
+    with system.FileWriter() as writer:
+        for content in (b"1", b"2", b"3"):
+            writer.write(tmp_path / "file", content)
+        writer.wait()
+        assert (tmp_path / "file").read_bytes() == b"3"
+        writer.write(tmp_path / "file", b"4")
+    assert (tmp_path / "file").read_bytes() == b"4"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError), system.FileWriter() as writer:
+        writer.write(tmp_path / "folder", b"")
+    with pytest.raises(IsADirectoryError), system.FileWriter() as writer:
+        writer.write(tmp_path / "folder", b"")
+        writer.write(tmp_path / "file", b"5")
+    assert (tmp_path / "file").read_bytes() == b"4"
+    with pytest.raises(KeyboardInterrupt), system.FileWriter() as writer:
+        writer.write(tmp_path / "folder", b"")
+        raise KeyboardInterrupt
+
+
 def test_cores_are_those_of_the_process(monkeypatch):
     monkeypatch.setattr(system.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
     assert system.available_cores() == 2
