@@ -55,6 +55,14 @@ def test_peak_memory(capsys):
 
 
 @pytest.mark.slow
+def test_files(capsys):
+    pytest.importorskip("yaml")
+    rows = run("files", capsys)
+    assert len(rows) == 4
+    assert any(row.get("peak_mb", 0) > 50 for row in rows.values())
+
+
+@pytest.mark.slow
 def test_rewards(capsys):
     rows = run("rewards", capsys)
     assert any("CHGNet" in case for case in rows)
