@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig
+from irlkit.schedules import Annealing
 from irlkit.system import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
@@ -41,6 +43,14 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def annealing_digest(annealing: Annealing) -> str:
+    """What tells annealings apart that stay as they are; empty for one that is trained."""
+    if isinstance(annealing, nn.Module):
+        trained = any(parameter.requires_grad for parameter in annealing.parameters())
+        return "" if trained else model_digest(annealing)
+    return str(annealing) if is_dataclass(annealing) else type(annealing).__name__
+
+
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state of a run, marked as one."""
     buffer = io.BytesIO()
@@ -55,8 +65,9 @@ def read_checkpoint(
 
     Args:
         path: the file.
-        identity: what the run is known by; the state's "identity" has to agree with it. In
-            "config" (JSON), settings that are younger than the file count as their defaults.
+        identity: what the run is known by; the state's "identity" has to agree with it where both
+            say something. In "config" (JSON), settings that are younger than the file count as
+            their defaults.
         device: where tensors are put.
 
     Raises:
@@ -74,16 +85,15 @@ def read_checkpoint(
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{wrong}: it carries no '{FORMAT}' mark")
     try:
-        # Older files do not say of which model they are.
-        found = {"model": identity.get("model"), **state["identity"]}
+        found = dict(state["identity"])
         settings = {**GRPOConfig().to_dict(), **json.loads(found["config"])}
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{wrong}: it does not say of which run it is") from error
     found["config"] = json.dumps(settings, sort_keys=True)
     for name, ours in identity.items():
-        if found.get(name) != ours:
+        if ours and found.get(name) and found[name] != ours:
             raise ValueError(
-                f"{path} belongs to another run: its {name} is {found.get(name)}, here it is "
+                f"{path} belongs to another run: its {name} is {found[name]}, here it is "
                 f"{ours}; take another out_dir or the same settings"
             )
     return state

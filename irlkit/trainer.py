@@ -21,6 +21,7 @@ from irlkit import scoring
 from irlkit.averaging import ParameterAverage
 from irlkit.checkpoints import (
     CHECKPOINT,
+    annealing_digest,
     composition_digest,
     model_digest,
     read_checkpoint,
@@ -31,7 +32,7 @@ from irlkit.diagnostics import Finding, group_statistics, judge
 from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
-from irlkit.rewards import as_reward
+from irlkit.rewards import Reward, as_reward
 from irlkit.sampler import Trajectory, rollout
 from irlkit.scoring import NonFiniteRewardError, RewardFunction, check_groups
 from irlkit.system import check_writable, remove_leftovers, write_atomically
@@ -416,6 +417,8 @@ class GRPOTrainer:
         return {
             "policy": type(self.policy).__name__,
             "noise": f"{self.policy.noise} {self.policy.ref_noise}",
+            "annealing": annealing_digest(self.policy.schedule()),
+            "energies": self.reward.energies() if isinstance(self.reward, Reward) else "",
             "data": composition_digest(self.compositions, self.validation),
             "model": model_digest(self.policy.model),
             "config": json.dumps(self.config.to_dict(), sort_keys=True),

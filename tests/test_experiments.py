@@ -478,9 +478,48 @@ def test_interrupted_training_goes_on_where_it_was(files, tmp_path, finished, mo
     assert next(count) == 10 and len(experiment.history) == 2 * 3
 
 
+def test_a_new_process_goes_on_where_the_last_one_ended(
+    files, tmp_path, finished, monkeypatch, capsys
+):
+    earlier = make(files, tmp_path)
+    earlier.train_schedules()
+    earlier.finish()
+    iterate, calls = GRPOTrainer._iterate, []
+
+    def dying(trainer):
+        if len(calls) == 3:
+            raise SystemExit
+        calls.append(trainer)
+        return iterate(trainer)
+
+    monkeypatch.setattr(GRPOTrainer, "_iterate", dying)
+    with pytest.raises(SystemExit):
+        make(files, tmp_path).train_schedules()
+    monkeypatch.setattr(GRPOTrainer, "_iterate", lambda t: calls.append(t) or iterate(t))
+    experiment = make(files, tmp_path)
+    experiment.train_schedules()
+    assert len(calls) == 4, "two iterations of two seeds, each once"
+    printed = capsys.readouterr().out
+    assert "seed 0: 2 iterations are there" in printed and "seed 1: 1 iterations" in printed
+    for seed, annealing in experiment.learned.items():
+        for name, value in annealing.state_dict().items():
+            assert torch.equal(value, finished.learned[seed].state_dict()[name])
+    assert experiment.seconds["training"] > 0
+    # Other settings begin anew, and say so; so does what has written its results.
+    noisier = {"pos": 0.3, "cell": 0.3}
+    with pytest.warns(UserWarning, match="seed 0 begins anew: .* its noise is"):
+        make(files, tmp_path, replace(TINY, noise=noisier)).train_schedules()
+    experiment.finish()
+    calls.clear()
+    make(files, tmp_path).train_schedules()
+    assert len(calls) == 4
+
+
 def test_an_interrupt_before_the_first_validation_starts_anew(files, tmp_path, monkeypatch):
     """And not from what an earlier run has left in the same folder."""
-    make(files, tmp_path, replace(TINY, seeds=(0,))).train_schedules()
+    earlier = make(files, tmp_path, replace(TINY, seeds=(0,)))
+    earlier.train_schedules()
+    earlier.finish()
     experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
     validate = GRPOTrainer._validate
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +39,8 @@ from irlkit.schedules import (
     LinearAnnealing,
     NoiseSchedule,
 )
-from irlkit.trainer import GRPOTrainer
+from irlkit.system import write_atomically
+from irlkit.trainer import CHECKPOINT, GRPOTrainer
 
 SWEEP_SEED = 1_000_003
 """Seed of the base samples of sweeps: another one than those of evaluations."""
@@ -156,6 +159,9 @@ class Experiment:
         self.seconds: dict[str, float] = {}
         self._histories: dict[Any, pd.DataFrame] = {}
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
+        # There from the beginning of training until results are written: who finds it goes on.
+        self._unfinished = self.out_dir / "training" / "unfinished"
+        self._continues = self._unfinished.exists()
 
     @staticmethod
     def _load(checkpoint: str | Path, device: torch.device) -> FlowModel:
@@ -356,6 +362,8 @@ class Experiment:
         """Train one policy after the other with GRPO and keep the best of each by validation.
 
         Once all are trained, a further call begins anew; after an interruption, it goes on there.
+        So does a new process if the last one ended before it has written results: what it has
+        trained is read, if it is of the same model, data and settings.
 
         Args:
             runs: what to train.
@@ -375,21 +383,21 @@ class Experiment:
             for run in runs:
                 del kept[run.key], self._histories[run.key], self.best_iteration[run.key]
             self.seconds.pop(what, None)
-        with self._timed(what, self.seconds.get(what, 0.0)):
+            self._continues = False
+        if not self._unfinished.exists():
+            for path in self._unfinished.parent.glob(f"*/{CHECKPOINT}"):
+                path.unlink()  # of a run before, whose results are written
+            write_atomically(self._unfinished, b"")
+        with self._timed(what, add=True):
             for run in runs:
                 if run.key in kept:
                     continue
-                policy = run.make()
-                trainer = GRPOTrainer(
-                    policy,
-                    reward,
-                    self.train,
-                    run.config,
-                    validation=validation,
-                    validation_reward=validation_reward,
-                    out_dir=self.out_dir / "training" / run.folder,
-                    resume=run.key in self._histories,
-                )
+                trainer = self._trainer(run, reward, validation, validation_reward)
+                if run.key not in self._histories and trainer.iteration:
+                    print(f"{run.name}: {trainer.iteration} iterations are there, going on")
+                    times = trainer.history.filter(like="_seconds")
+                    before = float(times.sum().sum())
+                    self.seconds[what] = self.seconds.get(what, 0.0) + before
                 trainer.run(run.iterations, progress=self.progress)
                 if len(trainer.history):
                     self._histories[run.key] = trainer.history.assign(**run.labels)
@@ -399,17 +407,46 @@ class Experiment:
                         f"of {run.name}; run this cell again to go on from there"
                     )
                 trainer.restore_best()
-                kept[run.key] = policy
+                kept[run.key] = trainer.policy
                 assert trainer.best is not None  # A validation split was given.
                 self.best_iteration[run.key] = int(trainer.best["iteration"])
         return self.history
 
+    def _trainer(
+        self, run: Run, reward: Reward, validation: CrystalDataset, validation_reward: Reward
+    ) -> GRPOTrainer:
+        """The trainer of a run, new or where it was."""
+        make = partial(
+            GRPOTrainer,
+            reward=reward,
+            dataset=self.train,
+            config=run.config,
+            validation=validation,
+            validation_reward=validation_reward,
+            out_dir=self.out_dir / "training" / run.folder,
+        )
+        if run.key in self._histories:
+            return make(run.make(), resume=True)
+        if not self._continues:
+            return make(run.make())
+        try:
+            return make(run.make(), resume=True)
+        except ValueError as error:
+            warnings.warn(f"{run.name} begins anew: {error}", stacklevel=4)
+            return make(run.make())
+
+    def finish(self) -> None:
+        """Note that results are written: what is trained from now on begins anew."""
+        self._unfinished.unlink(missing_ok=True)
+
     @contextlib.contextmanager
-    def _timed(self, name: str, before: float = 0.0) -> Iterator[None]:
+    def _timed(self, name: str, add: bool = False) -> Iterator[None]:
+        """Notes the seconds of its block; with `add`, added to those that are there."""
         started = time.perf_counter()
         try:
             yield
         finally:
+            before = self.seconds.get(name, 0.0) if add else 0.0
             self.seconds[name] = before + time.perf_counter() - started
 
     # ----------------------------------------------------------------------------------------------

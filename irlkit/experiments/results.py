@@ -145,4 +145,6 @@ def write_results(
             paths.append(write_table(table, experiment.out_dir / f"{name}.parquet"))
     paths += write_figures(figures or {}, experiment.out_dir / "figures")
     data = to_results(experiment, parameters, claims)
-    return [*paths, write_json(data, experiment.out_dir / "results.json")]
+    paths.append(write_json(data, experiment.out_dir / "results.json"))
+    experiment.finish()
+    return paths

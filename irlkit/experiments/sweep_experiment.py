@@ -331,7 +331,7 @@ class SweepExperiment(Experiment):
         Raises:
             KeyboardInterrupt: interrupted; a further call continues.
         """
-        with self._timed("training", self.seconds.get("training", 0.0)):
+        with self._timed("training", add=True):
             for name, trial in self.configurations().items():
                 for seed in self.preset.seeds:
                     if (name, seed) in self.policies:

@@ -60,6 +60,10 @@ class Reward(ABC):
         A trainer calls this before anything is generated; only species and n_atoms count.
         """
 
+    def energies(self) -> str:
+        """What computes the energies that it needs, for checkpoints; empty if nothing does."""
+        return ""
+
     def close(self) -> None:  # noqa: B027
         """Ends processes and frees memory."""
 

@@ -66,6 +66,10 @@ class CompositeReward(Reward):
             info.update({f"{name}_{key}": array for key, array in result.info.items()})
         return RewardResult(total, info)
 
+    def energies(self) -> str:
+        """What computes the energies that its parts need."""
+        return ", ".join(sorted({part.energies() for part in self.parts.values()} - {""}))
+
     def close(self) -> None:
         """Closes all parts."""
         for part in self.parts.values():

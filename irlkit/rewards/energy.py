@@ -116,6 +116,10 @@ class EnergyReward(Reward):
             new |= np.arange(len(batch)) % self.group_size == 0
         return np.cumsum(new) - 1
 
+    def energies(self) -> str:
+        """Name of the potential."""
+        return self.potential.name
+
     def close(self) -> None:
         """Closes the potential if this reward has made it."""
         if self._owns_potential:
