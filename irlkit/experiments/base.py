@@ -30,7 +30,7 @@ from irlkit.grpo import GRPOConfig
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.policies import AnnealingPolicy, Policy
 from irlkit.progress import progress_bar
-from irlkit.rewards import Reward
+from irlkit.rewards import CRMSEReward, Reward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     Annealing,
@@ -411,6 +411,17 @@ class Experiment:
                 assert trainer.best is not None  # A validation split was given.
                 self.best_iteration[run.key] = int(trainer.best["iteration"])
         return self.history
+
+    def _train_annealings(
+        self, runs: Sequence[Run], kept: dict[Any, Any], what: str = "training"
+    ) -> pd.DataFrame:
+        """Train policies that learn an annealing, with cRMSE as the reward; see ``_train_all``."""
+        validation = self.validation.subset(runs[0].config.validation_size)
+        with (
+            CRMSEReward(self.train, self.pool) as reward,
+            CRMSEReward(validation, self.pool) as validation_reward,
+        ):
+            return self._train_all(runs, reward, validation, validation_reward, kept, what)
 
     def _trainer(
         self, run: Run, reward: Reward, validation: CrystalDataset, validation_reward: Reward

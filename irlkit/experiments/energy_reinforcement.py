@@ -158,19 +158,7 @@ class EnergyReinforcement(EnergyExperiment):
             config=config,
             iterations=training.iterations,
         )
-        validation = self.validation.subset(config.validation_size)
-        with (
-            CRMSEReward(self.train, self.pool) as reward,
-            CRMSEReward(validation, self.pool) as validation_reward,
-        ):
-            self._train_all(
-                [run],
-                reward,
-                validation,
-                validation_reward,
-                self._annealing_policies,
-                "training of the annealing",
-            )
+        self._train_annealings([run], self._annealing_policies, "training of the annealing")
         self.annealing = self._annealing_policies[key].annealing.eval().requires_grad_(False)
         return self._histories[key]
 

@@ -27,7 +27,6 @@ from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclus
 from irlkit.experiments.handcrafted import best_of
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.policies import AnnealingPolicy, Policy
-from irlkit.rewards import CRMSEReward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -203,7 +202,6 @@ class VelocityAnnealing(Experiment):
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
         """
-        validation = self.validation.subset(self.preset.grpo.get("validation_size"))
         runs = [
             Run(
                 key=seed,
@@ -216,11 +214,7 @@ class VelocityAnnealing(Experiment):
             )
             for seed in self.preset.seeds
         ]
-        with (
-            CRMSEReward(self.train, self.pool) as reward,
-            CRMSEReward(validation, self.pool) as validation_reward,
-        ):
-            return self._train_all(runs, reward, validation, validation_reward, self._policies)
+        return self._train_annealings(runs, self._policies)
 
     def _make_policy(self, seed: int) -> Policy:
         return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
