@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +24,16 @@ from irlkit.experiments.claims import Claim
 from irlkit.experiments.handcrafted import best_of, sweep
 from irlkit.experiments.presets import Rung
 from irlkit.experiments.splits import load_splits
-from irlkit.grpo import GRPOConfig
+from irlkit.experiments.training import Run, Trainings
 from irlkit.model import FlowModel, load_pretrained
-from irlkit.policies import AnnealingPolicy, Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import CRMSEReward, Reward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     Annealing,
-    ConstantNoise,
-    LearnedAnnealing,
     LinearAnnealing,
     NoiseSchedule,
 )
-from irlkit.system import write_atomically
-from irlkit.trainer import CHECKPOINT, GRPOTrainer
 
 SWEEP_SEED = 1_000_003
 """Seed of the base samples of sweeps: another one than those of evaluations."""
@@ -155,13 +148,11 @@ class Experiment:
         self.test = whole_test.subset(preset.test_size)
         self.pool = metrics.MatchPool(preset.n_workers)
         self.sweeps: dict[int, pd.DataFrame] = {}
-        self.best_iteration: dict[Any, int] = {}
         self.seconds: dict[str, float] = {}
-        self._histories: dict[Any, pd.DataFrame] = {}
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
-        # There from the beginning of training until results are written: who finds it goes on.
-        self._unfinished = self.out_dir / "training" / "unfinished"
-        self._continues = self._unfinished.exists()
+        self._trainings = Trainings(self.out_dir / "training", self.train, progress)
+        self._histories = self._trainings.histories
+        self.best_iteration = self._trainings.best_iteration
 
     @staticmethod
     def _load(checkpoint: str | Path, device: torch.device) -> FlowModel:
@@ -359,57 +350,16 @@ class Experiment:
         kept: dict[Any, Any],
         what: str = "training",
     ) -> pd.DataFrame:
-        """Train one policy after the other with GRPO and keep the best of each by validation.
-
-        Once all are trained, a further call begins anew; after an interruption, it goes on there.
-        So does a new process if the last one ended before it has written results: what it has
-        trained is read, if it is of the same model, data and settings.
-
-        Args:
-            runs: what to train.
-            reward: of the rollouts.
-            validation: compositions of the validation.
-            validation_reward: of the validation.
-            kept: key of a run -> its policy, filled here.
-            what: what the time it takes is called.
+        """Train one policy after the other; see ``Trainings.train``, whose time is noted.
 
         Returns:
             The history of all runs.
-
-        Raises:
-            KeyboardInterrupt: interrupted; says how far training was.
         """
         if all(run.key in kept for run in runs):
-            for run in runs:
-                del kept[run.key], self._histories[run.key], self.best_iteration[run.key]
             self.seconds.pop(what, None)
-            self._continues = False
-        if not self._unfinished.exists():
-            for path in self._unfinished.parent.glob(f"*/{CHECKPOINT}"):
-                path.unlink()  # of a run before, whose results are written
-            write_atomically(self._unfinished, b"")
         with self._timed(what, add=True):
-            for run in runs:
-                if run.key in kept:
-                    continue
-                trainer = self._trainer(run, reward, validation, validation_reward)
-                if run.key not in self._histories and trainer.iteration:
-                    print(f"{run.name}: {trainer.iteration} iterations are there, going on")
-                    times = trainer.history.filter(like="_seconds")
-                    before = float(times.sum().sum())
-                    self.seconds[what] = self.seconds.get(what, 0.0) + before
-                trainer.run(run.iterations, progress=self.progress)
-                if len(trainer.history):
-                    self._histories[run.key] = trainer.history.assign(**run.labels)
-                if trainer.iteration < run.iterations:
-                    raise KeyboardInterrupt(
-                        f"training stopped at iteration {trainer.iteration} of {run.iterations} "
-                        f"of {run.name}; run this cell again to go on from there"
-                    )
-                trainer.restore_best()
-                kept[run.key] = trainer.policy
-                assert trainer.best is not None  # A validation split was given.
-                self.best_iteration[run.key] = int(trainer.best["iteration"])
+            before = self._trainings.train(runs, reward, validation, validation_reward, kept)
+        self.seconds[what] += before
         return self.history
 
     def _train_annealings(
@@ -423,32 +373,9 @@ class Experiment:
         ):
             return self._train_all(runs, reward, validation, validation_reward, kept, what)
 
-    def _trainer(
-        self, run: Run, reward: Reward, validation: CrystalDataset, validation_reward: Reward
-    ) -> GRPOTrainer:
-        """The trainer of a run, new or where it was."""
-        make = partial(
-            GRPOTrainer,
-            reward=reward,
-            dataset=self.train,
-            config=run.config,
-            validation=validation,
-            validation_reward=validation_reward,
-            out_dir=self.out_dir / "training" / run.folder,
-        )
-        if run.key in self._histories:
-            return make(run.make(), resume=True)
-        if not self._continues:
-            return make(run.make())
-        try:
-            return make(run.make(), resume=True)
-        except ValueError as error:
-            warnings.warn(f"{run.name} begins anew: {error}", stacklevel=4)
-            return make(run.make())
-
     def finish(self) -> None:
         """Note that results are written: what is trained from now on begins anew."""
-        self._unfinished.unlink(missing_ok=True)
+        self._trainings.finish()
 
     @contextlib.contextmanager
     def _timed(self, name: str, add: bool = False) -> Iterator[None]:
@@ -490,48 +417,6 @@ class Experiment:
             row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
             records.append({**row, "coefficients": coefficients if tuned else None})
         return records
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run.
-
-    Attributes:
-        key: what its policy is found by.
-        name: for people.
-        folder: for its files, below that of all trainings.
-        labels: further columns of its history.
-        make: makes the policy to be trained.
-        config: settings of GRPO.
-        iterations: how many.
-    """
-
-    key: Any
-    name: str
-    folder: str
-    labels: Mapping[str, Any]
-    make: Callable[[], Policy]
-    config: GRPOConfig
-    iterations: int
-
-
-def annealing_policy(
-    model: FlowModel, schedule: Mapping[str, Any], noise: Mapping[str, float], seed: int
-) -> AnnealingPolicy:
-    """A policy that learns the annealing of a model.
-
-    Args:
-        model: that is annealed.
-        schedule: arguments of ``LearnedAnnealing``.
-        noise: field -> scale of the constant exploration noise.
-        seed: of the schedule's initial weights.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return AnnealingPolicy(
-        model,
-        LearnedAnnealing(**schedule, generator=generator),
-        {field: ConstantNoise(scale) for field, scale in noise.items()},
-    )
 
 
 def annealing_labels(

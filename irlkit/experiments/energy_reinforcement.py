@@ -18,9 +18,7 @@ from irlkit.datasets import CrystalDataset
 from irlkit.diagnostics import judge
 from irlkit.experiments.base import (
     Job,
-    Run,
     annealing_labels,
-    annealing_policy,
     means_for_people,
 )
 from irlkit.experiments.changes import atom_changes, count_distinct
@@ -34,6 +32,7 @@ from irlkit.experiments.energy_claims import (
     rows_of,
 )
 from irlkit.experiments.energy_presets import EnergyPreset
+from irlkit.experiments.training import Run, annealing_policy
 from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward

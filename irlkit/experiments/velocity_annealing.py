@@ -18,14 +18,13 @@ from irlkit.experiments.base import (
     Experiment,
     Job,
     Measured,
-    Run,
     annealing_labels,
-    annealing_policy,
     means_for_people,
 )
 from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclusion
 from irlkit.experiments.handcrafted import best_of
 from irlkit.experiments.presets import Preset, Rung
+from irlkit.experiments.training import Run, annealing_policy
 from irlkit.policies import AnnealingPolicy, Policy
 from irlkit.sampler import integrate
 from irlkit.schedules import (
