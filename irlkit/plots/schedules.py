@@ -166,8 +166,9 @@ def schedule_and_structures(
     heights = {"matched": np.where(found, rmsd, 0.0), "no match": np.where(found, 0.0, stol)}
     for (name, height), color in zip(heights.items(), (GREEN, GREY), strict=True):
         figure.add_bar(x=names, y=height, name=name, marker={"color": color}, row=1, col=2)
-    figure.update_xaxes(title="time t", range=[0, 1], row=1, col=1)
+    # Room for what is at the ends, such as handles.
+    figure.update_xaxes(title="time t", range=[-0.05, 1.05], row=1, col=1)
     figure.update_yaxes(title=label, rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     return style(figure, 420, legend_below=True)

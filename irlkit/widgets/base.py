@@ -179,17 +179,21 @@ class Explorer:
                 self._live.update_layout(layout)
             return
         try:
-            live = go.FigureWidget(data=new.data, layout=layout)
+            live = go.FigureWidget(data=new.data, layout={**layout, "autosize": False})
         except ImportError as error:
             self.message.value += f"<br>No live figure: {error}"
             return
-        if self._live is None:
+        # It is drawn before it has a place on the page, at a width of its own. What it reports
+        # afterwards says that it has one now.
+        live._config = {"responsive": True}
+        live.observe(lambda _: live.update_layout(autosize=True), "_js2py_traceDeltas")
+        before, self._live = self._live, live
+        self.on_live(live)
+        if before is None:
             note = ipywidgets.HTML("This figure follows the controls; the one above them stays.")
             self.controls.children = (*self.controls.children, note, live)
         else:
             self.controls.children = (*self.controls.children[:-1], live)
-        self._live = live
-        self.on_live(live)
 
     def on_live(self, live: go.FigureWidget) -> None:
-        """Called for each new live figure."""
+        """Called for each new live figure, before it is on screen: what it is configured with."""

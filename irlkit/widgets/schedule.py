@@ -128,7 +128,8 @@ class ScheduleExplorer(Explorer):
                             [
                                 ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}"),
                                 ipywidgets.HBox(sliders),
-                            ]
+                            ],
+                            layout={"margin": "0 24px 0 0"},
                         )
                         for field, sliders in self.sliders.items()
                     ]
