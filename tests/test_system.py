@@ -4,6 +4,8 @@ import math
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -79,6 +81,22 @@ def test_time_limit_passes_through_handlers_of_exceptions():
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be synced here")
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_environment_says_otherwise(before, after):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    program = (
+        "import sys, irlkit._waiting, os; "
+        "assert list(sys.modules).index('irlkit._waiting') < list(sys.modules).index('torch'); "
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == after
+
+
 def test_file_and_folder_are_synced(tmp_path, monkeypatch):
     """The file before it gets its name, the folder after."""
     path, synced = tmp_path / "file", []
