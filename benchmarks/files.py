@@ -37,7 +37,8 @@ STEPS = 10
 PEAK = """
 import resource, sys
 from irlkit.datasets import load
-parts = load(sys.argv[1], lazy=True) if sys.argv[2] == "lazy" else [load(sys.argv[1], cache=False, progress=False)]
+path, how = sys.argv[1:]
+parts = load(path, lazy=True) if how == "lazy" else [load(path, cache=False, progress=False)]
 print(sum(len(part) for part in parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 CIF = """data_x
