@@ -49,7 +49,7 @@ def parallel_coordinates(
             },
             dimensions=[
                 *(_axis(name, done[name], name in logarithmic) for name in parameters),
-                {"label": label, "values": values},
+                {"label": label, **_linear(values)},
             ],
             labelangle=-20,
         )
@@ -59,12 +59,29 @@ def parallel_coordinates(
     return figure
 
 
+def _linear(numbers: pd.Series) -> dict[str, Any]:
+    """An axis from one round number to another, with round numbers between them."""
+    low, high = float(numbers.min()), float(numbers.max())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / 5
+    size = 10.0 ** np.floor(np.log10(rough))
+    step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= 0.999 * rough)
+    ticks = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
+    return {
+        "values": numbers,
+        "range": [float(ticks[0]), float(ticks[-1])],
+        "tickvals": list(ticks),
+        "ticktext": [f"{tick + 0.0:.6g}" for tick in ticks],
+    }
+
+
 def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if numeric and (logarithmic or column.nunique() > 8):
         numbers = column.astype(float)
         if not logarithmic:
-            return {"label": name, "values": numbers}
+            return {"label": name, **_linear(numbers)}
         exponents = np.log10(numbers)
         low, high = float(exponents.min()), float(exponents.max())
         ticks = np.arange(np.floor(low), np.ceil(high) + 1)

@@ -284,7 +284,7 @@ def _structure_traces(
                 name=symbol,
                 legendgroup=symbol,
                 showlegend=legend,
-                hovertemplate=f"{symbol} (%{{x:.2f}}, %{{y:.2f}}, %{{z:.2f}}) Å",
+                hovertemplate=f"{symbol} (%{{x:.2f}}, %{{y:.2f}}, %{{z:.2f}}) Å<extra></extra>",
             )
         )
     return traces
