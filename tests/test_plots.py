@@ -246,3 +246,14 @@ def test_schedules_have_names_and_colours():
     assert plots.schedule_name("handcrafted") == "handcrafted"
     assert plots.schedule_name("handcrafted", 500.0) == "handcrafted, tuned at 500 steps"
     assert plots.schedule_color("handcrafted", 10, few=10) != plots.schedule_color("handcrafted")
+
+
+def test_parallel_coordinates_have_round_numbers_at_their_ends():
+    values = np.linspace(0.131, 0.7777, 12)
+    trials = pd.DataFrame({"clip_eps": values, "value": -values})
+    dimensions = plots.parallel_coordinates(trials, ["clip_eps"]).data[0].dimensions
+    assert dimensions[0].ticktext == ("0", "0.2", "0.4", "0.6", "0.8")
+    assert dimensions[0].range == (0, pytest.approx(0.8))
+    assert dimensions[1].ticktext == ("-0.8", "-0.6", "-0.4", "-0.2", "0")
+    same = plots.parallel_coordinates(trials.assign(value=2.0), ["clip_eps"]).data[0].dimensions
+    assert same[1].range[0] < 2.0 < same[1].range[1]
