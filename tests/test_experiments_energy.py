@@ -50,11 +50,16 @@ def test_presets_are_complete_and_json(name):
 
 def test_given_parameters_override_the_preset():
     preset = experiments.resolve_energy(
-        "laptop", fields="pos, cell", iterations=2, n_groups=3, group_size=4, seeds=5
+        "laptop", fields="pos, cell", iterations=2, n_groups=3, group_size=4, seeds=5, kl_weight=0.5
     )
     config = preset.config("score-based", 5)
     assert (preset.fields, preset.iterations, preset.seeds) == (("pos", "cell"), 2, (5,))
     assert (config.n_groups, config.group_size) == (3, 4)
+    assert all(preset.config(name, 0).weight("kl", "pos") == 0.5 for name in preset.variants)
+    # What a preset says of one policy does not hide a parameter.
+    paper = experiments.resolve_energy("paper", kl_weight=0.5)
+    assert all(paper.config(name, 0).weight("kl", "pos") == 0.5 for name in paper.variants)
+    assert paper.config("score-based", 0).clip_eps == 0.2567
 
 
 def test_variants_have_their_own_settings():

@@ -214,7 +214,7 @@ _GRPO = {
     "learning_rate": 1e-3,
     "final_learning_rate": 1e-4,
     "clip_eps": 0.2,
-    "kl_weight": 1e-4,
+    "kl_weight": 1e-3,
     "distillation_weight": 1e-5,
     "step_fraction": 0.25,
     "max_minibatch": 640,
@@ -369,6 +369,7 @@ def resolve_energy(
     iterations: int | None = None,
     n_groups: int | None = None,
     group_size: int | None = None,
+    kl_weight: float | None = None,
     seeds: Iterable[int] | int | str | None = None,
 ) -> EnergyPreset:
     """A preset with the parameters that were given; None keeps what the preset says.
@@ -384,6 +385,7 @@ def resolve_energy(
         iterations: see ``EnergyPreset``.
         n_groups: compositions per iteration.
         group_size: structures per composition.
+        kl_weight: of the KL to the reference policy, for all policies.
         seeds: numbers, or as a command line has them: one number, or a text such as "0,1,2".
 
     Raises:
@@ -402,4 +404,11 @@ def resolve_energy(
         "seeds": parse_seeds(seeds),
     }
     grpo = {"n_groups": n_groups, "group_size": group_size}
-    return choose(ENERGY_PRESETS, preset, given, grpo)
+    chosen = choose(ENERGY_PRESETS, preset, given, grpo)
+    if kl_weight is None:
+        return chosen
+    policies, noise_study = (
+        {name: replace(v, grpo={**v.grpo, "kl_weight": kl_weight}) for name, v in variants.items()}
+        for variants in (chosen.policies, chosen.noise_study)
+    )
+    return replace(chosen, policies=policies, noise_study=noise_study)
