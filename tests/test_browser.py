@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -92,21 +93,29 @@ def browser():
         chromium.close()
 
 
-def answers(address):
-    try:
-        urllib.request.urlopen(address, timeout=30).read()
-    except OSError:
-        return False
-    return True
+def wait_for(server, address):
+    """Wait until a server that was started answers."""
+    end = time.monotonic() + TIMEOUT / 1000
+    while True:
+        try:
+            return urllib.request.urlopen(address, timeout=30).read()
+        except OSError as error:
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"no answer from {address}") from error
+        time.sleep(0.5)
+
+
+def find_free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def lab(folder, tmp_path_factory):
     """Address of a JupyterLab that serves the folder."""
     pytest.importorskip("jupyterlab")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     config = tmp_path_factory.mktemp("config")
     settings = config / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -131,10 +140,7 @@ def lab(folder, tmp_path_factory):
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + TIMEOUT / 1000
-        while not answers(f"{address}/api"):
-            assert server.poll() is None and time.monotonic() < end, "JupyterLab did not start"
-            time.sleep(0.5)
+        wait_for(server, f"{address}/api")
         yield address
     finally:
         server.terminate()
@@ -227,6 +233,15 @@ def close(page, lab, name):
             urllib.request.urlopen(urllib.request.Request(address, method="DELETE"))
 
 
+def is_alive(page, plot):
+    """Whether the figure is there instead of its picture, over which the mouse is moved."""
+    if not plot.query_selector(".plot-container"):
+        box = plot.bounding_box()
+        page.mouse.move(0, 0)
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + min(100, box["height"] / 2))
+    return plot.query_selector(".plot-container") is not None
+
+
 def open_without_kernel(browser, lab, folder, name):
     """Open a copy that JupyterLab did not sign, so that it is untrusted, and start no kernel.
 
@@ -247,10 +262,8 @@ def open_without_kernel(browser, lab, folder, name):
     for plot in plots:
         plot.scroll_into_view_if_needed()
         assert wait_until(page, lambda plot=plot: is_drawn(plot))
-        if not plot.query_selector(".plot-container"):
-            plot.query_selector("img").hover()
-            assert wait_until(page, lambda plot=plot: plot.query_selector(".plot-container"))
-            assert wait_until(page, lambda plot=plot: is_drawn(plot))
+        assert wait_until(page, lambda plot=plot: is_alive(page, plot))
+        assert wait_until(page, lambda plot=plot: is_drawn(plot))
     return page, plots
 
 
@@ -304,17 +317,13 @@ def run_and_save(page, path, seconds=1200):
     return saved
 
 
-@in_jupyterlab
-def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
-    pytest.importorskip("anywidget")
-    page = open_notebook(browser, lab, "explorer.ipynb")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    run_and_save(page, folder / "explorer.ipynb")
+def drag_a_control_point(page):
+    """With the mouse, and wait for the kernel's answer."""
     page.wait_for_selector(".js-plotly-plot")
     page.click("text=Drag the points in a figure")
     page.wait_for_selector(".widget-vbox .js-plotly-plot .shapelayer path")
     live = page.query_selector(".widget-vbox .js-plotly-plot")
-    width = page.query_selector(".jp-RenderedPlotly").bounding_box()["width"]
+    width = page.query_selector(".js-plotly-plot").bounding_box()["width"]
     assert wait_until(page, lambda: live.evaluate("g => g._fullLayout.width") > 0.9 * width)
     live.scroll_into_view_if_needed()
     height = "g => g._fullLayout.shapes[1].yanchor"
@@ -338,6 +347,15 @@ def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
         live.evaluate(height),
     )
     assert wait_until(page, lambda: measured() != said), "metrics anew"
+
+
+@in_jupyterlab
+def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
+    pytest.importorskip("anywidget")
+    page = open_notebook(browser, lab, "explorer.ipynb")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    run_and_save(page, folder / "explorer.ipynb")
+    drag_a_control_point(page)
     close(page, lab, "explorer.ipynb")
 
 
@@ -378,3 +396,28 @@ def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, fol
         plot.scroll_into_view_if_needed()
         assert wait_until(page, lambda plot=plot: is_drawn(plot))
     page.context.close()
+
+
+@in_jupyterlab
+def test_voila_serves_an_explorer_as_a_page(browser, folder):
+    pytest.importorskip("voila")
+    pytest.importorskip("anywidget")
+    port = find_free_port()
+    command = [sys.executable, "-m", "irlkit.notebooks", "serve", "explorer.ipynb"]
+    server = subprocess.Popen(
+        [*command, f"--port={port}"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(server, f"{address}/voila/static/voila.js")
+        page = new_page(browser)
+        page.goto(address, wait_until="commit")
+        drag_a_control_point(page)
+        page.context.close()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, help="default: beside the notebook")
     serve = actions.add_parser("serve", help="serve a notebook as a page with Voila")
     serve.add_argument("name", help="as for run; it is executed for each visitor")
-    _add_parameters(serve, "quick")
+    _add_parameters(serve)
     serve.add_argument("--port", type=int, default=8866)
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for the whole network")
     copy = actions.add_parser("copy", help="copy the notebooks of the package")
@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_parameters(parser: argparse.ArgumentParser, preset: str | None = None) -> None:
-    parser.add_argument("--preset", default=preset, help="quick, laptop or paper")
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="quick, laptop or paper")
     parser.add_argument(
         "-p",
         "--parameter",
@@ -112,7 +112,10 @@ def _run(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("voila") is None:
         raise ImportError('voila is missing; install it with pip install "irlkit[voila]"')
-    page = running.prepare_page(options.name, _parameters(options))
+    parameters = _parameters(options)
+    if "preset" in running.parameters_of(running.find(options.name)):
+        parameters.setdefault("preset", "quick")
+    page = running.prepare_page(options.name, parameters)
     command = [sys.executable, "-m", "voila", str(page), "--no-browser"]
     command += [f"--port={options.port}", f"--Voila.ip={options.host}"]
     # A cell may take longer than the half minute that Voila grants.
