@@ -255,5 +255,10 @@ def test_parallel_coordinates_have_round_numbers_at_their_ends():
     assert dimensions[0].ticktext == ("0", "0.2", "0.4", "0.6", "0.8")
     assert dimensions[0].range == (0, pytest.approx(0.8))
     assert dimensions[1].ticktext == ("-0.8", "-0.6", "-0.4", "-0.2", "0")
+    few = plots.parallel_coordinates(trials.head(3), ["clip_eps"]).data[0].dimensions
+    assert few[0].ticktext == ("0.1", "0.15", "0.2", "0.25")
+    choices = trials.head(3).assign(clip_eps=[0.1, 0.25, 0.1])
+    few = plots.parallel_coordinates(choices, ["clip_eps"]).data[0].dimensions
+    assert few[0].ticktext == ("0.1", "0.25")
     same = plots.parallel_coordinates(trials.assign(value=2.0), ["clip_eps"]).data[0].dimensions
     assert same[1].range[0] < 2.0 < same[1].range[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.plots.style import BLUE, need, style
+from irlkit.plots.style import BLUE, GREY, SCALE, need, style
 
 
 def parallel_coordinates(
@@ -25,7 +25,7 @@ def parallel_coordinates(
     Args:
         trials: one row per trial; those without a value are left out.
         parameters: columns, one axis each. What is no number is drawn as categories, and so are
-            numbers that take no more than eight values.
+            short numbers that take no more than eight values.
         value: column of the value, higher is better; the last axis, and the colour.
         label: of the value, with its unit; None: the column's name.
         logarithmic: parameters on a logarithmic axis.
@@ -43,7 +43,7 @@ def parallel_coordinates(
         go.Parcoords(
             line={
                 "color": values,
-                "colorscale": "Cividis",
+                "colorscale": SCALE,
                 "showscale": True,
                 "colorbar": {"title": {"text": label}, "thickness": 12},
             },
@@ -52,11 +52,22 @@ def parallel_coordinates(
                 {"label": label, **_linear(values)},
             ],
             labelangle=-20,
+            # Without the halo, which is white on a dark page too.
+            **{
+                part: {"color": GREY, "shadow": "none", "size": 13}
+                for part in ("labelfont", "tickfont", "rangefont")
+            },
+            unselected={"line": {"color": GREY, "opacity": 0.1}},
         )
     )
     figure = style(figure, 480)
     figure.update_layout(margin={"t": 120, "l": 70, "r": 70, "b": 40})
     return figure
+
+
+def _are_short(numbers: pd.Series) -> bool:
+    """Whether three digits say them all: choices, and nothing drawn from a range."""
+    return all(abs(float(f"{number:.3g}") - number) <= 1e-9 * abs(number) for number in numbers)
 
 
 def _linear(numbers: pd.Series) -> dict[str, Any]:
@@ -78,8 +89,8 @@ def _linear(numbers: pd.Series) -> dict[str, Any]:
 
 def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if numeric and (logarithmic or column.nunique() > 8):
-        numbers = column.astype(float)
+    numbers = column.astype(float) if numeric else None
+    if numbers is not None and (logarithmic or column.nunique() > 8 or not _are_short(numbers)):
         if not logarithmic:
             return {"label": name, **_linear(numbers)}
         exponents = np.log10(numbers)

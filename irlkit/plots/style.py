@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#888888"
 COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+SCALE = [[0.0, BLUE], [0.5, "#8C8C86"], [1.0, ORANGE]]
+"""From low to high: neither end vanishes on a light or a dark page."""
 FIELD_LABELS = {"pos": "atomic positions", "cell": "lattice vectors"}
 METRIC_LABELS = {
     "metre": "METRe (share of references)",

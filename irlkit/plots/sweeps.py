@@ -9,7 +9,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from irlkit.plots.style import BLUE, GREEN, GREY, METRIC_LABELS, ORANGE, PURPLE, RED, need, style
+from irlkit.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    METRIC_LABELS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SCALE,
+    need,
+    style,
+)
 
 
 def sweep_results(
@@ -36,7 +47,7 @@ def sweep_results(
     marker = {
         "size": 13,
         "color": ordered[metric],
-        "colorscale": "Cividis",
+        "colorscale": SCALE,
         "reversescale": metric in ("crmse", "rmse"),
         "colorbar": {"title": {"text": label.split(",")[0]}, "x": 0.41, "thickness": 12},
         "line": {"color": GREY, "width": 1},
@@ -137,7 +148,7 @@ def sweep_trials(
     marker = {
         "size": 8,
         "color": order,
-        "colorscale": "Cividis",
+        "colorscale": SCALE,
         "line": {"color": GREY, "width": 1},
     }
     for i, name in enumerate(panels):
@@ -168,7 +179,9 @@ def sweep_trials(
                 **place,
             )
         title = "trial" if name == "history" else name
-        figure.update_xaxes(title=title, type="log" if name in logarithmic else None, **place)
+        figure.update_xaxes(title=title, **place)
+        if name in logarithmic:
+            figure.update_xaxes(type="log", exponentformat="power", **place)
         if i % n_columns == 0:
             figure.update_yaxes(title=label, **place)
     missing = int((~ok).sum())
