@@ -31,12 +31,14 @@ def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> g
             large enough for it and the axis titles whatever the width.
     """
     axis = {"gridcolor": "rgba(136,136,136,0.25)", "zerolinecolor": "rgba(136,136,136,0.5)"}
+    # Between a title and the titles of panels below it.
+    top = 80 if figure.layout.title.text else 50
     figure.update_layout(
-        height=height,
+        height=height + top - 50,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 65, "r": 20, "t": 50, "b": 115 if legend_below else 60},
+        margin={"l": 65, "r": 20, "t": top, "b": 115 if legend_below else 60},
         hoverlabel={"namelength": -1},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
     )

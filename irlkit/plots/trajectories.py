@@ -218,6 +218,10 @@ def add_player(
             {
                 "active": len(labels) - 1,
                 "currentvalue": {"prefix": prefix},
+                "bgcolor": "rgba(136,136,136,0.2)",
+                "activebgcolor": BLUE,
+                "bordercolor": GREY,
+                "tickcolor": GREY,
                 "steps": steps,
                 "x": 0.17,
                 "len": 0.8,
@@ -230,6 +234,8 @@ def add_player(
                 "x": 0.14,
                 "y": -0.08,
                 "bgcolor": "rgba(136,136,136,0.2)",
+                "bordercolor": GREY,
+                "showactive": False,
                 "buttons": [
                     {"label": "Play", "method": "animate", "args": [None, play]},
                     {"label": "Stop", "method": "animate", "args": [[None], stop]},
