@@ -42,7 +42,7 @@ def metrics_vs_steps(
     ticks = sorted(evaluation["n_steps"].unique())
     figure.update_xaxes(type="log", tickvals=ticks, title="number of integration steps")
     for column, metric in enumerate(metrics, start=1):
-        if metric != "crmse":
+        if metric not in ("crmse", "rmse"):
             figure.update_yaxes(range=[0, 1], row=1, col=column)
     if mark is not None:
         figure.add_vline(mark, line={"color": GREY, "dash": "dot", "width": 1})

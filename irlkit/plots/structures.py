@@ -105,7 +105,7 @@ def structures(
     # Rounder spheres where there are few: a figure stays well below a megabyte.
     rounds = 3 if n_atoms <= 8 else 2 if n_atoms <= 80 else 1
     # Browsers scale a scene by its height; narrower panels take smaller structures.
-    fill = {1: 2.8, 2: 2.6, 3: 2.3}.get(columns, 1.9)
+    fill = {1: 2.4, 2: 2.2, 3: 1.9}.get(columns, 1.6) * (1.0 if rows == 1 else 1.2)
     shown: set[str] = set()
     for i, (part, (low, high)) in enumerate(zip(parts, boxes, strict=True)):
         place = {"row": i // columns + 1, "col": i % columns + 1}

@@ -104,7 +104,7 @@ def trajectory_and_curves(
         horizontal_spacing=0.06,
     )
     elements = sorted({int(z) for z in states[0].species})
-    _place(figure, panels, elements, [GREY] * len(panels))
+    _place(figure, panels, elements, [GREY] * len(panels), len(titles))
     column = len(titles)
     for (name, values), color in zip(curves.items(), COLORS, strict=False):
         line = {"color": color, "width": 2}
@@ -167,7 +167,7 @@ def _trajectories(panels: Mapping[str, States], title: str, colors: Sequence[str
         horizontal_spacing=0.02,
     )
     elements = sorted({int(z) for states in panels.values() for z in states[0].species})
-    _place(figure, panels, elements, colors)
+    _place(figure, panels, elements, colors, len(panels))
     n_frames = max(len(states) for states in panels.values())
     if n_frames > 1:
         structures = list(panels.values())
@@ -188,17 +188,20 @@ def _place(
     panels: Mapping[str, States],
     elements: Sequence[int],
     colors: Sequence[str],
+    n_columns: int,
 ) -> None:
-    """Add the last state of each panel, all at one scale."""
+    """Add the last state of each panel, all at one scale; the figure has so many columns."""
     boxes = [_box(states) for states in panels.values()]
     size = np.max([high - low for low, high in boxes], axis=0)
     last = [states[-1:] for states in panels.values()]
+    # Browsers scale a scene by its height; narrower panels take smaller structures.
+    fill = {1: 2.6, 2: 2.3, 3: 1.9}.get(n_columns, 1.6)
     for column, (states, (low, high), color) in enumerate(
         zip(last, boxes, colors, strict=True), start=1
     ):
         traces = _frame([states], elements, 0, [color], legend=column == 1)
         figure.add_traces(traces, rows=[1] * len(traces), cols=[column] * len(traces))
-        figure.update_scenes(**fixed_axes((low + high) / 2, size), row=1, col=column)
+        figure.update_scenes(**fixed_axes((low + high) / 2, size, fill), row=1, col=column)
 
 
 def add_player(
