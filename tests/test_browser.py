@@ -62,6 +62,29 @@ explorer = widgets.ScheduleExplorer(
 explorer.show()
 """
 
+MAKE_TRAINING = """
+import irlkit
+from irlkit import datasets, rewards, widgets
+from irlkit.grpo import GRPOConfig
+from irlkit.policies import AnnealingPolicy
+from irlkit.trainer import GRPOTrainer
+
+model = irlkit.load_pretrained("linear-ode")
+few = datasets.load("prototypes", "test").select(range(4)).batch
+config = GRPOConfig(n_groups=1, group_size=4, n_steps=3, n_ppo_epochs=1)
+reward = rewards.FunctionReward(lambda batch: -batch.volume)
+trainer = GRPOTrainer(AnnealingPolicy(model), reward, few, config)
+board = widgets.TrainingDashboard(trainer, 100_000, seconds=0.5)
+board.show()
+"""
+MAKE_TRAJECTORY = """
+from irlkit.schedules import LinearAnnealing, NoAnnealing
+
+schedules = {"none": NoAnnealing(), "linear": LinearAnnealing(2.0, 0.5)}
+trajectory = widgets.TrajectoryExplorer(model, few, schedules, n_steps=10)
+trajectory.show()
+"""
+
 
 def write_notebook(path, *sources):
     nbformat = pytest.importorskip("nbformat")
@@ -82,6 +105,7 @@ def folder(tmp_path_factory):
         source, folder / "executed.ipynb", progress_bar=False, execution_timeout=600
     )
     write_notebook(folder / "explorer.ipynb", path, MAKE_EXPLORER)
+    write_notebook(folder / "training.ipynb", path, MAKE_TRAINING, MAKE_TRAJECTORY)
     return folder
 
 
@@ -357,6 +381,43 @@ def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
     run_and_save(page, folder / "explorer.ipynb")
     drag_a_control_point(page)
     close(page, lab, "explorer.ipynb")
+
+
+@in_jupyterlab
+def test_training_is_stopped_and_a_trajectory_played_in_jupyterlab(browser, folder, lab):
+    pytest.importorskip("anywidget")
+    page = open_notebook(browser, lab, "training.ipynb")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    run_and_save(page, folder / "training.ipynb")
+
+    def iteration():
+        return int(page.inner_text(".widget-html >> text=/iteration/").split()[1])
+
+    page.click("button:has-text('Start')")
+    assert wait_until(page, lambda: iteration() >= 2)
+    assert wait_until(page, lambda: is_drawn(page.query_selector(".widget-vbox .js-plotly-plot")))
+    page.click("button:has-text('Stop')")
+    page.wait_for_selector("button:has-text('Continue'):enabled")
+    stopped = iteration()
+    page.wait_for_timeout(1000)
+    assert iteration() == stopped
+    page.click("button:has-text('Continue')")
+    assert wait_until(page, lambda: iteration() > stopped)
+    page.click("button:has-text('Stop')")
+    page.wait_for_selector("button:has-text('Continue'):enabled")
+
+    controls = page.locator(".widget-vbox", has=page.locator("text=formula")).last
+    controls.locator("select").nth(1).select_option("linear")
+    live = controls.locator(".js-plotly-plot")
+    live.wait_for()
+    atoms = "g => JSON.stringify([...g._fullData[1].x])"
+    last = live.evaluate(atoms)
+    controls.locator("button.jupyter-button:not(.widget-button)").first.click()
+    assert wait_until(page, lambda: live.evaluate(atoms) != last)
+    assert wait_until(page, lambda: live.evaluate(atoms) == last), "played to the end"
+    live.scroll_into_view_if_needed()
+    assert wait_until(page, lambda: is_drawn(live))
+    close(page, lab, "training.ipynb")
 
 
 @in_jupyterlab

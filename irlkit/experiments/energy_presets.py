@@ -212,7 +212,7 @@ class EnergyPreset:
 _GRPO = {
     "n_ppo_epochs": 2,
     "learning_rate": 1e-3,
-    "final_learning_rate": 1e-4,
+    "final_learning_rate": 3e-4,
     "clip_eps": 0.2,
     "kl_weight": 1e-3,
     "distillation_weight": 1e-5,

@@ -134,6 +134,10 @@ def trajectory_and_curves(
         figure.frames = frames
         labels = [str(i) for i in range(len(states))] if times is None else [f"{t:.2f}" for t in x]
         add_player(figure, labels, "step " if times is None else "t = ")
+        # Below the title of the axis.
+        figure.update_layout(
+            sliders=[{"pad": {"t": 50}}], updatemenus=[{"pad": {"t": 30}}], margin={"b": 100}
+        )
     figure.update_layout(title={"text": title}, legend={"itemsizing": "constant"})
     return style(figure, 470)
 
