@@ -87,7 +87,9 @@ def _check_text(formula: str, text: str) -> None:
         if symbol not in symbols:
             close = difflib.get_close_matches(symbol, symbols, 3, 0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            if Element.is_valid_symbol(symbol):
+            if symbol in ("D", "T"):
+                hint = "; isotopes are not told apart, write H"
+            elif Element.is_valid_symbol(symbol):
                 hint = f": its atomic number is above {MAX_ATOMIC_NUMBER}"
             raise ValueError(f"{formula!r}: {symbol!r} is no element that is known here{hint}")
     rest = _PART.sub("", text)

@@ -33,6 +33,7 @@ def test_formulas_become_atoms(formula, units, expected):
         ("NaX", "'X' is no element that is known here"),
         ("Jo2", "'Jo' is no element.*did you mean"),
         ("LvO", "atomic number is above 100"),
+        ("D2O", "isotopes are not told apart, write H"),
         ("Na0.5Cl", "fractions of atoms"),
         ("Na+", "carries a charge"),
         ("Na-Cl!", "signs that are not part"),
