@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,19 @@ def _seconds(function: Callable[[], Any], device: torch.device, clock: str) -> f
     end.record()
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1000
+
+
+def process_peak() -> float:
+    """Most memory that this process has had so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not what getrusage says, which begins with that of the process that started this one.
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def matmul_rate(device: torch.device, width: int, rows: int = 4096, clock: str = "wall") -> float:

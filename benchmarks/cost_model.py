@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import torch
 import torch.distributed as dist
 from scipy.optimize import nnls
 
-from benchmarks.common import parser, random_crystals, random_model, report, start
+from benchmarks.common import parser, process_peak, random_crystals, random_model, report, start
 from benchmarks.network import operations
 from benchmarks.rl_iteration import volume_reward
 from irlkit.cspnet import CSPNet
@@ -287,12 +286,9 @@ def peak_memory(case: Case, device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         trainer.run(1, progress=False)
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = process_peak()
     trainer.run(1, progress=False)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return process_peak() - before
 
 
 def loopback_bytes() -> float | None:

@@ -35,11 +35,12 @@ N_SECOND, N_LAZY, N_MATCHED = 7_000, 45_000, 64
 STEPS = 10
 """Of the generation for the match rate."""
 PEAK = """
-import resource, sys
+import sys
+from benchmarks.common import process_peak
 from irlkit.datasets import load
 path, how = sys.argv[1:]
 parts = load(path, lazy=True) if how == "lazy" else [load(path, cache=False, progress=False)]
-print(sum(len(part) for part in parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(sum(len(part) for part in parts), process_peak())
 """
 CIF = """data_x
 _cell_length_a {:.5f}
@@ -121,10 +122,9 @@ def _lazy_pass(path: Path, n_structures: int) -> dict[str, Any]:
     for how in ("lazy", "whole"):
         command = [sys.executable, "-c", PEAK, str(path), how]
         printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-        n_read, kilobytes = map(int, printed.stdout.split())
-        assert n_read == n_structures, f"{n_read} of {n_structures} structures were read"
-        # In KiB, but on macOS in bytes.
-        peak[how] = kilobytes / (1024 if sys.platform != "darwin" else 1024**2)
+        n_read, megabytes = printed.stdout.split()
+        assert int(n_read) == n_structures, f"{n_read} of {n_structures} structures were read"
+        peak[how] = float(megabytes)
     return {
         "case": f"lazy pass over {n_structures:,} structures, memory against all at once",
         "ratio": peak["whole"] / peak["lazy"],

@@ -10,7 +10,6 @@ eight minutes on two cores.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -19,7 +18,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import in_turns, parser, random_crystals, random_model, report, start
+from benchmarks.common import (
+    in_turns,
+    parser,
+    process_peak,
+    random_crystals,
+    random_model,
+    report,
+    start,
+)
 from benchmarks.edge_list import with_edge_list
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig
@@ -70,12 +77,9 @@ def peak_memory(
         torch.cuda.reset_peak_memory_stats()
         trainer.run(1, progress=False)
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = process_peak()
     trainer.run(1, progress=False)
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return added / (2**20 if sys.platform == "darwin" else 2**10)
+    return process_peak() - before
 
 
 def in_fresh_process(*arguments: Any) -> float:

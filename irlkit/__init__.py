@@ -1,6 +1,6 @@
 """irlkit: inference-time reinforcement learning on generative models of crystals."""
 
-from irlkit import _waiting  # noqa: F401
+import irlkit._waiting  # noqa: F401  # before anything imports torch
 from irlkit.crystals import CrystalBatch
 from irlkit.model import FlowModel, load_pretrained
 from irlkit.omatg import load_omatg

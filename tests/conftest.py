@@ -1,5 +1,8 @@
 """Fixtures that several test modules share."""
 
+import irlkit  # noqa: F401  # before torch, so that its idle threads sleep
+
+# isort: split
 from pathlib import Path
 
 import pytest

@@ -412,6 +412,15 @@ def test_training_is_stopped_and_a_trajectory_computed_in_jupyterlab(browser, fo
     live.wait_for()
     live.scroll_into_view_if_needed()
     assert wait_until(page, lambda: is_drawn(live))
+
+    def step():
+        return int(
+            controls.locator(".widget-slider", has_text="step").last.inner_text().split()[-1]
+        )
+
+    controls.locator("button:has-text('Play')").click()
+    assert wait_until(page, lambda: step() < 10)
+    assert wait_until(page, lambda: step() == 10)
     close(page, lab, "training.ipynb")
 
 

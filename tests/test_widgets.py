@@ -16,6 +16,7 @@ from irlkit.grpo import GRPOConfig
 from irlkit.policies import AnnealingPolicy
 from irlkit.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
 from irlkit.trainer import GRPOTrainer
+from irlkit.widgets import trajectory
 from tests.toys import Result, ToyModel, crystals, volume_reward
 
 
@@ -300,6 +301,28 @@ def test_scrubbing_moves_the_live_figure(toy):
     explorer.scrub.value = 4
     assert explorer.controls.children[-1] is live
     assert mark.x[0] == pytest.approx(float(explorer.figure().data[-2].x[4]))
+
+
+def test_play_goes_through_the_steps(toy, monkeypatch):
+    monkeypatch.setattr(trajectory, "SECONDS_PER_STEP", 0.01)
+    explorer = widgets.TrajectoryExplorer(
+        toy, crystals(dtype=torch.float32), {"none": NoAnnealing()}, n_steps=5
+    )
+    seen = []
+    explorer.scrub.observe(lambda change: seen.append(change.new), "value")
+    explorer.play.value = True
+    explorer._player.join(60)
+    assert seen == [0, 1, 2, 3, 4, 5] and explorer.play.value is False
+    explorer.scrub.value = 3
+    seen.clear()
+    explorer.play.value = True
+    explorer._player.join(60)
+    assert seen == [4, 5], "from where it is"
+    seen.clear()
+    explorer.scrub.observe(lambda change: setattr(explorer.play, "value", False), "value")
+    explorer.play.value = True
+    explorer._player.join(60)
+    assert seen == [0], "until it is told to stop"
 
 
 def test_noise_and_seed_change_the_trajectory(toy):

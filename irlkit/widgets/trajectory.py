@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +24,16 @@ if TYPE_CHECKING:
     from irlkit.rewards import RewardResult
 
 
+SECONDS_PER_STEP = 0.15
+"""Of the player, at least."""
+
+
 class TrajectoryExplorer(Explorer):
     """One structure from noise to crystal, with the reward of every state beside it.
 
     The ordinary figure can be played and scrubbed without a kernel. Below it, controls generate
-    another one; the live figure is scrubbed with the slider "step".
+    another one; the live figure is played with "Play" and scrubbed with the
+    slider "step".
 
     Args:
         model: pretrained model.
@@ -77,8 +85,8 @@ class TrajectoryExplorer(Explorer):
         )
         self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=10**6, description="seed")
         self.scrub = ipywidgets.IntSlider(min=0, max=n_steps, value=n_steps, description="step")
-        self.play = ipywidgets.Play(min=0, max=n_steps, interval=150)
-        ipywidgets.jslink((self.play, "value"), (self.scrub, "value"))
+        self.play = ipywidgets.ToggleButton(description="Play", icon="play")
+        self._player: threading.Thread | None = None
         self.states, self.values = self._generate(None)
         self.controls = ipywidgets.VBox(
             [
@@ -92,6 +100,7 @@ class TrajectoryExplorer(Explorer):
         for widget in (self.composition, self.policy, self.n_steps, self.noise, self.seed):
             widget.observe(self._on_change, names="value")
         self.scrub.observe(self._on_scrub, names="value")
+        self.play.observe(self._on_play, names="value")
 
     def figure(self) -> go.Figure:
         """The structure with a player, and the reward of each state."""
@@ -146,10 +155,26 @@ class TrajectoryExplorer(Explorer):
     def _on_generated(self, result: tuple[list[CrystalBatch], np.ndarray]) -> None:
         self.states, self.values = result
         n = len(self.states) - 1
-        for widget in (self.play, self.scrub):
-            widget.max = n
+        self.play.value = False
+        self.scrub.max = n
         self.scrub.value = n
         self.show_live()
+
+    def _on_play(self, change: Any) -> None:
+        """Go through the steps, from the first if at the last, in a thread until told to stop."""
+        if change.new and (self._player is None or not self._player.is_alive()):
+            run = contextvars.copy_context().run
+            self._player = threading.Thread(target=run, args=(self._play,), daemon=True)
+            self._player.start()
+
+    def _play(self) -> None:
+        step = self.scrub.value if self.scrub.value < self.scrub.max else -1
+        while self.play.value and step < self.scrub.max:
+            began = time.monotonic()
+            step += 1
+            self.scrub.value = step
+            time.sleep(max(SECONDS_PER_STEP - (time.monotonic() - began), 0.0))
+        self.play.value = False
 
     def _on_scrub(self, change: Any) -> None:
         """Move the live figure, if there is one, to a state."""
