@@ -84,7 +84,14 @@ def count_distinct(prints: np.ndarray, group_size: int, tolerance: float = SAME)
 
     Returns:
         Structures without an equal before them in their group, shape (n_groups,).
+
+    Raises:
+        ValueError: `group_size` is not positive, or does not divide the number of structures.
     """
+    if group_size < 1 or len(prints) % group_size:
+        raise ValueError(
+            f"group_size must be positive and divide the {len(prints)} structures, got {group_size}"
+        )
     groups = prints.reshape(-1, group_size, prints.shape[1])
     counted = np.isfinite(groups).all(axis=2)
     earlier = np.tril(np.ones((group_size, group_size), dtype=bool), -1)

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import datasets, plots, validity, writers
+from irlkit import datasets, experiments, plots, validity, writers
 from irlkit.compositions import from_formula
 from irlkit.crystals import CrystalBatch
+from irlkit.diversity import count_distinct, fingerprints
 from irlkit.experiments.presets import parse_seeds
 from irlkit.grpo import GRPOConfig, group_advantages
+from irlkit.metrics import MatchPool, evaluate
 from irlkit.policies import AnnealingPolicy
 from irlkit.rewards import CompositeReward, EnergyReward, FunctionReward, SymmetryReward
 from irlkit.sampler import integrate
@@ -289,6 +291,85 @@ def test_arguments_of_rewards(entry, value):
     reward = result_or_words(lambda: make(**{name: value}), name)
     if reward is not None and name not in ("penalty", "on_failure", "timeout"):
         assert reward(crystals((2, 1))).values.shape == (2,)
+
+
+# --- metrics and potentials ---
+
+
+@st.composite
+def damaged(draw):
+    """Structures, and the same with one value replaced by whatever a float can be."""
+    batch = draw(structures())
+    pos, cell = batch.pos.clone(), batch.cell.clone()
+    which = draw(st.integers(0, len(batch) - 1))
+    value = draw(st.floats())
+    if draw(st.booleans()):
+        cell[which, draw(st.integers(0, 2)), draw(st.integers(0, 2))] = value
+    else:
+        atoms = batch.atom_indices(torch.tensor([which]))
+        pos[atoms[0], draw(st.integers(0, 2))] = value
+    return batch, batch.replace(pos=pos, cell=cell), which
+
+
+@given(damaged())
+def test_metrics_of_any_structures(drawn):
+    batch, generated, which = drawn
+    metrics = evaluate(generated, batch, MatchPool(0))
+    for rate in (metrics.metre, metrics.match_rate, metrics.valid_rate):
+        assert 0 <= rate <= 1
+    assert 0 <= metrics.crmse <= 0.5 + 1e-9
+    whole = evaluate(batch, batch, MatchPool(0)).table["rmsd"].to_numpy()
+    ours = metrics.table["rmsd"].to_numpy()
+    others = np.arange(len(batch)) != which
+    np.testing.assert_allclose(ours[others], whole[others])
+
+
+@given(damaged())
+def test_energies_of_any_structures(drawn):
+    batch, generated, which = drawn
+    potential = LennardJonesToy()
+    before, after = potential(batch), potential(generated)
+    others = np.arange(len(batch)) != which
+    np.testing.assert_allclose(after.energy_per_atom[others], before.energy_per_atom[others])
+    finite = np.isfinite(after.energy_per_atom)
+    assert (finite == (after.valid & ~after.failed)).all()
+
+
+@given(damaged(), st.integers(-1, 4))
+def test_fingerprints_of_any_structures(drawn, group_size):
+    batch, generated, _ = drawn
+    prints = fingerprints(generated)
+    assert len(prints) == len(batch)
+    counts = result_or_words(lambda: count_distinct(prints, group_size), "group_size")
+    if counts is not None:
+        assert (counts >= 0).all() and (counts <= group_size).all()
+
+
+# --- presets of notebooks ---
+
+
+@pytest.mark.parametrize(
+    ("resolve", "name"),
+    [
+        (experiments.resolve, "n_steps"),
+        (experiments.resolve, "seeds"),
+        (experiments.resolve, "iterations"),
+        (experiments.resolve, "group_size"),
+        (experiments.resolve_energy, "n_steps"),
+        (experiments.resolve_energy, "iterations"),
+        (experiments.resolve_energy, "group_size"),
+        (experiments.resolve_energy, "kl_weight"),
+        (experiments.resolve_energy, "fields"),
+        (experiments.resolve_energy, "annealing"),
+        (experiments.resolve_noise, "n_steps"),
+        (experiments.resolve_noise, "seeds"),
+    ],
+)
+@given(value=ANYTHING)
+def test_parameters_of_notebooks(resolve, name, value):
+    preset = result_or_words(lambda: resolve("quick", **{name: value}), name, "seed")
+    if preset is not None:
+        json.dumps(preset.to_dict(), allow_nan=False)
 
 
 # --- plots ---

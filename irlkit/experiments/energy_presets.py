@@ -9,6 +9,7 @@ from typing import Any
 from irlkit.experiments.presets import Rung, check_training, choose, parse_seeds
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES, check_n_steps
+from irlkit.schedules.grid import is_number
 
 POLICIES = ("score", "velocity")
 ANNEALINGS = ("none", "learn")
@@ -153,6 +154,15 @@ class EnergyPreset:
                         f"{name} uses, got {dict(self.noise.get(level, {}))}"
                     )
             self.config(name, 0)  # Checks the settings of GRPO.
+        if not isinstance(self.annealing, str) and not (
+            isinstance(self.annealing, tuple)
+            and len(self.annealing) == 2
+            and all(map(is_number, self.annealing))
+        ):
+            raise ValueError(
+                f"annealing must be one of {ANNEALINGS}, two coefficients (pos, cell) or the path "
+                f"of a learned one, got {self.annealing!r}"
+            )
         if self.annealing == "learn":
             check_training(self.seeds, self.annealing_training.iterations)
             self.annealing_config()
@@ -393,12 +403,14 @@ def resolve_energy(
     """
     if isinstance(fields, str):
         fields = [name.strip() for name in fields.split(",")]
+    if fields is not None and not isinstance(fields, Iterable):
+        raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {fields!r}")
     given: dict[str, Any] = {
         "checkpoint": checkpoint,
         "dataset": dataset,
         "potential": potential,
         "fields": None if fields is None else tuple(fields),
-        "annealing": annealing if isinstance(annealing, str | None) else tuple(annealing),
+        "annealing": tuple(annealing) if isinstance(annealing, list | tuple) else annealing,
         "n_steps": n_steps,
         "iterations": iterations,
         "seeds": parse_seeds(seeds),

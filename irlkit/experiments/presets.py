@@ -39,7 +39,7 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
 def check_training(seeds: tuple[int, ...], iterations: int) -> None:
     """Raise a ValueError unless seeds and number of iterations are those of training runs."""
     check_seeds(seeds)
-    if isinstance(iterations, bool) or iterations < 1:
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
 
 
@@ -286,7 +286,7 @@ def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | No
     """Seeds from numbers, one number, or a text such as "0,1,2"; None stays None.
 
     Raises:
-        ValueError: a text that holds something else.
+        ValueError: a text or a value that holds something else.
     """
     if seeds is None:
         return None
@@ -295,4 +295,8 @@ def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | No
             return tuple(int(part) for part in seeds.strip("[]() ").split(",") if part.strip())
         except ValueError:
             raise ValueError(f"seeds must be integers such as '0,1,2', got {seeds!r}") from None
-    return (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    if isinstance(seeds, int):
+        return (seeds,)
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds must be integers such as [0, 1, 2], got {seeds!r}")
+    return tuple(seeds)
