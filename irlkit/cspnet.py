@@ -61,7 +61,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 4 or dim % 2:
+        if not isinstance(dim, int) or dim < 4 or dim % 2:
             raise ValueError(f"time_dim: expected an even number of at least 4, got {dim}")
         self.dim = dim
 
@@ -254,8 +254,9 @@ class CSPNet(nn.Module):
             ("n_freqs", n_freqs),
             ("n_species", n_species),
         ):
-            if value < 1:
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
+        time_embedding = TimeEmbedding(time_dim)
         # What a damaged file asks for must not fill the memory.
         n_weights = n_layers * hidden_dim * (6 * hidden_dim + 6 * n_freqs)
         n_weights += hidden_dim * (hidden_dim + time_dim + n_species)
@@ -275,7 +276,7 @@ class CSPNet(nn.Module):
         self.n_freqs = n_freqs
         self.n_layers = n_layers
         self.heads = HEADS if denoiser else HEADS[:1]
-        self.time_embedding = TimeEmbedding(time_dim)
+        self.time_embedding = time_embedding
         self.node_embedding = nn.Embedding(n_species, hidden_dim)
         self.atom_latent_emb = nn.Linear(hidden_dim + time_dim, hidden_dim)
         for k in range(n_layers):

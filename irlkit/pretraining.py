@@ -35,6 +35,7 @@ from irlkit.interpolants import (
     pair_with_data,
 )
 from irlkit.model import FlowModel
+from irlkit.schedules.grid import is_number
 from irlkit.system import FileWriter, check_writable, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
@@ -104,17 +105,24 @@ class PretrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {sorted(KINDS)}, got {self.kind!r}")
         positive = ("iterations", "batch_size", "validate_every", "learning_rate", "max_grad_norm")
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("warmup", "cell_weight", "denoiser_weight"):
-            if not getattr(self, name) >= 0:
+        for name in ("warmup", "weight_decay", "cell_weight", "denoiser_weight"):
+            if not is_number(getattr(self, name)) or not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected zero or more, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
+        if not is_number(self.ema_decay) or not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        sizes = ("hidden_dim", "n_layers", "n_freqs", "time_dim")
+        for name in ("iterations", "batch_size", "validate_every", "warmup", "seed", *sizes):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name}: expected a whole number, got {value!r}")
+        if not isinstance(self.pairing, bool):
+            raise ValueError(f"pairing: expected True or False, got {self.pairing!r}")
 
 
 @dataclass(frozen=True)

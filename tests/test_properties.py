@@ -13,14 +13,17 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import datasets, experiments, plots, validity, writers
+from irlkit import datasets, experiments, plots, potentials, runs, validity, writers
 from irlkit.compositions import from_formula
 from irlkit.crystals import CrystalBatch
+from irlkit.cspnet import CSPNet
 from irlkit.diversity import count_distinct, fingerprints
+from irlkit.download import find_downloaded
 from irlkit.experiments.presets import parse_seeds
 from irlkit.grpo import GRPOConfig, group_advantages
 from irlkit.metrics import MatchPool, evaluate
 from irlkit.policies import AnnealingPolicy
+from irlkit.pretraining import PretrainingConfig
 from irlkit.rewards import CompositeReward, EnergyReward, FunctionReward, SymmetryReward
 from irlkit.sampler import integrate
 from irlkit.schedules import (
@@ -38,6 +41,7 @@ from irlkit.schedules import (
     noise_to_dict,
     time_grid,
 )
+from irlkit.sweeps import SPACES
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
 from tests.toys import ToyModel, crystals
 
@@ -88,6 +92,34 @@ def test_grpo_config(name, value):
     assert math.isfinite(config.learning_rate_at(3)) and config.learning_rate_at(3) > 0
     for field in ("pos", "cell"):
         assert all(config.weight(t, field) >= 0 for t in ("policy", "kl", "distillation"))
+
+
+@given(st.sampled_from([field.name for field in dataclasses.fields(PretrainingConfig)]), ANYTHING)
+def test_pretraining_config(name, value):
+    config = result_or_words(lambda: PretrainingConfig(**{name: value}), name)
+    if config is not None:
+        json.dumps(dataclasses.asdict(config), allow_nan=False)
+
+
+@given(st.sampled_from(["hidden_dim", "n_layers", "n_freqs", "time_dim"]), NUMBERS)
+def test_sizes_of_the_network(name, value):
+    sizes = {"hidden_dim": 4, "n_layers": 1, "n_freqs": 2, "time_dim": 4, name: value}
+    result_or_words(lambda: CSPNet(**sizes), name)
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_names_that_mean_nothing(first, second):
+    name = f"no/{first}/{second}".replace("\0", "")
+    for find in (find_downloaded, potentials.get, runs.read):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            find(name)
+
+
+@given(st.sampled_from(sorted(SPACES)), st.integers(0, 99), ANYTHING)
+def test_configurations_of_sweeps(space, number, value):
+    space = SPACES[space]
+    name = space.names[number % len(space.names)]
+    result_or_words(lambda: space.check({**space.start[0], name: value}), name)
 
 
 @given(ANYTHING)
