@@ -1,4 +1,4 @@
-"""Draw the README's pictures from figures that notebooks have written: ``python docs/draw.py``.
+"""Draw the pages' pictures from figures that notebooks have written: ``python docs/draw.py``.
 
 Needs playwright (extra ``browser``) and a Chromium on the PATH. See docs/README.md.
 """
@@ -64,15 +64,19 @@ def draw(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("numbers", nargs="*", help='such as 04; default: all in "runs"')
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="folders of results, such as 04 or 04_mp20; default: one per notebook",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results")
     options = parser.parse_args()
-    for number in options.numbers or PICTURES:
-        source = options.runs / number / "figures" / f"{PICTURES[number]}.html"
+    for name in options.names or PICTURES:
+        source = options.runs / name / "figures" / f"{PICTURES[name[:2]]}.html"
         if source.is_file():
-            draw(source, HERE / f"{number}.png")
+            draw(source, HERE / f"{name}.png")
         else:
-            print(f"{source} is missing; run notebook {number}")
+            print(f"{source} is missing; run notebook {name[:2]}")
 
 
 if __name__ == "__main__":
