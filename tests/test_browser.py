@@ -309,8 +309,18 @@ def test_saved_figures_show_in_jupyterlab_without_a_kernel(browser, folder, lab)
 
 
 def run_all(page):
-    page.click(".lm-MenuBar-item:has-text('Run')")
-    page.click(".lm-Menu-item:has-text('Run All Cells')")
+    """Run all cells of a notebook that was not run; once more if nothing has begun to run."""
+
+    def has_begun():
+        prompts = page.query_selector_all(".jp-CodeCell .jp-InputPrompt")
+        return any(prompt.inner_text().strip() != "[ ]:" for prompt in prompts)
+
+    for _ in range(5):
+        page.click(".lm-MenuBar-item:has-text('Run')")
+        page.click(".lm-Menu-item:has-text('Run All Cells')")
+        if wait_until(page, has_begun, 60):
+            return
+    raise AssertionError("no cell has begun to run")
 
 
 def run_and_save(page, path, seconds=1200):
