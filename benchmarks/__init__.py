@@ -4,4 +4,4 @@ Each prints a table and, last, one line of JSON. What is compared is timed in tu
 that whatever else the machine does hits both sides; ratios are ratios of medians.
 """
 
-import irlkit  # noqa: F401  # before torch, so that its idle threads sleep
+import irlkit  # noqa: F401  # before torch, whose idle threads then soon sleep

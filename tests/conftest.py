@@ -1,6 +1,6 @@
 """Fixtures that several test modules share."""
 
-import irlkit  # noqa: F401  # before torch, so that its idle threads sleep
+import irlkit  # noqa: F401  # before torch, whose idle threads then soon sleep
 
 # isort: split
 from pathlib import Path

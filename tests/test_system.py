@@ -81,15 +81,17 @@ def test_time_limit_passes_through_handlers_of_exceptions():
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be synced here")
-@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_idle_threads_sleep_unless_the_environment_says_otherwise(before, after):
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    if before is not None:
-        environment["OMP_WAIT_POLICY"] = before
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_idle_threads_soon_sleep_unless_the_environment_says_otherwise(given, after):
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in ours} | given
     program = (
         "import sys, irlkit._waiting, os; "
         "assert list(sys.modules).index('irlkit._waiting') < list(sys.modules).index('torch'); "
-        "print(os.environ['OMP_WAIT_POLICY'])"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
