@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -110,9 +112,22 @@ def test_sizes_of_the_network(name, value):
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_names_that_mean_nothing(first, second):
     name = f"no/{first}/{second}".replace("\0", "")
-    for find in (find_downloaded, potentials.get, runs.read):
+    for find in (find_downloaded, runs.read):
         with pytest.raises((ValueError, FileNotFoundError)):
             find(name)
+    # Without MACE nobody can say whether it has a model of that name.
+    errors: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
+    if importlib.util.find_spec("mace") is None:
+        errors = (*errors, ImportError)
+    with pytest.raises(errors):
+        potentials.get(name)
+
+
+def test_names_of_potentials_without_mace(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mace.modules", None)
+    words = r"'chgent' is no CHGNet model \(chgnet, .*pip install 'irlkit\[mace\]'"
+    with pytest.raises(ImportError, match=words):
+        potentials.get("chgent")
 
 
 @given(st.sampled_from(sorted(SPACES)), st.integers(0, 99), ANYTHING)

@@ -30,6 +30,7 @@ def get(potential: str | Path | Potential, **options: Any) -> Potential:
     Raises:
         ValueError: an unknown name, or options with a potential that is there already.
         FileNotFoundError: the weights are missing; the message says where they are expected.
+        ImportError: the name is none of CHGNet's, and mace-torch is not installed.
     """
     if isinstance(potential, Potential):
         if options:
@@ -43,4 +44,8 @@ def get(potential: str | Path | Potential, **options: Any) -> Potential:
         return CHGNetPotential("r2scan" if name.endswith("r2scan") else "0.3.0", **options)
     if isinstance(potential, Path) or name.endswith(".model"):
         return MACEPotential(path=name, **options)
-    return MACEPotential(name, **options)
+    try:
+        return MACEPotential(name, **options)
+    except ImportError as error:
+        known = "chgnet, chgnet-0.3.0, chgnet-r2scan"
+        raise ImportError(f"{name!r} is no CHGNet model ({known}); {error}") from error
