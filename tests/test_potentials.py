@@ -459,6 +459,44 @@ class TestMACE:
         potential = MACEPotential(path=tiny_mace, trust=True)
         check_derivatives(potential, batch[potential(batch).valid], 1e-6)
 
+    @pytest.mark.parametrize(("max_ell", "correlation"), [(1, 1), (2, 2), (3, 3)])
+    def test_polynomials_are_the_symmetric_contraction(self, max_ell, correlation):
+        from irlkit.potentials.mace import _mace
+        from irlkit.potentials.mace_contraction import PolynomialContractions
+
+        with _mace():
+            from e3nn import o3
+            from mace.modules.symmetric_contraction import SymmetricContraction
+
+            torch.manual_seed(0)
+            torch.set_default_dtype(torch.float64)
+            harmonics = o3.Irreps.spherical_harmonics(max_ell)
+            theirs = SymmetricContraction(
+                o3.Irreps([(4, harmonic.ir) for harmonic in harmonics]),
+                o3.Irreps("4x0e+4x1o"),
+                correlation,
+                num_elements=3,
+            )
+        ours = PolynomialContractions(theirs.contractions)
+        components = torch.randn(5, 4, harmonics.dim, dtype=torch.float64, requires_grad=True)
+        element = torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 2, 0])).double()
+        expected, found = (module(components, element) for module in (theirs, ours))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        direction = torch.randn_like(expected)
+        gradients = [
+            torch.autograd.grad(out, components, direction)[0] for out in (expected, found)
+        ]
+        assert float(gradients[0].abs().max()) > 0.1
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
+
+    def test_every_contraction_of_a_model_is_replaced(self, tiny_mace):
+        from irlkit.potentials.mace_contraction import PolynomialContractions
+
+        model = MACEPotential(path=tiny_mace, trust=True)._model
+        assert len(model.products) == 2
+        for product in model.products:
+            assert isinstance(product.symmetric_contractions, PolynomialContractions)
+
     def test_default_bound_follows_from_the_channels(self, tiny_mace):
         assert MACEPotential(path=tiny_mace, trust=True).max_edges == (1 << 17) // 8
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential, check_elements
+from irlkit.potentials.mace_contraction import use_polynomials
 from irlkit.potentials.neighbors import (
     Neighbors,
     find_neighbors,
@@ -88,6 +89,7 @@ class MACEPotential(Potential):
         self.dtype = dtype
         with _mace():
             loaded = torch.load(file, map_location=self.device, weights_only=False)
+            use_polynomials(loaded)
         self._model = loaded.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
         self.max_edges = max_edges or _MAX_EDGES
         if max_edges is None and self.device.type == "cpu":
