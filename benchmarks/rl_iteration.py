@@ -4,7 +4,7 @@ An iteration is a rollout, a reward that costs nothing and PPO epochs on all tim
 time step do not depend on their number, so the comparison takes few (``--steps``), and the ratio of
 a full iteration of irlkit, which follows, is against as many times those of the baseline. With
 random subsets of the time steps it is measured for the velocity-based policy. All of it takes about
-eight minutes on two cores.
+ten minutes on two cores.
 """
 
 from __future__ import annotations

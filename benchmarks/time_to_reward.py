@@ -4,7 +4,8 @@ The policies, rewards and sizes are those of notebooks 04 (annealing, cRMSE) and
 energy); one setting is changed at a time. The reward to reach lies four fifths of the way from the
 start to the best that the unchanged settings reach. Rollouts, rewards and updates count, validation
 does not. One seed, and the first part of a run (``--iterations``), so that all of it takes about
-eight minutes on two cores: differences of a third mean little.
+eleven minutes on two cores: differences of a third mean little. The last case is the baseline of
+the other benchmarks: the edge-list network, all time steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 
 from benchmarks.common import parser, report, start
+from benchmarks.edge_list import with_edge_list
 from irlkit.datasets import load
 from irlkit.experiments import ENERGY_PRESETS, PRESETS
 from irlkit.grpo import GRPOConfig
@@ -41,13 +43,16 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
         "a tenth of the time steps": {"step_fraction": 0.1},
         "2 updates per epoch": {"minibatch_updates": 2},
         "bfloat16": {"mixed_precision": True},
+        "edge list, all time steps": {"step_fraction": 1.0},
     },
 }
 
 
-def make_policy(name: str, device: torch.device) -> Policy:
-    """The policy of the notebook, untrained."""
+def make_policy(name: str, edge_list: bool, device: torch.device) -> Policy:
+    """The policy of the notebook, untrained; its network may be the baseline's."""
     model = load_pretrained("linear-ode", device).requires_grad_(False)
+    if edge_list:
+        model = with_edge_list(model).requires_grad_(False)
     if name == "annealing":
         generator = torch.Generator().manual_seed(0)
         annealing = LearnedAnnealing(**PRESETS["laptop"].annealing, generator=generator)
@@ -59,7 +64,12 @@ def make_policy(name: str, device: torch.device) -> Policy:
 
 
 def train(
-    name: str, config: GRPOConfig, iterations: int, data: dict[str, Any], device: torch.device
+    name: str,
+    edge_list: bool,
+    config: GRPOConfig,
+    iterations: int,
+    data: dict[str, Any],
+    device: torch.device,
 ) -> pd.DataFrame:
     """Validation rewards and the seconds of training before them."""
     validation = data["val"].subset(config.validation_size)
@@ -72,7 +82,7 @@ def train(
         validation_reward = EnergyReward("chgnet", clip=math.inf, references=validation)
     with reward, validation_reward:
         trainer = GRPOTrainer(
-            make_policy(name, device),
+            make_policy(name, edge_list, device),
             reward,
             data["train"],
             config,
@@ -113,7 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
             default = replace(default, validation_n_steps=2)
         curves = {
-            label: train(name, replace(default, **changes), iterations, data, device)
+            label: train(
+                name, "edge list" in label, replace(default, **changes), iterations, data, device
+            )
             for label, changes in levers.items()
         }
         first = next(iter(curves.values()))
