@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.policies import Policy
 
 
@@ -21,6 +22,7 @@ class ParameterAverage:
         values: name -> averaged parameter; its tensors are never changed in place.
     """
 
+    @checked
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.values = self._parameters()

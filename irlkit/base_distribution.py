@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked, fitting
 from irlkit.crystals import wrap_positions
 
 # Angles near the corners of the allowed cube give flat cells; those are drawn again.
@@ -43,6 +44,7 @@ LATTICE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, flo
 }
 
 
+@fitting
 def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
     """Cells in the standard orientation: first vector along x, second in the xy plane.
 
@@ -66,6 +68,7 @@ def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
     return lengths[:, :, None] * torch.stack(rows, 1)
 
 
+@checked
 @dataclass(frozen=True)
 class BaseDistribution:
     """Where generation starts.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import Annealing
@@ -58,6 +59,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+@checked
 def read_checkpoint(
     path: str | Path, identity: Mapping[str, str], device: torch.device
 ) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import re
 
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import MAX_ATOMIC_NUMBER, CrystalBatch
 
 _PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
 
 
+@checked
 def from_formula(
     formula: str,
     n_formula_units: int = 1,

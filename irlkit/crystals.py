@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
+
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
     from torch_geometric.data import Batch, Data
 
-Index: TypeAlias = "int | slice | Sequence[int] | np.ndarray | Tensor"
+Index: TypeAlias = int | slice | Sequence[int] | np.ndarray | Tensor
 
 MAX_ATOMIC_NUMBER = 100
 """Largest atomic number that the networks embed."""
@@ -144,6 +146,7 @@ class CrystalBatch:
         """Yields batches of one structure each."""
         return (self.select(i) for i in range(len(self)))
 
+    @checked
     def select(self, index: Index) -> CrystalBatch:
         """Structures in the given order; an index may occur several times.
 
@@ -203,6 +206,7 @@ class CrystalBatch:
             )
         return torch.where(index < 0, index + len(self), index)
 
+    @checked
     def repeat(self, k: int) -> CrystalBatch:
         """Each structure k times, its copies next to each other (the groups of GRPO).
 
@@ -214,6 +218,7 @@ class CrystalBatch:
         return self.select(torch.arange(len(self), device=self.device).repeat_interleave(k))
 
     @staticmethod
+    @checked
     def concatenate(batches: Sequence[CrystalBatch]) -> CrystalBatch:
         """All structures of several batches in order.
 
@@ -236,6 +241,7 @@ class CrystalBatch:
             )
         )
 
+    @checked
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CrystalBatch:
@@ -253,6 +259,7 @@ class CrystalBatch:
             self.n_atoms.to(device),
         )
 
+    @checked
     def replace(self, pos: Tensor | None = None, cell: Tensor | None = None) -> CrystalBatch:
         """The same compositions with other positions, cells or both.
 
@@ -321,6 +328,7 @@ class CrystalBatch:
     # --- conversions ---
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         species: Sequence[Any],
@@ -355,6 +363,7 @@ class CrystalBatch:
         )
 
     @classmethod
+    @checked
     def from_formulas(
         cls, formulas: Sequence[str], dtype: torch.dtype = torch.float32
     ) -> CrystalBatch:
@@ -374,6 +383,7 @@ class CrystalBatch:
         )
 
     @classmethod
+    @checked
     def from_structures(
         cls, structures: Sequence[Structure], dtype: torch.dtype = torch.float32
     ) -> CrystalBatch:
@@ -409,6 +419,7 @@ class CrystalBatch:
         ]
 
     @classmethod
+    @checked
     def from_ase(cls, atoms: Sequence[Atoms], dtype: torch.dtype = torch.float32) -> CrystalBatch:
         """Batch on the CPU from ASE atoms; positions are wrapped to [0, 1).
 
@@ -448,6 +459,7 @@ class CrystalBatch:
         return zip(species, pos, self.cell.detach().cpu().double().numpy(), strict=False)
 
     @classmethod
+    @checked
     def from_pyg(
         cls, data: Data | Batch | Sequence[Data], dtype: torch.dtype | None = None
     ) -> CrystalBatch:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from irlkit.checks import checked
 from irlkit.pairs import (
     FourierFeatures,
     InterpolatedFeatures,
@@ -238,6 +239,7 @@ class CSPNet(nn.Module):
         ValueError: a size is not positive.
     """
 
+    @checked
     def __init__(
         self,
         hidden_dim: int = 512,

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from irlkit import validity
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.diversity import count_distinct, fingerprints
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES
 
 
+@checked
 def group_statistics(
     structures: CrystalBatch, rewards: np.ndarray, group_size: int
 ) -> dict[str, float]:
@@ -72,6 +74,7 @@ class Finding:
         return f"{self.severity}: {self.finding}" + (f" {self.advice}" if self.advice else "")
 
 
+@checked
 def judge(history: pd.DataFrame, config: GRPOConfig | None = None) -> list[Finding]:
     """What is wrong with a run and what to change, worst first.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from irlkit import validity
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 
 N_NEIGHBOURS = 12
@@ -13,6 +14,7 @@ SAME = 0.08
 pymatgen's default matcher calls different, it takes one pair in a hundred for equal."""
 
 
+@checked
 def fingerprints(batch: CrystalBatch, n_neighbours: int = N_NEIGHBOURS) -> np.ndarray:
     """Vectors that are equal for equal structures, whatever their cell, origin and order of atoms.
 
@@ -73,6 +75,7 @@ def _nearest(distance: np.ndarray, n: int) -> np.ndarray:
     return near[:, :, 1:].mean(axis=1)
 
 
+@checked
 def count_distinct(prints: np.ndarray, group_size: int, tolerance: float = SAME) -> np.ndarray:
     """How many different structures every group has.
 

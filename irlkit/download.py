@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from irlkit.checks import checked
+
 HOST = "https://huggingface.co"
 ORGANISATIONS = {"omatg": "OMatG"}
 """Who publishes the models of each family of names."""
@@ -21,6 +23,7 @@ ORGANISATIONS = {"omatg": "OMatG"}
 PATTERNS = ("*.ckpt", "*.yaml", "*.yml")
 
 
+@checked
 def local_folder(name: str) -> Path:
     """Where the files of a model may be placed by hand.
 
@@ -29,6 +32,7 @@ def local_folder(name: str) -> Path:
     return Path(os.environ.get("IRLKIT_CACHE") or "~/.cache/irlkit").expanduser() / name
 
 
+@checked
 def find_downloaded(name: str) -> Path:
     """The folder with a model's checkpoint and configuration; asks no network.
 
@@ -49,6 +53,7 @@ def find_downloaded(name: str) -> Path:
     return found
 
 
+@checked
 def download(name: str) -> Path:
     """Download a published model, unless it is there, and print one line that says so.
 

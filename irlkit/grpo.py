@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irlkit.checks import fitting, is_number
 from irlkit.policies import FieldStep, Policy
 from irlkit.sampler import Trajectory
 from irlkit.schedules import FIELD_NAMES, check_n_steps
-from irlkit.schedules.grid import is_number
 
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
 MAX_LOG_RATIO = 20.0
 
 
+@fitting
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """Rewards relative to their group: (r - mean) / (std + 1e-8), population std (Eq. 9).
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
 from irlkit.policies import AnnealingPolicy
@@ -53,6 +54,7 @@ class GRPOStep:
         return float(np.mean([entry.mean() for entry in outside]))
 
 
+@checked
 def explain(
     policy: AnnealingPolicy,
     composition: CrystalBatch,

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked, fitting
+
 T_MIN = 1e-3
 T_MAX = 1.0 - 1e-3
 
@@ -67,6 +69,7 @@ class TrigonometricPath(Path):
         return torch.sin(0.5 * math.pi * t)
 
 
+@checked
 @dataclass(frozen=True)
 class EncoderDecoderPath(Path):
     """x_0 fades out until `switch_time`, x_1 fades in after it: cos^2(pi u) on either side."""
@@ -83,6 +86,7 @@ class EncoderDecoderPath(Path):
         return torch.where(t > self.switch_time, wave, torch.zeros_like(wave))
 
 
+@checked
 @dataclass(frozen=True)
 class VariancePreservingPath(Path):
     """alpha = sqrt(1 - tau^2), beta = tau with tau(t) constant-rate, linear or cosine.
@@ -118,6 +122,7 @@ class VariancePreservingPath(Path):
         return torch.sqrt(1 - self.beta(t) ** 2)
 
 
+@checked
 @dataclass(frozen=True)
 class VarianceExplodingPath(Path):
     """alpha = sqrt(s(1 - t)^2 - s(0)^2), beta = 1; s(u) = sigma_min (sigma_max / sigma_min)^u."""
@@ -133,6 +138,7 @@ class VarianceExplodingPath(Path):
         return 1.0 + 0.0 * t
 
 
+@checked
 @dataclass(frozen=True)
 class SqrtGamma:
     """gamma = sqrt(a t (1 - t))."""
@@ -143,6 +149,7 @@ class SqrtGamma:
         return torch.sqrt(self.a * t * (1 - t))
 
 
+@checked
 @dataclass(frozen=True)
 class EncoderDecoderGamma:
     """gamma = sqrt(a) sin^2(pi u), u as in `EncoderDecoderPath`."""
@@ -156,6 +163,7 @@ class EncoderDecoderGamma:
         return math.sqrt(self.a) * torch.sin(math.pi * phase) ** 2
 
 
+@checked
 @dataclass(frozen=True)
 class ConstantEpsilon:
     """epsilon = c; the noise of the SDE is sqrt(2 epsilon)."""
@@ -166,6 +174,7 @@ class ConstantEpsilon:
         return torch.full_like(t, self.c)
 
 
+@checked
 @dataclass(frozen=True)
 class VanishingEpsilon:
     """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)).
@@ -196,6 +205,7 @@ GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
 EPSILONS = {c.__name__: c for c in (ConstantEpsilon, VanishingEpsilon)}
 
 
+@checked
 def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
     """The object that `named` described.
 
@@ -227,6 +237,7 @@ class InterpolantSample:
     target: Tensor
 
 
+@checked
 @dataclass(frozen=True)
 class Interpolant:
     """The interpolant of one field.
@@ -274,6 +285,7 @@ class Interpolant:
             return self.trained_heads
         return ("velocity",) if self.gamma is None else ("velocity", "denoiser")
 
+    @fitting
     def velocity_from_denoiser(self, t: Tensor, x_t: Tensor, denoiser: Tensor) -> Tensor:
         """b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
 
@@ -293,6 +305,7 @@ class Interpolant:
         alpha_rate = time_derivative(self.path.alpha, time).to(x_t.dtype)
         return alpha_rate * denoiser + ratio * (x_t - alpha * denoiser)
 
+    @fitting
     def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
         """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
         if not self.periodic:
@@ -300,6 +313,7 @@ class Interpolant:
         difference = x_1 - x_0
         return x_0 + difference - difference.round()
 
+    @fitting
     def sample(
         self, t: Tensor, x_0: Tensor, x_1: Tensor, z: Tensor | None = None
     ) -> InterpolantSample:
@@ -345,6 +359,7 @@ class Interpolant:
         return data
 
     @classmethod
+    @checked
     def from_dict(cls, data: dict[str, Any]) -> Interpolant:
         """Inverse of `to_dict`.
 
@@ -362,12 +377,14 @@ class Interpolant:
         )
 
 
+@fitting
 def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
     """`values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
     total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
     return values - (total / n_atoms[:, None].to(values.dtype))[batch]
 
 
+@fitting
 def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
     """Shift each structure's base positions as a whole to a least total squared periodic distance.
 
@@ -400,6 +417,7 @@ def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) 
     return x_0 + shift[batch]
 
 
+@fitting
 def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tensor) -> Tensor:
     """Reorder base positions of equal atoms to the smallest total squared periodic distance.
 
@@ -433,6 +451,7 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tens
     return x_0[torch.from_numpy(order).to(x_0.device)]
 
 
+@fitting
 def pair_with_data(
     x_0: Tensor, x_1: Tensor, species: Tensor, batch: Tensor, n_atoms: Tensor
 ) -> Tensor:

@@ -28,6 +28,7 @@ import torch
 
 from irlkit import validity
 from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, Item, MatchSession, Result
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.system import available_cores
 
@@ -101,6 +102,7 @@ class MatchPool:
         ValueError: n_workers is negative, or the timeout or a tolerance is not positive.
     """
 
+    @checked
     def __init__(
         self,
         n_workers: int | None = None,
@@ -152,6 +154,7 @@ class MatchPool:
         """Ends the worker processes; the next matching starts new ones."""
         _stop(self._workers)
 
+    @checked
     def prepare(self, references: CrystalBatch | Sequence[Structure]) -> References:
         """Hands references over for matching; each worker receives them once.
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.matching import Matches, MatchPool, References
@@ -73,6 +74,7 @@ class Metrics:
         return {name: value for name, value in vars(self).items() if name != "table"}
 
 
+@checked
 def evaluate(
     generated: CrystalBatch,
     references: CrystalDataset | CrystalBatch,
@@ -162,6 +164,7 @@ class EnergyMetrics:
         return {name: value for name, value in vars(self).items() if name != "table"}
 
 
+@checked
 def evaluate_energies(
     generated: CrystalBatch,
     references: CrystalDataset | CrystalBatch,

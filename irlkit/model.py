@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irlkit.base_distribution import BaseDistribution
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
 from irlkit.interpolants import Interpolant
@@ -48,6 +49,7 @@ class FlowModel(nn.Module):
         ValueError: the interpolants are not those of the two fields.
     """
 
+    @checked
     def __init__(
         self,
         network: CSPNet,
@@ -82,6 +84,7 @@ class FlowModel(nn.Module):
             return ()
         return tuple(name for name, entry in self.interpolants.items() if "denoiser" in entry.heads)
 
+    @checked
     def prepare(self, batch: CrystalBatch) -> Conditioning:
         """Pairs and species of a batch, made once and used at every step."""
         return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
@@ -136,6 +139,7 @@ class FlowModel(nn.Module):
             )
         return NetworkOutput(output.velocity, output.denoiser if "denoiser" in heads else {})
 
+    @checked
     def gamma(self, field: str, t: Tensor) -> Tensor:
         """Latent-noise coefficient gamma(t) of a field, shape of `t`; alpha(t) if one-sided.
 
@@ -148,6 +152,7 @@ class FlowModel(nn.Module):
             raise ValueError(f"field: the interpolant of {field!r} has no latent noise gamma")
         return scale(t)
 
+    @checked
     def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         """Draw x_0 for the compositions of `batch`, whose positions and cells are ignored.
 
@@ -159,6 +164,7 @@ class FlowModel(nn.Module):
             pos=pos.to(batch.device), cell=cell.to(batch.device)
         )
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and description to one safetensors file."""
         from safetensors.torch import save
@@ -176,6 +182,7 @@ class FlowModel(nn.Module):
         write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> FlowModel:
         """Read a model that `save` wrote.
 
@@ -234,6 +241,7 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
+@checked
 def load_pretrained(
     name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu"
 ) -> FlowModel:

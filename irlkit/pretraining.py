@@ -22,6 +22,7 @@ from torch import Tensor
 
 from irlkit.base_distribution import BaseDistribution
 from irlkit.checkpoints import CHECKPOINT, pack, unpack
+from irlkit.checks import checked, is_number
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
 from irlkit.interpolants import (
@@ -35,7 +36,6 @@ from irlkit.interpolants import (
     pair_with_data,
 )
 from irlkit.model import FlowModel
-from irlkit.schedules.grid import is_number
 from irlkit.system import FileWriter, check_writable, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class Losses:
         return loss  # type: ignore[return-value]
 
 
+@checked
 def interpolant_losses(
     model: FlowModel,
     x_1: CrystalBatch,
@@ -201,6 +202,7 @@ def interpolant_losses(
     return Losses(velocity, denoiser)
 
 
+@checked
 def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel:
     """Untrained model, base distribution fitted to `dataset`, weights seeded by `config.seed`."""
     interpolants = KINDS[config.kind]
@@ -347,6 +349,7 @@ class _State:
             ) from error
 
 
+@checked
 def pretrain(
     dataset: CrystalDataset,
     config: PretrainingConfig | None = None,
@@ -441,7 +444,7 @@ def pretrain(
         advice = "" if folder is None else "; the same call continues"
         warnings.warn(
             f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
-            stacklevel=2,
+            stacklevel=3,
         )
     model = state.average
     model.info = {
@@ -476,6 +479,7 @@ def _validation_losses(
     return sums
 
 
+@checked
 def metre_evaluation(
     validation: CrystalDataset, n_structures: int = 256, n_steps: int = 50, seed: int = 0
 ) -> Callable[[FlowModel], dict[str, float]]:

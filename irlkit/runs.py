@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from irlkit.checks import checked
 from irlkit.diagnostics import judge
 from irlkit.pretraining import FORMAT as PRETRAINING
 from irlkit.sweeps.store import SweepFolder
@@ -88,6 +89,7 @@ class Run:
             return [f"the history cannot be judged: {error}"]
 
 
+@checked
 def find(root: str | Path) -> Iterator[Run]:
     """All runs in a folder and those below it, in the order of their paths.
 
@@ -102,6 +104,7 @@ def find(root: str | Path) -> Iterator[Run]:
             yield read(folder)
 
 
+@checked
 def read(path: str | Path) -> Run:
     """A run.
 
@@ -336,6 +339,7 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 
 
+@checked
 def table(runs: Sequence[Run], root: str | Path = ".") -> pd.DataFrame:
     """One row per run: path, kind, what, state, done, last, best, at, time and written."""
     rows = [
@@ -357,6 +361,7 @@ def table(runs: Sequence[Run], root: str | Path = ".") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@checked
 def compare(first: Run, second: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Settings that differ, and results side by side.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch, wrap_positions
 from irlkit.policies import (
     Outputs,
@@ -81,6 +82,7 @@ def integrate(
 ) -> tuple[CrystalBatch, list[CrystalBatch]]: ...
 
 
+@checked
 def integrate(
     model: VelocityField,
     batch: CrystalBatch,
@@ -233,6 +235,7 @@ def _integrate(
     return states
 
 
+@checked
 def rollout(
     policy: Policy,
     x_0: CrystalBatch,

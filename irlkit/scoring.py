@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.system import write_atomically
 
@@ -52,6 +53,7 @@ def check_groups(reward: Any, group_size: int) -> None:
         check_groups(part, group_size)
 
 
+@checked
 def score(
     reward: RewardFunction, structures: CrystalBatch, folder: Path | None, when: str
 ) -> tuple[Tensor, dict[str, np.ndarray]]:

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked
 from irlkit.interpolants import Interpolant, time_derivative
 from irlkit.schedules import NoiseSchedule, check_n_steps, time_grid
 
@@ -30,6 +31,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 """b(t, x) or z(t, x): a time and points (n, 2) to vectors (n, 2)."""
 
 
+@checked
 @dataclass(frozen=True)
 class PlaneFlow:
     """Base, data and interpolant in the plane.
@@ -117,6 +119,7 @@ class PlaneFlow:
         return torch.softmax(-0.5 * square / variance, dim=1), centers, variance
 
 
+@checked
 def integrate(
     velocity: Field,
     x_0: Tensor,
@@ -174,6 +177,7 @@ class PlaneNetwork(nn.Module):
         width: of the two hidden layers.
     """
 
+    @checked
     def __init__(self, generator: torch.Generator, width: int = 128) -> None:
         super().__init__()
         sizes = [3, width, width, 2]
@@ -190,6 +194,7 @@ class PlaneNetwork(nn.Module):
         return self.layers(torch.cat([x, torch.as_tensor(t).expand(len(x), 1)], dim=1))
 
 
+@checked
 def train_velocity(
     flow: PlaneFlow, iterations: int, generator: torch.Generator, batch: int = 512
 ) -> tuple[PlaneNetwork, pd.DataFrame]:
@@ -226,6 +231,7 @@ def train_velocity(
     return network, history
 
 
+@checked
 def velocity_loss(
     flow: PlaneFlow, velocity: Field, generator: torch.Generator, n: int = 64, n_times: int = 400
 ) -> float:
@@ -247,6 +253,7 @@ def velocity_loss(
     return float(torch.stack(losses).mean())
 
 
+@checked
 def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
     """Root-mean-square distance to the nearest mean, in spreads: sqrt(2) for the data themselves.
 

@@ -27,6 +27,7 @@ from irlkit.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.diagnostics import Finding, group_statistics, judge
 from irlkit.grpo import GRPOConfig, group_advantages
@@ -77,6 +78,7 @@ class GRPOTrainer:
             ``out_dir``, or a checkpoint that is not one of this run.
     """
 
+    @checked
     def __init__(
         self,
         policy: Policy,
@@ -148,6 +150,7 @@ class GRPOTrainer:
         """What is wrong with the run so far and what to change, worst first."""
         return judge(self.history, self.config)
 
+    @checked
     def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Train until ``iterations`` are done in total, those before a resume included.
 
@@ -203,6 +206,7 @@ class GRPOTrainer:
         self._write_history()
         return self.history
 
+    @checked
     def validate(self, seed: int | None = None) -> float:
         """Mean reward of what the policy (its average, if kept) generates as it is deployed.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.grpo import GRPOConfig, grpo_loss
 from irlkit.policies import Policy
 from irlkit.sampler import Trajectory
@@ -36,6 +37,7 @@ class PolicyUpdate:
             to go on with. Several processes combine theirs here.
     """
 
+    @checked
     def __init__(
         self,
         policy: Policy,

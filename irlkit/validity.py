@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 
 _IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
@@ -44,6 +45,7 @@ class Validity:
         return len(self.valid)
 
 
+@checked
 def check(
     batch: CrystalBatch,
     min_volume: float = 0.1,

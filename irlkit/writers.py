@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets.files import TABLE
 from irlkit.system import write_atomically
@@ -30,6 +31,7 @@ from irlkit.system import write_atomically
 XYZ_SUFFIXES = (".extxyz", ".xyz")
 
 
+@checked
 def write(
     path: str | os.PathLike[str],
     structures: CrystalBatch,
@@ -64,6 +66,7 @@ def write(
     return path
 
 
+@checked
 def write_trajectory(
     path: str | os.PathLike[str],
     states: Sequence[CrystalBatch],

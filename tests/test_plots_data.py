@@ -179,7 +179,7 @@ def test_only_an_annealing_of_one_composition_is_explained():
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="one structure, got 4"):
         explain(policy, crystals(), volume_reward, GRPOConfig(), generator)
-    with pytest.raises(ValueError, match="AnnealingPolicy, got str"):
+    with pytest.raises(ValueError, match="AnnealingPolicy, got"):
         explain("policy", crystals((1,)), volume_reward, GRPOConfig(), generator)
 
 

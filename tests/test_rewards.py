@@ -502,7 +502,7 @@ def test_functions_of_a_wrong_shape_are_refused():
 
 
 def test_function_reward_arguments_are_checked():
-    with pytest.raises(ValueError, match="function must be callable, got int"):
+    with pytest.raises(ValueError, match="function must be callable, got 3"):
         FunctionReward(3)
     with pytest.raises(ValueError, match="timeout must be positive"):
         FunctionReward(volume_per_atom, timeout=-1)

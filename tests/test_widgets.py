@@ -391,5 +391,5 @@ def test_empty_choices_are_refused(toy):
         widgets.TrajectoryExplorer(toy, nothing, {"none": NoAnnealing()})
     with pytest.raises(ValueError, match="at least one entry"):
         widgets.GroupExplorer(AnnealingPolicy(toy), nothing, volume_reward)
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="trainer must be a GRPOTrainer, got None"):
         widgets.TrainingDashboard(None, 0)

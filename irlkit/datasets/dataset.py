@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch, Index
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Skipped:
     reason: str
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CrystalDataset:
     """Structures of a data set, or of one of its splits.
@@ -75,6 +77,7 @@ class CrystalDataset:
             f"{self.table['formula'].nunique()} compositions, {len(self.skipped)} skipped)"
         )
 
+    @checked
     def select(self, index: Index) -> CrystalDataset:
         """A data set of the chosen structures in the given order.
 
@@ -91,6 +94,7 @@ class CrystalDataset:
             has_structures=self.has_structures,
         )
 
+    @checked
     def subset(self, size: int | None, seed: int = 0) -> CrystalDataset:
         """About so many structures: whole compositions, all polymorphs of each.
 
@@ -135,6 +139,7 @@ class CrystalDataset:
             )
         return self._references
 
+    @checked
     def references_of(self, formulas: Iterable[str]) -> list[np.ndarray]:
         """Numbers of the reference structures of each formula.
 

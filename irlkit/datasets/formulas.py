@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import MAX_FORMULA_ATOMS, CrystalBatch
 from irlkit.datasets.dataset import CrystalDataset, Skipped
 
 
+@checked
 def from_formulas(
     formulas: Sequence[str],
     z: int | Sequence[int] | None = None,

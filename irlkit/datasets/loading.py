@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import cache as _cache
 from irlkit.datasets.dataset import CrystalDataset, Skipped, shorten
@@ -64,6 +65,7 @@ def load(
 ) -> LazyDataset: ...
 
 
+@checked
 def load(
     source: Source,
     split: str | None = None,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
+
 CHUNK_ROWS = 2048
 """Records that readers give at a time."""
 
@@ -47,6 +49,7 @@ READERS: dict[str, Reader] = {}
 """Readers by extension, in lower case and with the leading dot."""
 
 
+@checked
 def register_reader(extension: str, reader: Reader) -> None:
     """Makes `irlkit.datasets.load` read files of an extension, such as ".csv.gz".
 

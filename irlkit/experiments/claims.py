@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.experiments.presets import Preset
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
+@checked
 @dataclass(frozen=True)
 class Claim:
     """A statement and what was measured.
@@ -42,6 +44,7 @@ class Claim:
         return cls(claim, float(value), target, bool(_SIGNS[sign](value, float(bound))), required)
 
 
+@checked
 def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
     """Claims as a table for people, numbered from 1."""
     table = pd.DataFrame([asdict(claim) for claim in claims], index=range(1, len(claims) + 1))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from irlkit.checks import is_number
 from irlkit.experiments.presets import Rung, check_training, choose, parse_seeds
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES, check_n_steps
-from irlkit.schedules.grid import is_number
 
 POLICIES = ("score", "velocity")
 ANNEALINGS = ("none", "learn")

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from irlkit import metrics
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import PairTopology
 from irlkit.experiments.energy_presets import EnergyPreset, Variant
@@ -101,6 +102,7 @@ class Estimate:
         )
 
 
+@checked
 def estimate(experiment: Experiment) -> Estimate:
     """Time and memory of the experiment of notebook 03 or 04, after a trial of some seconds.
 

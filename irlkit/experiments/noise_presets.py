@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from irlkit.checks import checked
 from irlkit.experiments.presets import Rung, check_seeds, choose, parse_seeds
 from irlkit.schedules import FIELD_NAMES, check_n_steps
 
 SPLITS = ("val", "test")
 
 
+@checked
 @dataclass(frozen=True)
 class NoisePreset:
     """Size and settings of notebook 02.
@@ -132,6 +134,7 @@ NOISE_PRESETS: dict[str, NoisePreset] = {
 }
 
 
+@checked
 def resolve_noise(
     preset: str = "laptop",
     *,

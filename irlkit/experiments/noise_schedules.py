@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scipy.optimize import isotonic_regression
 
+from irlkit.checks import checked
 from irlkit.experiments.base import Job, annealing_labels, means_for_people
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.energies import METRIC_NAMES, EnergyExperiment
@@ -49,6 +50,7 @@ class NoiseSchedules(EnergyExperiment):
         ValueError: see ``EnergyExperiment``; or the model has no denoiser for a field.
     """
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path,

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
+from irlkit.checks import checked
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import check_n_steps
 
 P = TypeVar("P")
 
 
+@checked
 @dataclass(frozen=True)
 class Rung:
     """A round of a sweep: the best so far are tried again, with more effort.
@@ -43,6 +45,7 @@ def check_training(seeds: tuple[int, ...], iterations: int) -> None:
         raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class Preset:
     """Size and settings of notebook 04.
@@ -219,6 +222,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+@checked
 def resolve(
     preset: str = "laptop",
     *,

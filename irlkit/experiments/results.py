@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlkit.checks import checked
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.handcrafted import SWEEP_RANGE
 from irlkit.system import write_atomically
@@ -122,6 +123,7 @@ def to_results(
     }
 
 
+@checked
 def write_results(
     experiment: Experiment,
     parameters: Mapping[str, Any],

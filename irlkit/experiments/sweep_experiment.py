@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from irlkit import sweeps
+from irlkit.checks import checked
 from irlkit.experiments.base import Experiment, Job, annealing_labels, means_for_people
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.presets import Rung, choose, parse_seeds
@@ -30,6 +31,7 @@ METRIC_NAMES = {
 BACKENDS = ("optuna", "ray")
 
 
+@checked
 @dataclass(frozen=True)
 class SweepPreset:
     """Size and settings of notebook 05.
@@ -131,6 +133,7 @@ SWEEP_PRESETS: dict[str, SweepPreset] = {
 }
 
 
+@checked
 def resolve_sweep(
     preset: str = "laptop",
     *,
@@ -190,6 +193,7 @@ class SweepExperiment(Experiment):
         ValueError: an argument is wrong, or `out_dir` holds a sweep with other settings.
     """
 
+    @checked
     def __init__(
         self,
         policy: str,

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from irlkit.checks import checked
 from irlkit.notebooks.running import find
 from irlkit.notebooks.stripping import read_notebook
 
@@ -22,6 +23,7 @@ _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _REMOTE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')
 
 
+@checked
 def export(name: str | Path, output: str | Path | None = None) -> Path:
     """Write an executed notebook as HTML with its figures alive.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from irlkit.checks import checked
 from irlkit.notebooks.stripping import read_notebook, to_text
 
 PACKED = Path(__file__).parent / "files"
@@ -29,6 +30,7 @@ def folder() -> Path:
     )
 
 
+@checked
 def find(name: str | Path) -> Path:
     """A notebook by its path, its name, or the number or word that its name begins with.
 
@@ -57,6 +59,7 @@ def find(name: str | Path) -> Path:
     raise ValueError(f"no notebook begins with {str(name)!r}; there are {names}")
 
 
+@checked
 def copy(target: str | Path = ".", force: bool = False) -> list[Path]:
     """Copy the notebooks of the package.
 
@@ -97,6 +100,7 @@ def parameters_of(path: Path) -> list[str]:
     return names
 
 
+@checked
 def run(
     name: str | Path,
     parameters: Mapping[str, Any] | None = None,

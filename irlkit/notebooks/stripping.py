@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from irlkit.checks import checked
+
 # What ipykernel registers in every environment: a notebook saved with somebody's own kernel name
 # would not run anywhere else.
 _METADATA = {
@@ -15,6 +17,7 @@ _METADATA = {
 _KEPT_CELL_METADATA = ("tags",)
 
 
+@checked
 def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     """Remove what execution and editors leave behind.
 
@@ -43,11 +46,13 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     return {**notebook, "cells": cells, "metadata": _METADATA}
 
 
+@checked
 def to_text(notebook: dict[str, Any]) -> str:
     """Serialise a notebook as Jupyter itself does, so that a save in JupyterLab changes nothing."""
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+@checked
 def read_notebook(path: Path) -> dict[str, Any]:
     """Read an nbformat 4 notebook.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.cspnet import CSPNet
 
 PREFIX = "model.encoder."
@@ -43,6 +44,7 @@ def _allowed_classes() -> list[Any]:
     ]
 
 
+@checked
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a Lightning checkpoint without executing anything in it.
 
@@ -81,6 +83,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+@checked
 def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, Tensor]:
     """Tensors for a network, checked against its sizes.
 

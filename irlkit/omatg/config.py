@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irlkit.base_distribution import BaseDistribution
+from irlkit.checks import checked
 from irlkit.interpolants import (
     EPSILONS,
     EncoderDecoderGamma,
@@ -71,6 +72,7 @@ class OMatGConfig:
     settings: dict[str, Any]
 
 
+@checked
 def read_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> OMatGConfig:
     """Read a configuration in OMatG's YAML schema.
 
@@ -296,7 +298,7 @@ def _warn_about_integrator(name: str, entry: Mapping[str, Any], dt: float) -> No
             f"OMatG would integrate {name} with the method {method!r}"
             + (f" in {substeps:.1f} steps per interval" if substeps > 1.01 else "")
             + "; here every interval of the time grid is one Euler step",
-            stacklevel=5,
+            stacklevel=7,
         )
 
 

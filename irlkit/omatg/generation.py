@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.cspnet import NetworkOutput
 from irlkit.interpolants import EPSILONS, build_named
 from irlkit.model import FlowModel
@@ -44,6 +45,7 @@ class _Drift:
         return NetworkOutput(drift, {})
 
 
+@checked
 def annealing_of(model: FlowModel) -> LinearAnnealing:
     """The handcrafted velocity annealing that the configuration of an OMatG model names.
 
@@ -64,6 +66,7 @@ def _settings(model: FlowModel) -> dict[str, Any]:
     return model.info["omatg"]
 
 
+@checked
 def generate(
     model: FlowModel,
     batch: CrystalBatch,

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from irlkit.checks import checked
 from irlkit.cspnet import CSPNet
 from irlkit.model import FlowModel
 from irlkit.omatg.checkpoint import network_weights, read_checkpoint
 from irlkit.omatg.config import read_config
 
 
+@checked
 def load_omatg(
     checkpoint: str | os.PathLike[str],
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
@@ -67,6 +69,7 @@ def load_omatg(
     return model.eval()
 
 
+@checked
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     """File or folder of a checkpoint, or of a model that `irlkit.download` has fetched."""
     path = Path(name_or_path).expanduser()

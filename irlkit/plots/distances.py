@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from irlkit.checks import checked
 from irlkit.plots.style import COLORS, GREY, line_with_band, style
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def distances_of(crystals: CrystalBatch, r_max: float) -> tuple[np.ndarray, np.n
     return np.concatenate(found), np.concatenate(owner)
 
 
+@checked
 def pair_distribution(
     sets: Mapping[str, CrystalBatch], r_max: float = 8.0, n_bins: int = 160
 ) -> go.Figure:
@@ -100,6 +102,7 @@ def pair_distribution(
     return style(figure, 420, legend_below=True)
 
 
+@checked
 def minimum_distances(
     sets: Mapping[str, Sequence[CrystalBatch]], times: ArrayLike | None = None
 ) -> go.Figure:

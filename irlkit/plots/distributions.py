@@ -9,9 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, need, style
 
 
+@checked
 def distributions(
     values: Mapping[str, Sequence[float]],
     label: str,
@@ -72,6 +74,7 @@ def distributions(
     return style(figure, 420, legend_below=True)
 
 
+@checked
 def group_advantages(
     rewards: Sequence[float], group_size: int, names: Sequence[str] = ()
 ) -> go.Figure:
@@ -137,6 +140,7 @@ def group_advantages(
     return style(figure, 420, legend_below=True)
 
 
+@checked
 def reward_against(table: pd.DataFrame, x: str, y: str, label_x: str, label_y: str) -> go.Figure:
     """One number of each structure against another, a point each, coloured by validity if known.
 

@@ -9,10 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.schedules import by_schedule
 from irlkit.plots.style import COLORS, GREY, METRIC_LABELS, line_with_band, need, style
 
 
+@checked
 def metrics_vs_steps(
     evaluation: pd.DataFrame,
     metrics: Sequence[str] = ("metre", "crmse"),
@@ -49,6 +51,7 @@ def metrics_vs_steps(
     return style(figure, 450, legend_below=True)
 
 
+@checked
 def metrics_vs_noise(
     evaluation: pd.DataFrame,
     metrics: Sequence[str] = ("match_rate", "rmse"),

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.interpolants import T_MAX, T_MIN, Interpolant
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, need, style
 from irlkit.plots.trajectories import add_player
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
+@checked
 def interpolant_coefficients(
     interpolants: Mapping[str, Interpolant], n_points: int = 200
 ) -> go.Figure:
@@ -61,6 +63,7 @@ def interpolant_coefficients(
     return style(figure, 400, legend_below=True)
 
 
+@checked
 def densities(sets: Mapping[str, ArrayLike]) -> go.Figure:
     """Samples in the plane side by side.
 
@@ -90,6 +93,7 @@ def densities(sets: Mapping[str, ArrayLike]) -> go.Figure:
     return style(figure, 380)
 
 
+@checked
 def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None = None) -> go.Figure:
     """Points in the plane moving from noise to data, with the paths of some of them.
 
@@ -164,6 +168,7 @@ def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None =
     return style(figure, 520)
 
 
+@checked
 def velocity_field(
     fields: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]],
     times: Sequence[float],
@@ -238,6 +243,7 @@ def velocity_field(
     return style(figure, 60 + 320 * len(fields))
 
 
+@checked
 def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 25) -> go.Figure:
     """Loss against iteration, each and averaged over some.
 

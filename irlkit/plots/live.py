@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from irlkit.checks import checked
 from irlkit.plots import geometry
 
 
+@checked
 def crystal_toolkit_view(crystal: geometry.Crystal, height: int = 600) -> None:
     """Show crystal-toolkit's component; starts a web server on this machine.
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from irlkit.checks import checked
 from irlkit.plots.style import GREY, style
 
 if TYPE_CHECKING:
     from pymatgen.core import Element
 
 
+@checked
 def periodic_table(
     values: Mapping[str, float], label: str, counts: Mapping[str, int] | None = None
 ) -> go.Figure:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.interpolants import T_MAX, T_MIN
 from irlkit.plots.style import (
     BLUE,
@@ -27,6 +28,7 @@ from irlkit.plots.style import (
 )
 
 
+@checked
 def schedule_name(schedule: str, tuned_at: float = np.nan) -> str:
     """What a schedule is called in figures; `tuned_at` is nan unless it was tuned by hand."""
     names = {"none": "no annealing", "learned": "learned annealing"}
@@ -35,6 +37,7 @@ def schedule_name(schedule: str, tuned_at: float = np.nan) -> str:
     return "handcrafted" if np.isnan(tuned_at) else f"handcrafted, tuned at {tuned_at:.0f} steps"
 
 
+@checked
 def schedule_color(schedule: str, tuned_at: float = np.nan, few: int | None = None) -> str:
     """One colour per schedule in all figures; `few` tells two handcrafted ones apart."""
     if schedule == "handcrafted":
@@ -51,6 +54,7 @@ def by_schedule(table: pd.DataFrame, few: int | None) -> Iterator[tuple[str, str
         yield schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, few), rows
 
 
+@checked
 def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figure:
     """1 + s(t), what velocities are multiplied by, a panel per field (Fig. 5).
 
@@ -88,6 +92,7 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     return style(figure, 450, legend_below=True)
 
 
+@checked
 def noise_schedules(
     schedules: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
     label: str = "noise scale sigma(t)",
@@ -122,6 +127,7 @@ def noise_schedules(
     return style(figure, 400, legend_below=True)
 
 
+@checked
 def schedule_and_structures(
     t: np.ndarray,
     curves: Mapping[str, np.ndarray],

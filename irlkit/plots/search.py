@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from irlkit.checks import checked
 from irlkit.plots.style import BLUE, GREY, SCALE, need, style
 
 
+@checked
 def parallel_coordinates(
     trials: pd.DataFrame,
     parameters: Sequence[str],
@@ -115,6 +117,7 @@ def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
     }
 
 
+@checked
 def parameter_importance(importance: pd.Series) -> go.Figure:
     """Shares of the parameters, the largest on top.
 

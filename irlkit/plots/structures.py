@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.geometry import (
     Crystal,
     Geometry,
@@ -30,6 +31,7 @@ MAX_PANELS = 16
 _LIGHTING = {"ambient": 0.55, "diffuse": 0.7, "specular": 0.15, "roughness": 0.6, "fresnel": 0.1}
 
 
+@checked
 def structure(
     crystal: Crystal, *, bonds: bool = True, polyhedra: bool = False, title: str = ""
 ) -> go.Figure:
@@ -51,6 +53,7 @@ def structure(
     return structures({title or _formula(drawn): drawn}, bonds=bonds, polyhedra=polyhedra)
 
 
+@checked
 def structures(
     panels: Mapping[str, Crystal] | Sequence[Crystal] | Any,
     *,

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from irlkit.checks import checked
+
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#888888"
 COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW)
@@ -21,6 +23,7 @@ METRIC_LABELS = {
 }
 
 
+@checked
 def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> go.Figure:
     """Give a figure the common look; changes and returns it.
 
@@ -50,6 +53,7 @@ def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> g
     return figure
 
 
+@checked
 def line_with_band(
     table: pd.DataFrame,
     x: str,

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.style import (
     BLUE,
     GREEN,
@@ -23,6 +24,7 @@ from irlkit.plots.style import (
 )
 
 
+@checked
 def sweep_results(
     trials: pd.DataFrame, metric: str = "crmse", targets: Mapping[str, float] | None = None
 ) -> go.Figure:
@@ -106,6 +108,7 @@ def sweep_results(
     return style(figure, 450, legend_below=True)
 
 
+@checked
 def sweep_trials(
     trials: pd.DataFrame,
     value: str = "value",

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.style import (
     BLUE,
     COLORS,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from irlkit.grpo_step import GRPOStep
 
 
+@checked
 def training_curves(
     history: pd.DataFrame, label: str = "reward, 0.5 - cRMSE", group: str | None = None
 ) -> go.Figure:
@@ -90,6 +92,7 @@ _DIAGNOSTICS = (
 _COLUMN_NAMES = {"pos": "positions", "cell": "lattice"}
 
 
+@checked
 def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
     """What tells whether training is sound: spread in groups, clipping, ratio, KL, gradient, time.
 
@@ -144,6 +147,7 @@ def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
     return style(figure, 110 + 240 * n_rows, legend_below=True)
 
 
+@checked
 def grpo_step(step: GRPOStep) -> go.Figure:
     """One update of GRPO from left to right: rewards, advantages, clipped terms, and the step.
 

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.checks import checked
 from irlkit.plots.geometry import cell_edges, element_colors
 from irlkit.plots.structures import edge_trace, fixed_axes
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, style
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 States = Sequence["CrystalBatch"]
 
 
+@checked
 def trajectories(panels: Mapping[str, States], title: str = "") -> go.Figure:
     """Structures side by side, moving through their states with a slider and a play button.
 
@@ -38,6 +40,7 @@ def trajectories(panels: Mapping[str, States], title: str = "") -> go.Figure:
     return _trajectories(panels, title, [GREY] * len(panels))
 
 
+@checked
 def group_trajectories(
     states: States, advantages: ArrayLike, max_members: int = 5, title: str = ""
 ) -> go.Figure:
@@ -65,6 +68,7 @@ def group_trajectories(
     return _trajectories(panels, title, colors)
 
 
+@checked
 def trajectory_and_curves(
     states: States,
     curves: Mapping[str, Any],

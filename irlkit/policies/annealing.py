@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.policies.base import Dynamics, FieldStep, Gaussian, Policy, StepInputs
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -44,6 +45,7 @@ class AnnealingPolicy(Policy):
 
     needs_states: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
         model: FlowModel,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -118,6 +119,7 @@ class FieldStep:
     drift_reference: Tensor | None = None
 
 
+@checked
 @dataclass(frozen=True)
 class Dynamics:
     """How structures are generated: what ``integrate`` takes.
@@ -248,6 +250,7 @@ class Policy(nn.Module):
     heads: ClassVar[tuple[str, ...]] = ("velocity",)
     needs_states: ClassVar[bool] = True
 
+    @checked
     def __init__(
         self,
         model: FlowModel,

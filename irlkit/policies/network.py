@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.policies.base import (
     Dynamics,
@@ -42,6 +43,7 @@ class NetworkPolicy(Policy):
 
     test_kind: ClassVar[Literal["ode", "sde"]] = "ode"
 
+    @checked
     def __init__(
         self,
         model: FlowModel,
@@ -70,6 +72,7 @@ class NetworkPolicy(Policy):
         """The noise that is saved with the policy; an SDE is also deployed with it."""
         return self.exploration()
 
+    @checked
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
         """Write the network as ``FlowModel.save`` does; ``load_dynamics`` reads the rest.
 
@@ -253,6 +256,7 @@ class _FieldwiseModel:
         return output
 
 
+@checked
 def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
     """How the policy generates that ``NetworkPolicy.save`` has written.
 

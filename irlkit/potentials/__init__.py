@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from irlkit.checks import checked
 from irlkit.potentials.ase import ASEPotential
 from irlkit.potentials.base import Energies, Potential
 from irlkit.potentials.chgnet import CHGNetPotential
@@ -17,6 +18,7 @@ from irlkit.potentials.mace import MACEPotential
 __all__ = ["ASEPotential", "CHGNetPotential", "Energies", "MACEPotential", "Potential", "get"]
 
 
+@checked
 def get(potential: str | Path | Potential, **options: Any) -> Potential:
     """The potential of a name.
 

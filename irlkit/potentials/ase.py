@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from irlkit._ase_worker import prepare
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential
 from irlkit.workers import WorkerPool
@@ -33,6 +34,7 @@ class ASEPotential(Potential):
         ValueError: another process cannot import the factory, or a number is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         factory: Callable[..., Any],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from irlkit import validity
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.workers import WorkersLostError
 
@@ -76,6 +77,7 @@ class Potential(ABC):
 
     name: str
 
+    @checked
     def __call__(self, batch: CrystalBatch, forces: bool = False, stress: bool = False) -> Energies:
         """Energies of all structures that are valid (Appendix B).
 
@@ -113,7 +115,7 @@ class Potential(ABC):
             first = next(iter(reasons.values()))
             warnings.warn(
                 f"{self.name} gave no energy for any of {len(rows)} valid structures: {first}",
-                stacklevel=2,
+                stacklevel=3,
             )
         return Energies(**{**vars(energies), "reasons": dict(sorted(reasons.items()))})
 

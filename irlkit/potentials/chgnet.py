@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential, check_elements
 from irlkit.potentials.neighbors import (
@@ -57,6 +58,7 @@ class CHGNetPotential(Potential):
         ImportError: the package chgnet, which brings the weights, is missing.
     """
 
+    @checked
     def __init__(
         self,
         model: str = "0.3.0",

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 
 
+@checked
 @dataclass(frozen=True)
 class RewardResult:
     """Rewards of a batch of B structures.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
@@ -30,6 +31,7 @@ class CompositeReward(Reward):
         ValueError: no parts, other names among the weights, or a weight that is not finite.
     """
 
+    @checked
     def __init__(
         self,
         parts: Mapping[str, Reward | Callable[[CrystalBatch], Any]],

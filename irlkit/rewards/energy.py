@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.potentials import Potential, get
@@ -44,6 +45,7 @@ class EnergyReward(Reward):
         ValueError: an argument is out of its range, or no reference of a composition has an energy.
     """
 
+    @checked
     def __init__(
         self,
         potential: Potential | str = "chgnet",

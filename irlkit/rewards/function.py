@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.system import TimeUp, time_limit
@@ -53,6 +54,7 @@ class FunctionReward(Reward):
             cannot import the function.
     """
 
+    @checked
     def __init__(
         self,
         function: Callable[[CrystalBatch], Any],

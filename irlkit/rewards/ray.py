@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from irlkit.checks import checked
 from irlkit.cluster import connect, import_ray
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
@@ -52,6 +53,7 @@ class RayReward(Reward):
         ImportError: Ray is not installed.
     """
 
+    @checked
     def __init__(
         self,
         factory: Callable[[], Any],

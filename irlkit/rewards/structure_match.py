@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.matching import MatchPool
@@ -34,6 +35,7 @@ class CRMSEReward(Reward):
         ValueError: the data set is empty, or the pool has other tolerances.
     """
 
+    @checked
     def __init__(
         self,
         dataset: CrystalDataset,

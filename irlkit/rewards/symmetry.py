@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from irlkit import validity
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 
@@ -36,6 +37,7 @@ class SymmetryReward(Reward):
         ValueError: an argument is out of its range.
     """
 
+    @checked
     def __init__(
         self, kind: Kind, symprec: float = 0.1, angle_tolerance: float | None = None
     ) -> None:

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked, is_number
 from irlkit.schedules.grid import (
     FIELD_NAMES,
     initialize,
-    is_number,
     perceptron,
     zero_last_layer,
 )
@@ -81,6 +81,7 @@ class LearnedAnnealing(nn.Module):
         ValueError: ``hidden_dim`` < 1, ``n_hidden_layers`` < 0 or ``n_frequencies`` < 0.
     """
 
+    @checked
     def __init__(
         self,
         hidden_dim: int = 64,
@@ -152,6 +153,7 @@ class LearnedAnnealing(nn.Module):
         return raw
 
     @classmethod
+    @checked
     def from_omatg(cls, state_dict: Mapping[str, Tensor]) -> LearnedAnnealing:
         """A schedule from weights under OMatG-IRL's parameter names.
 

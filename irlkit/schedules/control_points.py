@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.schedules.annealing import Annealing
 from irlkit.schedules.grid import FIELD_NAMES
 from irlkit.schedules.noise import NoiseSchedule
@@ -37,6 +38,7 @@ class ControlPointAnnealing:
         return {field: _interpolate(getattr(self, field), t) for field in FIELD_NAMES}
 
     @classmethod
+    @checked
     def from_annealing(
         cls, annealing: Annealing, n_points: int, n_steps: int
     ) -> ControlPointAnnealing:
@@ -70,6 +72,7 @@ class ControlPointNoise:
         return _interpolate(self.values, t)
 
     @classmethod
+    @checked
     def from_noise(cls, noise: NoiseSchedule, n_points: int) -> ControlPointNoise:
         """Points of another schedule; the first lies at t = 0.01, where roots are finite."""
         with torch.no_grad():

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.schedules.annealing import Annealing, LearnedAnnealing, LinearAnnealing, NoAnnealing
 from irlkit.schedules.control_points import ControlPointAnnealing
 from irlkit.schedules.grid import load_weights, weights_to_dict
@@ -25,6 +26,7 @@ _KINDS = {
 }
 
 
+@checked
 def save_annealing(
     annealing: Annealing, path: str | Path, metadata: Mapping[str, object] | None = None
 ) -> None:
@@ -72,6 +74,7 @@ def annealing_to_dict(annealing: Annealing) -> dict[str, Any]:
     raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
 
 
+@checked
 def annealing_from_dict(data: Mapping[str, Any]) -> Annealing:
     """Inverse of ``annealing_to_dict``.
 
@@ -90,6 +93,7 @@ def annealing_from_dict(data: Mapping[str, Any]) -> Annealing:
     return annealing
 
 
+@checked
 def load_annealing(path: str | Path) -> Annealing:
     """Read what ``save_annealing`` wrote.
 
@@ -112,6 +116,7 @@ def load_annealing(path: str | Path) -> Annealing:
     return annealing
 
 
+@checked
 def read_annealing_metadata(path: str | Path) -> dict[str, object]:
     """The metadata that was given to ``save_annealing``."""
     return _read(path)[0]["metadata"]

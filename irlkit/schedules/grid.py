@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from irlkit.checks import checked
 from irlkit.interpolants import T_MAX, T_MIN
 
 FIELD_NAMES = ("pos", "cell")
 
 
+@checked
 def time_grid(
     n_steps: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -33,11 +35,6 @@ def time_grid(
     """
     check_n_steps(n_steps)
     return torch.linspace(T_MIN, T_MAX, n_steps + 1, dtype=torch.float64).to(device, dtype)
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number (True and False are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_n_steps(n_steps: int) -> None:

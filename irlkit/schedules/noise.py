@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from irlkit.checks import checked, is_number
 from irlkit.schedules.grid import (
     initialize,
-    is_number,
     load_weights,
     perceptron,
     weights_to_dict,
@@ -58,6 +58,7 @@ def _check_scale(scale: float) -> None:
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class ScaledNoise:
     """sigma(t) = factor * noise(t).
@@ -95,6 +96,7 @@ class LearnedNoise(nn.Module):
         ValueError: an argument is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         base: NoiseSchedule,
@@ -134,6 +136,7 @@ class LearnedNoise(nn.Module):
 _SIMPLE = {cls.__name__: cls for cls in (ConstantNoise, SquareRootNoise)}
 
 
+@checked
 def noise_to_dict(noise: NoiseSchedule) -> dict[str, Any]:
     """A schedule as JSON can hold it, weights included.
 
@@ -158,6 +161,7 @@ def noise_to_dict(noise: NoiseSchedule) -> dict[str, Any]:
     raise ValueError(f"noise must be one of {known} to be saved, got {kind}")
 
 
+@checked
 def noise_from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
     """Inverse of ``noise_to_dict``.
 

@@ -6,10 +6,12 @@ import warnings
 
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.sweeps.optuna_backend import distributions, import_optuna
 from irlkit.sweeps.spaces import SearchSpace
 
 
+@checked
 def importance(trials: pd.DataFrame, space: SearchSpace) -> pd.Series:
     """Which parameters make the difference between good trials and the others (PED-ANOVA).
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from irlkit import datasets
+from irlkit.checks import checked
 from irlkit.datasets import CrystalDataset
 from irlkit.grpo import GRPOConfig
 from irlkit.metrics import MatchPool
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 REWARDS = ("crmse", "energy")
 
 
+@checked
 @dataclass(frozen=True)
 class TrainingSettings:
     """How each trial is trained, apart from what is varied.
@@ -93,6 +95,7 @@ class TrainingSettings:
         return GRPOConfig(**{**self._grpo, **settings, **ours, **others})
 
 
+@checked
 @dataclass(frozen=True)
 class PolicyObjective:
     """Trains a policy with a configuration; its validation rewards are what a sweep maximises.

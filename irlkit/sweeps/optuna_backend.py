@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.progress import progress_bar
 from irlkit.sweeps.spaces import Choice, SearchSpace
 from irlkit.sweeps.store import SweepFolder, TrialRecord
@@ -52,6 +53,7 @@ def distributions(space: SearchSpace) -> dict[str, Any]:
     }
 
 
+@checked
 def run_optuna(
     sweep: SweepFolder,
     objective: Objective,

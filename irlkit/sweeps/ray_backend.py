@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.cluster import connect, import_ray
 from irlkit.sweeps.optuna_backend import distributions, import_optuna
 from irlkit.sweeps.store import SweepFolder, TrialRecord
@@ -18,6 +19,7 @@ from irlkit.sweeps.trial import Objective, run_trial
 _METRIC = "validation_reward"
 
 
+@checked
 def run_ray(
     sweep: SweepFolder,
     objective: Objective,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from irlkit.checks import checked
 from irlkit.grpo import NORMALIZATIONS, GRPOConfig
 
 POLICIES = ("annealing", "velocity", "score")
@@ -17,6 +18,7 @@ _POS_WEIGHT = "pos_policy_weight"
 _GRPO_NAMES = tuple(f.name for f in fields(GRPOConfig))
 
 
+@checked
 @dataclass(frozen=True)
 class Choice:
     """A parameter that takes one of some values, all equally likely at first.
@@ -52,6 +54,7 @@ class Choice:
         return min(numbers, key=lambda v: abs(v - value))
 
 
+@checked
 @dataclass(frozen=True)
 class Uniform:
     """A number between two bounds, uniform in itself or in its logarithm.
@@ -91,6 +94,7 @@ class Uniform:
 Parameter = Choice | Uniform
 
 
+@checked
 @dataclass(frozen=True)
 class SearchSpace:
     """What a sweep looks for.

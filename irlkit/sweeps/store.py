@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from irlkit.checks import checked
 from irlkit.sweeps.spaces import SearchSpace
 from irlkit.system import write_atomically
 
@@ -31,6 +32,7 @@ FINISHED = ("complete", "pruned", "failed")
 STATES = ("running", *FINISHED)
 
 
+@checked
 @dataclass(frozen=True)
 class TrialRecord:
     """A trial.
@@ -61,6 +63,7 @@ class TrialRecord:
         return self.state in FINISHED
 
 
+@checked
 @dataclass(frozen=True)
 class SweepFolder:
     """The files of a sweep.

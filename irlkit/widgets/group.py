@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit import plots
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig
 from irlkit.grpo_step import GRPOStep, explain
@@ -38,6 +39,7 @@ class GroupExplorer(Explorer):
         ValueError: no composition.
     """
 
+    @checked
     def __init__(
         self,
         policy: AnnealingPolicy,

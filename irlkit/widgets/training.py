@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from irlkit import plots
+from irlkit.checks import checked
 from irlkit.widgets.base import Explorer, Job
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainingDashboard(Explorer):
         ValueError: ``iterations`` is not positive.
     """
 
+    @checked
     def __init__(
         self,
         trainer: GRPOTrainer,

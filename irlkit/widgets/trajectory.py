@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit import plots
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.sampler import integrate
 from irlkit.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
@@ -53,6 +54,7 @@ class TrajectoryExplorer(Explorer):
         ValueError: no composition or no schedule.
     """
 
+    @checked
     def __init__(
         self,
         model: FlowModel,
