@@ -351,14 +351,33 @@ def run_and_save(page, path, seconds=1200):
     return saved
 
 
-def drag_a_control_point(page):
-    """With the mouse, and wait for the kernel's answer."""
+def ask_for_a_live_figure(page):
+    """By its button; it becomes as wide as the page."""
     page.wait_for_selector(".js-plotly-plot")
     page.click("text=Drag the points in a figure")
     page.wait_for_selector(".widget-vbox .js-plotly-plot .shapelayer path")
     live = page.query_selector(".widget-vbox .js-plotly-plot")
     width = page.query_selector(".js-plotly-plot").bounding_box()["width"]
     assert wait_until(page, lambda: live.evaluate("g => g._fullLayout.width") > 0.9 * width)
+
+
+TIME_THE_ANSWER = """g => {
+  const before = JSON.stringify([...g._fullData[0].y]);
+  document.addEventListener('mouseup', () => {
+    const start = performance.now();
+    const look = () => {
+      if (JSON.stringify([...g._fullData[0].y]) !== before) g.answer = performance.now() - start;
+      else requestAnimationFrame(look);
+    };
+    look();
+  }, {capture: true, once: true});
+}"""
+
+
+def drag_a_control_point(page):
+    """In the live figure, with the mouse, and wait for the kernel's answer."""
+    live = page.wait_for_selector(".widget-vbox .js-plotly-plot")
+    page.wait_for_selector(".widget-vbox .js-plotly-plot .shapelayer path")
     live.scroll_into_view_if_needed()
     height = "g => g._fullLayout.shapes[1].yanchor"
     metrics = ".widget-html >> text=METRe"
@@ -367,6 +386,7 @@ def drag_a_control_point(page):
         return page.inner_text(metrics).rsplit("(", 1)[0]  # without the time
 
     before, said = live.evaluate(height), measured()
+    live.evaluate(TIME_THE_ANSWER)
     handle = live.query_selector_all(".shapelayer path")[1].bounding_box()
     x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
     page.mouse.move(x, y)
@@ -381,6 +401,7 @@ def drag_a_control_point(page):
         live.evaluate(height),
     )
     assert wait_until(page, lambda: measured() != said), "metrics anew"
+    print(f"figure {live.evaluate('g => g.answer'):.0f} ms after the end of the drag")
 
 
 @in_jupyterlab
@@ -389,6 +410,7 @@ def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
     page = open_notebook(browser, lab, "explorer.ipynb")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
     run_and_save(page, folder / "explorer.ipynb")
+    ask_for_a_live_figure(page)
     drag_a_control_point(page)
     close(page, lab, "explorer.ipynb")
 
@@ -473,26 +495,62 @@ def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, fol
     page.context.close()
 
 
-@in_jupyterlab
-def test_voila_serves_an_explorer_as_a_page(browser, folder):
+@pytest.fixture
+def served(folder):
+    """Address of the explorer's page."""
     pytest.importorskip("voila")
     pytest.importorskip("anywidget")
     port = find_free_port()
-    command = [sys.executable, "-m", "irlkit.notebooks", "serve", "explorer.ipynb"]
+    command = [sys.executable, "-m", "irlkit.notebooks", "serve", f"--port={port}"]
     server = subprocess.Popen(
-        [*command, f"--port={port}"],
+        command,
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(server, f"{address}/voila/static/voila.js")
-        page = new_page(browser)
-        page.goto(address, wait_until="commit")
-        drag_a_control_point(page)
-        page.context.close()
+        wait_for(server, f"http://127.0.0.1:{port}/voila/static/voila.js")
+        yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
+        server.terminate()
+        try:
+            server.wait(60)
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def open_page(browser, address, asked):
+    """Open a page in a network that answers for nothing but the server."""
+    page = new_page(browser)
+
+    def route(request):
+        if request.request.url.startswith((address, "data:", "blob:")):
+            request.continue_()
+        else:
+            asked.append(request.request.url)  # and never answer
+
+    page.context.route("**/*", route)
+    page.goto(address, wait_until="commit")
+    return page
+
+
+@in_jupyterlab
+def test_voila_serves_the_explorer_to_several_without_a_network(browser, served):
+    asked = []
+    pages = [open_page(browser, served, asked) for _ in range(2)]
+    for page in pages:
+        drag_a_control_point(page)
+        assert page.query_selector("text=Save schedule") is None, "a visitor writes no files"
+    metrics = [page.inner_text(".widget-html >> text=METRe") for page in pages]
+    # Each has a kernel: what one does is not seen by the other.
+    pages[0].locator("select").first.select_option("none")
+    said = metrics[0].rsplit("(", 1)[0]
+    text = ".widget-html >> text=METRe"
+    assert wait_until(pages[0], lambda: not pages[0].inner_text(text).startswith(said))
+    assert pages[1].inner_text(text) == metrics[1]
+    assert not asked
+    for page in pages:
+        page.context.close()

@@ -3,11 +3,13 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from irlkit import notebooks
+from irlkit.notebooks import serving
 from irlkit.notebooks.running import prepare_page
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +206,51 @@ def test_a_page_has_other_parameters_and_says_what_is_missing(small, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert notebooks.main(["serve", "02_second"]) == 1
     assert "irlkit[voila]" in capsys.readouterr().err
+
+
+def test_the_explorers_page_is_two_cells_that_show_it_and_write_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("anywidget")
+    shown = []
+    monkeypatch.setattr("irlkit.widgets.base.display", lambda *a, **names: shown.append(a))
+    monkeypatch.chdir(tmp_path)
+    page = serving.explorer_page()
+    assert page == Path("runs/pages/04_explorer.ipynb")
+    (cell,) = code_cells(page)
+    namespace: dict = {}
+    exec("".join(cell["source"]), namespace)
+    explorer = namespace["explorer"]
+    assert len(shown) == 1, "the controls alone, with the live figure among them"
+    assert explorer.controls.children[-1] is explorer._live
+    assert len(explorer._live.layout.shapes) == 10, "the handles are there from the beginning"
+    assert next(iter(explorer.schedules)) == "learned" and len(explorer.schedules) == 4
+    explorer.save_button.click()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_page_takes_nothing_from_the_network(tmp_path):
+    pytest.importorskip("voila")
+    command, environment = serving._voila(tmp_path, Path("page.ipynb"), 8866, "127.0.0.1")
+    assert environment["JUPYTER_PATH"].split(os.pathsep)[0] == str(tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "1" and "--port=8866" in command
+    templates = list((tmp_path / "voila" / "templates").rglob("*.*"))
+    texts = [path.read_text(encoding="utf-8") for path in templates if path.is_file()]
+    assert len(texts) == 2
+    assert not [text for text in texts if re.search(r'(href|src)="https?://', text)]
+    assert all("{%" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "n", "1"], "name one, such as serve 04"),
+        (["01", "--results", "runs/04"], "leave out the name"),
+        (["--results", "nowhere"], "no results of notebook 04 in nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_said(small, arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert notebooks.main(["serve", *arguments]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_what_was_not_run_cannot_be_exported(small):

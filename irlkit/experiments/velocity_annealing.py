@@ -22,6 +22,7 @@ from irlkit.experiments.base import (
     means_for_people,
 )
 from irlkit.experiments.claims import Claim, annealing_claims, annealing_conclusion
+from irlkit.experiments.finished import some_found
 from irlkit.experiments.handcrafted import best_of
 from irlkit.experiments.presets import Preset, Rung
 from irlkit.experiments.training import Run, annealing_policy
@@ -166,10 +167,7 @@ class VelocityAnnealing(Experiment):
     def few_structures(self, size: int = 8) -> CrystalDataset:
         """Some test structures: half that the learned schedule finds in few steps, half others."""
         found = np.isfinite(self._rmsd("learned", self.preset.seeds[0]))
-        good, bad = np.flatnonzero(found), np.flatnonzero(~found)
-        n_bad = min(len(bad), max(size // 2, size - len(good)))
-        rows = np.concatenate([good[: size - n_bad], bad[:n_bad]])
-        return self.test.select(torch.from_numpy(np.sort(rows)))
+        return self.test.select(some_found(found, size))
 
     # ----------------------------------------------------------------------------------------------
     # Handcrafted schedules

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from irlkit.notebooks import exporting, running
+from irlkit.notebooks import exporting, running, serving
 from irlkit.notebooks.stripping import read_notebook, strip, to_text
 
 
@@ -40,8 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     export = actions.add_parser("export", help="write an executed notebook as one HTML file")
     export.add_argument("name", help="an executed notebook, or a name as for run")
     export.add_argument("-o", "--output", type=Path, help="default: beside the notebook")
-    serve = actions.add_parser("serve", help="serve a notebook as a page with Voila")
-    serve.add_argument("name", help="as for run; it is executed for each visitor")
+    serve = actions.add_parser("serve", help="serve 04's explorer as a page with Voila")
+    serve.add_argument("name", nargs="?", help="a whole notebook, executed for each visitor")
+    serve.add_argument("--results", type=Path, help="out_dir of 04; default: those in the package")
     _add_parameters(serve)
     serve.add_argument("--port", type=int, default=8866)
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for the whole network")
@@ -110,17 +110,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    if importlib.util.find_spec("voila") is None:
-        raise ImportError('voila is missing; install it with pip install "irlkit[voila]"')
     parameters = _parameters(options)
+    if options.name is None:
+        if parameters:
+            raise ValueError("parameters are those of a notebook; name one, such as serve 04")
+        return serving.serve_explorer(options.results, options.port, options.host)
+    if options.results is not None:
+        raise ValueError("--results is for the explorer; leave out the name of the notebook")
     if "preset" in running.parameters_of(running.find(options.name)):
         parameters.setdefault("preset", "quick")
     page = running.prepare_page(options.name, parameters)
-    command = [sys.executable, "-m", "voila", str(page), "--no-browser"]
-    command += [f"--port={options.port}", f"--Voila.ip={options.host}"]
-    # A cell may take longer than the half minute that Voila grants.
-    command += ["--VoilaExecutor.timeout=600"]
-    return subprocess.run(command, check=False).returncode
+    return serving.serve_page(page, options.port, options.host)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit import metrics, plots
+from irlkit.checks import checked
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -24,7 +26,7 @@ from irlkit.schedules import (
     save_annealing,
     time_grid,
 )
-from irlkit.widgets.base import Explorer, Job, WatchedModel
+from irlkit.widgets.base import FOLLOWS, Explorer, Job, WatchedModel
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
@@ -48,6 +50,7 @@ class ScheduleExplorer(Explorer):
         seed: of the base sample, the same for every schedule.
         max_factor: upper end of the sliders for 1 + s; None: somewhat above all schedules.
         step_counts: numbers of steps to choose from, besides `n_steps`.
+        files: whether the schedule can be written to a file; not on a page for others.
 
     Attributes:
         annealing: the schedule in the sliders.
@@ -62,6 +65,7 @@ class ScheduleExplorer(Explorer):
     _symbol = "1 + s(t)"
     _step = 0.05
 
+    @checked
     def __init__(
         self,
         model: FlowModel,
@@ -73,6 +77,7 @@ class ScheduleExplorer(Explorer):
         seed: int = 0,
         max_factor: float | None = None,
         step_counts: Sequence[int] = (3, 5, 10, 20, 50),
+        files: bool = True,
     ) -> None:
         if not schedules:
             raise ValueError("schedules must hold at least one schedule to begin with, got none")
@@ -84,6 +89,7 @@ class ScheduleExplorer(Explorer):
         self._x_0 = model.sample_base(dataset.batch, generator).to(model.device)
         self._pool = metrics.MatchPool(0)
         self._follow = True
+        self._drawing: int | None = None
         if max_factor is None:
             values = [
                 value
@@ -134,7 +140,7 @@ class ScheduleExplorer(Explorer):
                         for field, sliders in self.sliders.items()
                     ]
                 ),
-                ipywidgets.HBox([self.path, self.save_button]),
+                *([ipywidgets.HBox([self.path, self.save_button])] if files else []),
                 self.message,
                 self.status,
             ]
@@ -142,7 +148,8 @@ class ScheduleExplorer(Explorer):
         self.start.observe(self._on_start, names="value")
         self.n_steps.observe(self._on_steps, names="value")
         self.drag.on_click(lambda _: self.show_live())
-        self.save_button.on_click(self._on_save)
+        if files:
+            self.save_button.on_click(self._on_save)
         for sliders in self.sliders.values():
             for slider in sliders:
                 slider.observe(self._on_slider, names="value")
@@ -172,6 +179,7 @@ class ScheduleExplorer(Explorer):
     def _options(self, annealing: Any) -> dict[str, Any]:
         return {"annealing": annealing}
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the schedule of the sliders, for ``irlkit.schedules.load_annealing``.
 
@@ -192,10 +200,15 @@ class ScheduleExplorer(Explorer):
         figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
         return figure
 
+    def show(self, live: bool = False) -> None:
+        """As of any explorer; a live figure needs no button that asks for it."""
+        if live:
+            self.drag.layout.display = "none"
+        super().show(live)
+
     def on_live(self, live: go.FigureWidget) -> None:
-        """Put the control points on a new live figure, as handles that can be dragged."""
+        """Let the control points be dragged."""
         live._config = {**live._config, "edits": {"shapePosition": True}}
-        self._set_handles()
         live.layout.on_change(self._on_drag, "shapes")
 
     def _handles(self) -> list[dict[str, Any]]:
@@ -219,16 +232,19 @@ class ScheduleExplorer(Explorer):
                 )
         return handles
 
-    def _set_handles(self) -> None:
-        if self._live is not None:
-            self._follow, follow = False, self._follow
-            self._live.layout.shapes = self._handles()
-            self._follow = follow
+    def show_live(self, figure: go.Figure | None = None, note: str = FOLLOWS) -> None:
+        """As of any explorer, with the control points as handles."""
+        new = self.figure() if figure is None else figure
+        new.update_layout(shapes=self._handles())
+        # What this thread changes is no drag; somebody may drag meanwhile, in another.
+        self._drawing = threading.get_ident()
+        super().show_live(new, note)
+        self._drawing = None
 
     def _on_drag(self, layout: Any, shapes: Sequence[Any]) -> None:
         """Handles were moved: their heights become the sliders' values."""
         sliders = [slider for of_field in self.sliders.values() for slider in of_field]
-        if not self._follow or len(shapes) != len(sliders):
+        if self._drawing == threading.get_ident() or len(shapes) != len(sliders):
             return
         self._follow = False
         for shape, slider in zip(shapes, sliders, strict=True):
@@ -295,7 +311,6 @@ class ScheduleExplorer(Explorer):
     def _on_measured(self, result: metrics.Metrics) -> None:
         self.result = result
         self.show_live()
-        self._set_handles()
 
 
 class NoiseExplorer(ScheduleExplorer):
@@ -337,6 +352,7 @@ class NoiseExplorer(ScheduleExplorer):
         generator = torch.Generator().manual_seed(self._seed + 1)
         return {"noise": annealing, "generator": generator}
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the schedules as JSON, for ``irlkit.schedules.ControlPointNoise(**entry)``.
 
