@@ -31,6 +31,8 @@ sys.path[:] = {path!r}
 package = sys.modules["irlkit"] = types.ModuleType("irlkit")
 package.__path__ = [{package!r}]
 def load(name):
+    if name.startswith("__"):  # what libraries ask of every module
+        raise AttributeError(name)
     with open(os.path.join({package!r}, "__init__.py"), encoding="utf-8") as file:
         exec(file.read(), package.__dict__)
     if name not in package.__dict__:

@@ -1,6 +1,7 @@
 """Notebook 03's experiment: presets, claims, what has changed, and a run with a tiny model."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import experiments, metrics
+from irlkit import experiments, metrics, runs
 from irlkit.crystals import CrystalBatch
-from irlkit.experiments import changes
+from irlkit.experiments import changes, parallel
 from irlkit.experiments.energy_claims import (
     ANNEALED,
     PRETRAINED,
@@ -30,6 +31,7 @@ from irlkit.schedules import (
     time_grid,
 )
 from irlkit.trainer import GRPOTrainer
+from irlkit.workers import Outcome, WorkerPool
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 
@@ -265,10 +267,8 @@ def make(files, out_dir, preset=TINY, **options):
         files / "model.safetensors",
         files / "salts.csv",
         preset,
-        potential=LennardJonesToy(),
         out_dir=out_dir,
-        progress=False,
-        **options,
+        **{"potential": LennardJonesToy(), "progress": False, **options},
     )
 
 
@@ -501,6 +501,82 @@ def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch)
     experiment.train_policies()
     assert next(count) == 5 + 1 + 2 + 4
     assert len(experiment.policies) == 3
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(files, tmp_path_factory):
+    experiment = make(
+        files, tmp_path_factory.mktemp("sequential"), IN_PROCESSES, potential="chgnet"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_potential_name", None)
+        experiment.train_policies()
+    return experiment
+
+
+IN_PROCESSES = replace(TINY, seeds=(0,), annealing="none", n_workers=2)
+
+
+def check_same_training(experiment, expected):
+    assert set(experiment.policies) == set(expected.policies)
+    columns = ["policy", "seed", "iteration", "reward", "validation_reward", "grad_norm"]
+    pd.testing.assert_frame_equal(
+        experiment.history[columns], expected.history[columns], rtol=1e-4, atol=1e-5
+    )
+    for key, policy in expected.policies.items():
+        state = experiment.policies[key].state_dict()
+        for name, value in policy.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_processes_train_what_one_process_does(files, tmp_path, one_after_the_other, monkeypatch):
+    experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet", progress=True)
+    monkeypatch.setattr(GRPOTrainer, "_iterate", None)  # Not in this process.
+    experiment.train_policies()
+    check_same_training(experiment, one_after_the_other)
+    assert experiment.seconds["training"] > 0
+
+
+def test_interrupted_processes_go_on_where_they_were(
+    files, tmp_path, one_after_the_other, monkeypatch
+):
+    experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet")
+    train_all = WorkerPool.map
+
+    def interrupted(pool, assignments):
+        train_all(pool, [replace(assignments[0], iterations=1)])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "map", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="run this cell again"):
+            experiment.train_policies()
+    assert runs.read(tmp_path / "training" / "score_based_seed_0").done == 1
+    experiment.train_policies()
+    check_same_training(experiment, one_after_the_other)
+
+
+def test_what_a_process_could_not_finish_is_trained_here(
+    files, tmp_path, one_after_the_other, monkeypatch
+):
+    experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet")
+    lost = [Outcome(error="it ended")]
+    monkeypatch.setattr(WorkerPool, "map", lambda pool, assignments: lost * len(assignments))
+    with pytest.warns(
+        UserWarning, match="velocity-based, seed 0 goes on in this process: it ended"
+    ):
+        experiment.train_policies()
+    check_same_training(experiment, one_after_the_other)
+
+
+def test_processes_end_with_the_one_that_started_them(monkeypatch):
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr("os.getppid", lambda: next(parents))
+    monkeypatch.setattr("os._exit", sys.exit)
+    monkeypatch.setattr(parallel, "_POLL", 0.01)
+    with pytest.raises(SystemExit):
+        parallel._end_with(7)
+    assert next(parents, None) is None
 
 
 def test_the_order_of_things_is_explained(files, tmp_path):

@@ -349,8 +349,9 @@ class Experiment:
         validation_reward: Reward,
         kept: dict[Any, Any],
         what: str = "training",
+        **processes: Any,
     ) -> pd.DataFrame:
-        """Train one policy after the other; see ``Trainings.train``, whose time is noted.
+        """Train policies; see ``Trainings.train``, whose time is noted.
 
         Returns:
             The history of all runs.
@@ -358,7 +359,9 @@ class Experiment:
         if all(run.key in kept for run in runs):
             self.seconds.pop(what, None)
         with self._timed(what, add=True):
-            before = self._trainings.train(runs, reward, validation, validation_reward, kept)
+            before = self._trainings.train(
+                runs, reward, validation, validation_reward, kept, **processes
+            )
         self.seconds[what] += before
         return self.history
 

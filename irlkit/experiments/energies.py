@@ -86,6 +86,8 @@ class EnergyExperiment(Experiment):
         super().__init__(
             checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
         )
+        # A potential that is there already cannot be made again in another process.
+        self._potential_name = None if isinstance(potential, Potential) else potential
         self.potential = (
             potential
             if isinstance(potential, Potential)

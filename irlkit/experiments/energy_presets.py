@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from irlkit.checks import is_number
+from irlkit.checks import checked, is_number
 from irlkit.experiments.presets import Rung, check_training, choose, parse_seeds
 from irlkit.grpo import GRPOConfig
 from irlkit.schedules import FIELD_NAMES, check_n_steps
@@ -16,6 +16,7 @@ ANNEALINGS = ("none", "learn")
 """What ``EnergyPreset.annealing`` can be besides coefficients and a path."""
 
 
+@checked
 @dataclass(frozen=True)
 class Variant:
     """A policy to be trained.
@@ -56,6 +57,7 @@ class AnnealingTraining:
     schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True)
 class EnergyPreset:
     """Size and settings of notebook 03.
@@ -86,7 +88,9 @@ class EnergyPreset:
         candidates: coefficients (pos, cell) that the sweep tries besides its own.
         diversity: test compositions, and structures of each, whose diversity is looked at.
         max_batch: structures per network call; small ones stay in a processor's cache.
-        n_workers: processes that match structures; None: one per core, 0: in this process.
+        n_workers: processes that match structures, and policies trained at a time, in processes of
+            their own (with a potential given by name, on a CPU); None: one per core, 0: all in
+            this process.
     """
 
     name: str
@@ -131,8 +135,9 @@ class EnergyPreset:
     n_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for n_steps in (self.n_steps, self.reference_steps, self.train_steps or 1):
-            check_n_steps(n_steps)
+        check_n_steps(self.n_steps)
+        check_n_steps(self.reference_steps, "reference_steps")
+        check_n_steps(1 if self.train_steps is None else self.train_steps, "train_steps")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
                 f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
@@ -367,6 +372,7 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
 }
 
 
+@checked
 def resolve_energy(
     preset: str = "laptop",
     *,

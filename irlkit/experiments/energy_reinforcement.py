@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.diagnostics import judge
@@ -33,9 +34,10 @@ from irlkit.experiments.energy_claims import (
 )
 from irlkit.experiments.energy_presets import EnergyPreset
 from irlkit.experiments.training import Run, annealing_policy
+from irlkit.metrics import MatchPool
 from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.potentials import Potential
-from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward
+from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
 from irlkit.schedules import (
     Annealing,
     LearnedAnnealing,
@@ -45,6 +47,7 @@ from irlkit.schedules import (
     load_annealing,
     save_annealing,
 )
+from irlkit.system import available_cores
 
 _POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
     "score": ScorePolicy,
@@ -206,18 +209,23 @@ class EnergyReinforcement(EnergyExperiment):
             for seed in self.preset.seeds_of(name)
         ]
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
-        reward = EnergyReward(self.potential, self.preset.grpo.get("group_size"))
-        # Only the energy counts; matches are there to be looked at. Validation structures are
-        # judged one by one: nothing is clipped.
-        validation_reward = CompositeReward(
-            {
-                "energy": EnergyReward(self.potential, clip=math.inf, references=validation),
-                "match": CRMSEReward(validation, self.pool),
-            },
-            {"energy": 1.0, "match": 0.0},
-        )
+        rewards = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
+        elsewhere = None
+        if self._potential_name is not None and self.device.type == "cpu":
+            elsewhere = partial(rewards, self._potential_name)
+        n_processes = available_cores() if self.preset.n_workers is None else self.preset.n_workers
+        reward, validation_reward = rewards(self.potential, self.pool)
         with reward, validation_reward:
-            return self._train_all(runs, reward, validation, validation_reward, self.policies, what)
+            return self._train_all(
+                runs,
+                reward,
+                validation,
+                validation_reward,
+                self.policies,
+                what,
+                n_processes=n_processes,
+                make_rewards=elsewhere,
+            )
 
     def _make_policy(self, name: str) -> Policy:
         variant = self.preset.variants[name]
@@ -560,6 +568,35 @@ def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | N
     if isinstance(annealing, str):
         return load_annealing(annealing), "learned"
     return LinearAnnealing(*annealing), "handcrafted"
+
+
+def energy_rewards(
+    group_size: int | None,
+    validation: CrystalDataset,
+    potential: Potential | str,
+    pool: MatchPool | None = None,
+) -> tuple[Reward, Reward]:
+    """The rewards of rollouts and of the validation.
+
+    Only the energy counts; matches are there to be looked at. Validation structures are judged one
+    by one: nothing is clipped.
+
+    Args:
+        group_size: structures per group.
+        validation: compositions of the validation.
+        potential: a potential, or its name for ``potentials.get``.
+        pool: matches structures; None does it in this process.
+    """
+    potential = potentials.get(potential)
+    pool = MatchPool(0) if pool is None else pool
+    validation_reward = CompositeReward(
+        {
+            "energy": EnergyReward(potential, clip=math.inf, references=validation),
+            "match": CRMSEReward(validation, pool),
+        },
+        {"energy": 1.0, "match": 0.0},
+    )
+    return EnergyReward(potential, group_size), validation_reward
 
 
 def file_name(name: str) -> str:

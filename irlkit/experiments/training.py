@@ -1,4 +1,7 @@
-"""The training runs of an experiment: one policy after the other, the best of each is kept."""
+"""The training runs of an experiment, one after the other or several at a time.
+
+The best policy of each is kept.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pandas as pd
 import torch
 
 from irlkit.datasets import CrystalDataset
+from irlkit.experiments.parallel import Assignment, MakeRewards, train_in_processes
 from irlkit.grpo import GRPOConfig
 from irlkit.model import FlowModel
 from irlkit.policies import AnnealingPolicy, Policy
@@ -94,8 +98,10 @@ class Trainings:
         validation: CrystalDataset,
         validation_reward: Reward,
         kept: dict[Any, Any],
+        n_processes: int = 1,
+        make_rewards: MakeRewards | None = None,
     ) -> float:
-        """Train one policy after the other and keep the best of each by validation.
+        """Train policies and keep the best of each by validation.
 
         Once all are trained, a further call begins anew; after an interruption, it goes on there.
         So does a new process if the last one ended before it has written results: what it has
@@ -107,9 +113,12 @@ class Trainings:
             validation: compositions of the validation.
             validation_reward: of the validation.
             kept: key of a run -> its policy, filled here.
+            n_processes: how many are trained at a time, in processes of their own with one thread
+                each; 1 trains one after the other in this process.
+            make_rewards: makes both rewards, for these processes.
 
         Returns:
-            Seconds that another process had spent on what was read.
+            Seconds that a process before this one had spent on what was read.
 
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
@@ -123,13 +132,28 @@ class Trainings:
                 path.unlink()  # of a run before, whose results are written
             write_atomically(self._unfinished, b"")
         seconds = 0.0
+        trainers = {}
         for run in runs:
             if run.key in kept:
                 continue
-            trainer = self._trainer(run, reward, validation, validation_reward)
+            trainer = trainers[run.key] = self._trainer(run, reward, validation, validation_reward)
             if run.key not in self.histories and trainer.iteration:
                 print(f"{run.name}: {trainer.iteration} iterations are there, going on")
                 seconds += float(trainer.history.filter(like="_seconds").sum().sum())
+        unfinished = [
+            run
+            for run in runs
+            if run.key in trainers and trainers[run.key].iteration < run.iterations
+        ]
+        if make_rewards is not None and min(n_processes, len(unfinished)) > 1:
+            self._continues = True  # With what the processes leave.
+            self._train_in_processes(unfinished, trainers, validation, make_rewards, n_processes)
+            for run in unfinished:
+                trainers[run.key] = self._trainer(run, reward, validation, validation_reward)
+        for run in runs:
+            if run.key in kept:
+                continue
+            trainer = trainers.pop(run.key)
             trainer.run(run.iterations, progress=self.progress)
             if len(trainer.history):
                 self.histories[run.key] = trainer.history.assign(**run.labels)
@@ -143,6 +167,42 @@ class Trainings:
             assert trainer.best is not None  # A validation split was given.
             self.best_iteration[run.key] = int(trainer.best["iteration"])
         return seconds
+
+    def _train_in_processes(
+        self,
+        unfinished: Sequence[Run],
+        trainers: Mapping[Any, GRPOTrainer],
+        validation: CrystalDataset,
+        make_rewards: MakeRewards,
+        n_processes: int,
+    ) -> None:
+        """Train several at a time, as far as that goes: the errors come up here, where they end."""
+        assignments = [
+            Assignment(
+                run.name,
+                self.folder / run.folder,
+                run.make(),
+                run.config,
+                run.iterations,
+                trainers[run.key].iteration > 0,
+            )
+            for run in unfinished
+        ]
+        try:
+            failed = train_in_processes(
+                assignments,
+                make_rewards,
+                self.compositions,
+                validation,
+                n_processes,
+                self.progress,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "training stopped; run this cell again to go on from the last iteration of each run"
+            ) from None
+        for name, reason in failed.items():
+            warnings.warn(f"{name} goes on in this process: {reason}", stacklevel=4)
 
     def _trainer(
         self, run: Run, reward: Reward, validation: CrystalDataset, validation_reward: Reward

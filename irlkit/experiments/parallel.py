@@ -1,0 +1,158 @@
+"""Several training runs at a time, each in a process with one thread.
+
+Networks of this size leave most of a second thread idle. Every run writes a checkpoint after each
+iteration, as everywhere; whoever started the processes reads the results from there. What a run
+computes does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from irlkit import runs
+from irlkit.datasets import CrystalDataset
+from irlkit.grpo import GRPOConfig
+from irlkit.policies import Policy
+from irlkit.progress import progress_bar
+from irlkit.rewards import Reward
+from irlkit.trainer import GRPOTrainer
+from irlkit.workers import WorkerPool
+
+_YEAR = 365 * 86400.0
+"""Seconds that a run may take: it is the user who decides."""
+_POLL = 1.0
+"""Seconds between two looks at what has been done."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a process is to train.
+
+    Attributes:
+        name: of the run, for people.
+        folder: for its files.
+        policy: to be trained.
+        config: settings of GRPO.
+        iterations: how many in all.
+        resume: go on from the checkpoint in the folder.
+    """
+
+    name: str
+    folder: Path
+    policy: Policy
+    config: GRPOConfig
+    iterations: int
+    resume: bool
+
+
+MakeRewards = Callable[[], tuple[Reward, Reward]]
+"""Makes the reward and that of the validation; has to be importable by another process."""
+
+
+def train_in_processes(
+    assignments: Sequence[Assignment],
+    make_rewards: MakeRewards,
+    compositions: CrystalDataset,
+    validation: CrystalDataset,
+    n_processes: int,
+    progress: bool,
+) -> dict[str, str]:
+    """Train all of them; each is then in its folder, trained.
+
+    Args:
+        assignments: what to train.
+        make_rewards: called once in each process.
+        compositions: to train on.
+        validation: compositions of the validation.
+        n_processes: how many at a time.
+        progress: show a bar.
+
+    Returns:
+        Name -> why it was not finished, for the runs that were not.
+
+    Raises:
+        KeyboardInterrupt: interrupted; all runs are as they were after their last iteration.
+        WorkersLostError: no process can be started.
+    """
+    factory = partial(_Trainer, compositions, validation, make_rewards, os.getpid())
+    pool = WorkerPool(factory, min(n_processes, len(assignments)), timeout=_YEAR)
+    try:
+        with _bar(assignments, progress):
+            outcomes = pool.map(assignments)
+    finally:
+        pool.close()
+    pairs = zip(assignments, outcomes, strict=True)
+    return {assigned.name: outcome.error for assigned, outcome in pairs if outcome.error}
+
+
+class _Trainer:
+    """What a process does. It ends when the one that started it does."""
+
+    def __init__(
+        self,
+        compositions: CrystalDataset,
+        validation: CrystalDataset,
+        make_rewards: MakeRewards,
+        parent: int,
+    ) -> None:
+        self._compositions = compositions
+        self._validation = validation
+        self._reward, self._validation_reward = make_rewards()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    def __call__(self, assigned: Assignment) -> None:
+        trainer = GRPOTrainer(
+            assigned.policy,
+            self._reward,
+            self._compositions,
+            assigned.config,
+            validation=self._validation,
+            validation_reward=self._validation_reward,
+            out_dir=assigned.folder,
+            resume=assigned.resume,
+        )
+        trainer.run(assigned.iterations, progress=False)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with another one, at most a second later; files are never half-written."""
+    forever = threading.Event()
+    while os.getppid() == parent:
+        forever.wait(_POLL)
+    os._exit(1)
+
+
+@contextmanager
+def _bar(assignments: Sequence[Assignment], progress: bool) -> Iterator[None]:
+    """A bar over the iterations of all runs, as their checkpoints have them."""
+    bar = progress_bar(
+        total=sum(assigned.iterations for assigned in assignments), disable=not progress, unit="it"
+    )
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_POLL):
+            bar.update(sum(map(_iterations_of, assignments)) - bar.n)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        bar.update(sum(map(_iterations_of, assignments)) - bar.n)
+        bar.close()
+
+
+def _iterations_of(assigned: Assignment) -> int:
+    try:
+        return runs.read(assigned.folder).done or 0
+    except FileNotFoundError:  # not begun
+        return 0
