@@ -457,6 +457,47 @@ def test_training_is_stopped_and_a_trajectory_computed_in_jupyterlab(browser, fo
 
 
 @in_jupyterlab
+def test_a_formula_is_typed_and_a_wrong_one_answered_in_words(browser, folder, lab):
+    """Notebook 00 up to its first figure, as somebody would use it who tries formulas."""
+    notebook = notebooks.read_notebook(ROOT / "notebooks" / "00_quickstart.ipynb")
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    look = next(i for i, source in enumerate(sources) if "plots.structures(" in source)
+    notebook["cells"] = notebook["cells"][: look + 1]
+    (folder / "formulas.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    page = open_notebook(browser, lab, "formulas.ipynb")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    said = ".jp-OutputArea-output .ansi-red-fg, .jp-OutputArea-output:has-text('atoms in the cell')"
+
+    def try_formula(formula, words):
+        page.locator(".jp-CodeCell .cm-line", has_text="formula = ").first.click()
+        page.keyboard.press("Home")
+        page.keyboard.press("Shift+End")
+        page.keyboard.insert_text(f'formula = "{formula}"')
+
+        def is_answered():
+            texts = [element.inner_text() for element in page.query_selector_all(said)]
+            return bool(texts) and words in texts[-1]
+
+        def run():
+            page.click(".lm-MenuBar-item:has-text('Run')")
+            page.click(".lm-Menu-item:has-text('Run All Cells')")
+            return wait_until(page, is_answered, 60)
+
+        assert any(run() for _ in range(3)), [e.inner_text() for e in page.query_selector_all(said)]
+        assert "Traceback" not in page.inner_text(".jp-Notebook")
+
+    try_formula("Xx2", "'Xx' is no element")
+    try_formula("NaCl500", "501 atoms, more than the 20")
+    try_formula("", 'formula must be a text such as "NaCl"')
+    try_formula("CaF2", "3 atoms in the cell")
+    page.wait_for_selector(".jp-RenderedPlotly.js-plotly-plot")
+    plot = page.query_selector(".jp-RenderedPlotly")
+    assert wait_until(page, lambda: is_drawn(plot))
+    assert "CaF" in plot.inner_text()
+    close(page, lab, "formulas.ipynb")
+
+
+@in_jupyterlab
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
 )

@@ -37,6 +37,18 @@ def test_known_structures_are_those_of_the_composition():
         lessons.find_crystal("Xe17")
 
 
+def test_a_wrong_formula_is_answered_by_its_words_alone(capsys):
+    interactive = pytest.importorskip("IPython.core.interactiveshell")
+    assert len(quickstart.composition_of("TiO2", 2).species) == 6
+    shell = interactive.InteractiveShell()
+    shell.user_ns["composition_of"] = quickstart.composition_of
+    for formula, words in (("Xx2", "'Xx' is no element"), ("NaCl500", "501 atoms"), ("", "NaCl")):
+        shell.run_cell(f"composition_of({formula!r})")
+        said = capsys.readouterr()
+        assert words in said.out + said.err
+        assert "Traceback" not in said.out + said.err
+
+
 def test_energies_are_counted_from_the_lowest_of_all_sets():
     before, after = np.array([-1.0, np.nan, -1.96]), np.array([-2.0, -1.98, -1.0])
     table = quickstart.energy_table({"before": before, "after": after})

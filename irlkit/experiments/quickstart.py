@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import datasets
+from irlkit import compositions, datasets
 from irlkit.crystals import CrystalBatch
 from irlkit.experiments.claims import Claim
 from irlkit.experiments.presets import choose
@@ -52,6 +52,26 @@ def resolve(preset: str, **given: int | None) -> Size:
     if values["n_structures"] < 2 or values["iterations"] < 1:
         raise ValueError(f"at least 2 structures and 1 iteration are needed, got {values}")
     return size
+
+
+class WrongFormula(ValueError):
+    """A formula that no structure can be generated for; a notebook shows the words alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints: where in the package it was found helps nobody here."""
+        return [f"\x1b[0;31m{self}\x1b[0m"]
+
+
+def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
+    """As ``compositions.from_formula``, for people who type the formula in a notebook.
+
+    Raises:
+        WrongFormula: in words, why no structure can be generated for it.
+    """
+    try:
+        return compositions.from_formula(formula, n_formula_units)
+    except ValueError as error:
+        raise WrongFormula(str(error)) from None
 
 
 def known_structures(composition: CrystalBatch, dataset: str = "prototypes") -> CrystalBatch:

@@ -95,7 +95,7 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
 @checked
 def noise_schedules(
     schedules: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-    label: str = "noise scale sigma(t)",
+    label: str = "noise scale σ(t)",
     n_points: int = 200,
 ) -> go.Figure:
     """sigma(t) of noise schedules, a line each (Eqs. 7, 13).
