@@ -101,7 +101,7 @@ class EnergyPreset:
     noise: Mapping[str, Mapping[str, float]] = field(
         default_factory=lambda: {
             "small": {"pos": 0.1, "cell": 0.02},
-            "medium": {"pos": 0.3, "cell": 0.05},
+            "medium": {"pos": 0.5, "cell": 0.05},
             "large": {"pos": 0.9, "cell": 0.15},
         }
     )
@@ -315,13 +315,13 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
             "laptop",
             annealing_training=_LEARNED,
             train_steps=25,
-            iterations=60,
+            iterations=70,
             noise_study=_ONE_SEED,
             grpo={
                 **_GRPO,
                 "n_groups": 16,
                 "group_size": 8,
-                "validate_every": 15,
+                "validate_every": 14,
                 "validation_size": 192,
             },
             test_size=400,
