@@ -165,6 +165,7 @@ def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None =
         labels = [f"{float(times[i]):.2f}" for i in shown]
         add_player(figure, labels, "t = ", [str(i) for i in shown])
     _square(figure, [states.reshape(-1, 2) for states in arrays.values()], len(arrays))
+    figure.update_layout(legend={"itemsizing": "constant"})
     return style(figure, 520)
 
 
@@ -261,7 +262,7 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
     x = history["iteration"]
     faint = {"color": BLUE, "width": 1}
     figure.add_scatter(
-        x=x, y=history["loss"], mode="lines", line=faint, opacity=0.3, name="each iteration"
+        x=x, y=history["loss"], mode="lines", line=faint, opacity=0.5, name="each iteration"
     )
     figure.add_scatter(x=x, y=mean, mode="lines", line={"color": BLUE, "width": 2}, name="averaged")
     if floor is not None:
@@ -270,6 +271,8 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
             line={"color": RED, "dash": "dash"},
             annotation={"text": "loss of the exact velocity", "yanchor": "bottom"},
         )
+        # Above the axis: an axis fits curves, not lines across it.
+        figure.update_yaxes(autorangeoptions={"include": floor - 0.1 * abs(floor)})
     figure.update_xaxes(title="iteration")
     figure.update_yaxes(title="loss, mean squared error")
     return style(figure, 360, legend_below=True)
