@@ -33,6 +33,7 @@ _WORDS = {
     Path: "a path",
     os.PathLike: "a path",
     np.ndarray: "an array",
+    torch.dtype: "a floating-point dtype",
 }
 _STAND_INS = dict.fromkeys(("FlowModel", "VelocityField"), ("prepare", "velocity"))
 """Objects with these methods are taken for one of the class."""
@@ -108,8 +109,10 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
             try:
                 torch.empty(0, device=value)
             except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
-                words = f"{name} must be a device that torch has here, got {value!r}: {error}"
-                raise ValueError(words) from error
+                raise ValueError(
+                    f"{name} {value!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
+                    "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
+                ) from error
 
 
 def is_number(value: object) -> bool:
@@ -131,6 +134,15 @@ def check_finite(name: str, value: Any, above: float = -math.inf) -> None:
     if not (math.isfinite(value) and value > above):
         bound = "" if above == -math.inf else f" above {above:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+
+
+def as_numbers(name: str, values: Any, length: int | None = None) -> np.ndarray:
+    """A list of numbers as a float64 array of shape (length,); a ValueError if it is none."""
+    array = _to_floats(values) if _converts(_to_floats, values) else None
+    if array is None or array.ndim != 1 or (length is not None and len(array) != length):
+        many = "" if length is None else f"{length} "
+        raise ValueError(f"{name} must be a list of {many}numbers, got {_shown(values)}")
+    return array
 
 
 # --- annotations ---
@@ -214,7 +226,8 @@ def _mapping_misfit(place: str, value: Any, options: Any, wrong: Any) -> Any:
 
 
 def _sequence_misfit(place: str, value: Any, kind: type, options: Any, wrong: Any) -> Any:
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+    text = isinstance(value, str | bytes | Mapping) or inspect.isclass(value)
+    if text or not hasattr(value, "__iter__"):
         return wrong
     if not hasattr(value, "__len__"):  # A generator can be looked at only once.
         return None if kind in (collections.abc.Iterable, collections.abc.Iterator) else wrong
@@ -241,8 +254,8 @@ def _is_one(value: Any, kind: type) -> bool:
         return not isinstance(value, bool | np.bool_) and _converts(operator.index, value)
     if kind is float:
         return not isinstance(value, bool | np.bool_ | str | bytes) and _converts(float, value)
-    if issubclass(kind, os.PathLike) and kind is not os.PathLike:
-        return isinstance(value, str | os.PathLike)
+    if kind is torch.dtype:
+        return isinstance(value, torch.dtype) and value.is_floating_point
     if kind.__name__ == "ArrayLike":
         return value is not None and _converts(_to_floats, value)
     stand_in: tuple[str, ...] = _STAND_INS.get(kind.__name__, ())
@@ -283,10 +296,11 @@ def _words(hint: Any) -> str:
     if hint is Any or not inspect.isclass(kind):
         return "anything"
     if issubclass(kind, Mapping):
-        return f"a mapping to {_words(options[1])}" if options else "a mapping"
+        of = _words(options[1]) if options else "anything"
+        return "a mapping" if of == "anything" else f"a mapping to {of}"
     if kind in (tuple, list, set, frozenset) or kind.__module__ == "collections.abc":
         of = ", ".join(_words(option) for option in options if option is not Ellipsis)
-        return f"a sequence of {of}" if of else "a sequence"
+        return f"a sequence of {of}" if of and of != "anything" else "a sequence"
     if kind.__name__ == "ArrayLike":
         return "an array of numbers"
     for known, words in _WORDS.items():
@@ -298,11 +312,11 @@ def _words(hint: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value in an error message: short ones as they are, others by their class."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | Path | torch.dtype):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:60]}…"
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    return (
-        f"{type(value).__name__}" if not inspect.isclass(value) else f"the class {value.__name__}"
-    )
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return f"the class {value.__name__}" if inspect.isclass(value) else type(value).__name__

@@ -60,6 +60,8 @@ class CrystalBatch:
             value = getattr(self, name)
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        for name in ("species", "cell", "n_atoms"):
+            value = getattr(self, name)
             if value.device != self.pos.device:
                 raise ValueError(
                     f"all tensors must be on one device, but {name} is on {value.device} "
@@ -354,12 +356,18 @@ class CrystalBatch:
                 cell=torch.zeros(0, 3, 3, dtype=dtype),
                 n_atoms=torch.zeros(0, dtype=torch.int64),
             )
-        # Wrapped after the cast, which can round a coordinate just below 1 up to 1.
+        try:
+            numbers = torch.from_numpy(np.concatenate(species).astype(np.int64))
+            positions = torch.from_numpy(np.concatenate(pos)).to(dtype)
+            cells = torch.from_numpy(np.stack(cell)).to(dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"species, pos and cell must be arrays of numbers: {error}") from error
         return cls(
-            species=torch.from_numpy(np.concatenate(species).astype(np.int64)),
-            pos=wrap_positions(torch.from_numpy(np.concatenate(pos)).to(dtype)),
-            cell=torch.from_numpy(np.stack(cell)).to(dtype),
-            n_atoms=torch.tensor([len(numbers) for numbers in species], dtype=torch.int64),
+            species=numbers,
+            # Wrapped after the cast, which can round a coordinate just below 1 up to 1.
+            pos=wrap_positions(positions),
+            cell=cells,
+            n_atoms=torch.tensor([len(entry) for entry in species], dtype=torch.int64),
         )
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from irlkit import validity
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.crystals import CrystalBatch
 from irlkit.diversity import count_distinct, fingerprints
 from irlkit.grpo import GRPOConfig
@@ -37,6 +37,12 @@ def group_statistics(
         Appendix B), distinct (different structures over structures, of those that are valid;
         mean over groups that have any).
     """
+    check_count("group_size", group_size)
+    if rewards.shape != (len(structures),) or len(structures) % group_size:
+        raise ValueError(
+            f"rewards must be of {len(structures)} structures in groups of group_size {group_size},"
+            f" got shape {rewards.shape}"
+        )
     groups = rewards.reshape(-1, group_size)
     valid = validity.check(structures).valid
     prints = np.where(valid[:, None], fingerprints(structures), np.nan)

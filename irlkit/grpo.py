@@ -38,7 +38,8 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     check_group_size(group_size)
     if rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(
-            f"rewards must have shape (n_groups * {group_size},), got {tuple(rewards.shape)}"
+            f"rewards must have shape (n_groups * group_size,) with a group_size of {group_size}, "
+            f"got {tuple(rewards.shape)}"
         )
     groups = rewards.reshape(-1, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
@@ -167,8 +168,10 @@ class GRPOConfig:
         for name in ("max_minibatch", "max_batch", "validation_size", "iterations"):
             if getattr(self, name) is not None:
                 _check_positive_int(name, getattr(self, name))
-        for n_steps in (*self.step_choices, *self.validation_step_choices):
+        for n_steps in self.step_choices:
             check_n_steps(n_steps)
+        for n_steps in self.validation_step_choices:
+            check_n_steps(n_steps, "validation_n_steps")
         if not self.step_choices or not self.validation_step_choices:
             raise ValueError("n_steps must name at least one number of steps, got an empty tuple")
         for name in ("clip_eps", "learning_rate", "max_grad_norm"):
@@ -215,7 +218,7 @@ class GRPOConfig:
         values = (
             list(value.values()) if "Mapping" in kind and isinstance(value, Mapping) else [value]
         )
-        unlimited = name == "max_grad_norm" and value == float("inf")
+        unlimited = name == "max_grad_norm" and isinstance(value, float) and value == float("inf")
         if "float" in kind and not (unlimited or all(map(is_number, values))):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
         if "seed" in name and (isinstance(value, bool) or not isinstance(value, int)):

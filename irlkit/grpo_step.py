@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,9 @@ from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
 from irlkit.policies import AnnealingPolicy
+from irlkit.rewards import as_reward
 from irlkit.sampler import rollout
 from irlkit.schedules import annealing_on_grid
-
-if TYPE_CHECKING:
-    from irlkit.rewards import RewardResult
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class GRPOStep:
 def explain(
     policy: AnnealingPolicy,
     composition: CrystalBatch,
-    reward: Callable[[CrystalBatch], RewardResult],
+    reward: Callable[[CrystalBatch], Any],
     config: GRPOConfig,
     generator: torch.Generator,
 ) -> GRPOStep:
@@ -67,7 +65,7 @@ def explain(
     Args:
         policy: an annealing policy; left as it was.
         composition: one structure, whose composition the group is generated for.
-        reward: structures -> ``RewardResult``.
+        reward: structures -> ``RewardResult``, or one number per structure.
         config: group size, steps (the first of several), epochs, clip width and learning rate;
             every group member has a base sample of its own unless ``shared_x_0``.
         generator: draws base samples and actions.
@@ -91,7 +89,7 @@ def explain(
         x_0 = policy.model.sample_base(one.repeat(config.group_size), generator)
     n_steps = config.step_choices[0]
     trajectory = rollout(policy, x_0, n_steps, generator, record_states=True)
-    rewards = torch.as_tensor(reward(trajectory.final).values, dtype=torch.float64)
+    rewards = torch.as_tensor(as_reward(reward)(trajectory.final).values).double()
     advantages = group_advantages(rewards, config.group_size)
     index = torch.arange(n_steps, device=trajectory.times.device)
     before = _factors(policy, trajectory.times)

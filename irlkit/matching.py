@@ -28,7 +28,7 @@ import torch
 
 from irlkit import validity
 from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, Item, MatchSession, Result
-from irlkit.checks import checked
+from irlkit.checks import check_kind, checked
 from irlkit.crystals import CrystalBatch
 from irlkit.system import available_cores
 
@@ -211,6 +211,8 @@ class MatchPool:
                 another pool.
             RuntimeError: worker processes cannot be started or keep ending.
         """
+        check_kind("generated", generated, CrystalBatch | Sequence)
+        check_kind("pairs", pairs, np.ndarray | Sequence)
         batch = _as_batch(generated)
         if not isinstance(references, References):
             temporary = self.prepare(references)

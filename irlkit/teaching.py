@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlkit.checks import checked
+from irlkit.checks import checked, fitting
 from irlkit.interpolants import Interpolant, time_derivative
 from irlkit.schedules import NoiseSchedule, check_n_steps, time_grid
 
@@ -119,7 +119,7 @@ class PlaneFlow:
         return torch.softmax(-0.5 * square / variance, dim=1), centers, variance
 
 
-@checked
+@fitting
 def integrate(
     velocity: Field,
     x_0: Tensor,
@@ -253,7 +253,7 @@ def velocity_loss(
     return float(torch.stack(losses).mean())
 
 
-@checked
+@fitting
 def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
     """Root-mean-square distance to the nearest mean, in spreads: sqrt(2) for the data themselves.
 

@@ -137,7 +137,7 @@ def test_to(small_batch):
     assert single.pos.dtype == single.cell.dtype == torch.float32
     assert single.species.dtype == torch.int64
     assert small_batch.to("meta").device.type == "meta"
-    with pytest.raises(ValueError, match=r"floating dtype, got torch.int64"):
+    with pytest.raises(ValueError, match=r"floating-point dtype or None, got torch.int64"):
         small_batch.to(dtype=torch.int64)
 
 

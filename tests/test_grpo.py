@@ -46,7 +46,7 @@ def test_equal_rewards_have_no_advantage(dtype):
 def test_advantages_check_their_arguments():
     with pytest.raises(ValueError, match="group_size must be an integer of at least 2, got 1"):
         group_advantages(torch.zeros(4), 1)
-    with pytest.raises(ValueError, match=r"rewards must have shape \(n_groups \* 3,\)"):
+    with pytest.raises(ValueError, match=r"rewards must have shape .* group_size of 3"):
         group_advantages(torch.zeros(4), 3)
 
 

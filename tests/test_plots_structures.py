@@ -128,7 +128,7 @@ def test_a_hundred_atoms_stay_small():
 def test_what_is_not_one_structure_is_refused():
     with pytest.raises(ValueError, match="must hold one structure, got 4"):
         plots.structure(crystals())
-    with pytest.raises(ValueError, match="or a pymatgen Structure, got str"):
+    with pytest.raises(ValueError, match="a CrystalBatch or a Structure, got 'NaCl'"):
         plots.structure("NaCl")
     with pytest.raises(ValueError, match="1 to 16 structures, got 0"):
         plots.structures({})
@@ -191,5 +191,5 @@ def test_a_mark_moves_along_the_curve(group):
 def test_one_state_has_no_player_and_wrong_curves_are_refused(group):
     one = plots.trajectory_and_curves([group[0][0]], {"reward": [0.1]}, "reward")
     assert not one.frames and not one.layout.sliders
-    with pytest.raises(ValueError, match="'reward' must have 1 values"):
+    with pytest.raises(ValueError, match=r"'reward'.*must be a list of 1 numbers, got list of 2"):
         plots.trajectory_and_curves([group[0][0]], {"reward": [0.1, 0.2]}, "reward")

@@ -83,6 +83,9 @@ class CrystalDataset:
 
         Args:
             index: Anything that `CrystalBatch.select` takes.
+
+        Raises:
+            ValueError, IndexError: as there.
         """
         rows = self.batch.structure_indices(index)
         return CrystalDataset(

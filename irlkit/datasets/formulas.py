@@ -40,6 +40,8 @@ def from_formulas(
     Raises:
         ValueError: no formula is left, z < 1, or another number of them than of formulas.
     """
+    if not len(formulas):
+        raise ValueError("formulas must hold at least one formula, got none")
     if isinstance(z, int) or z is None:
         units: list[int | None] = [z] * len(formulas)
     else:
@@ -68,7 +70,8 @@ def from_formulas(
         limit = MAX_FORMULA_ATOMS if max_atoms is None else max_atoms
         fitting = [k for k in chosen if k * n_atoms <= limit]
         if not fitting:
-            reason = f"with {n_atoms} atoms per formula unit, none fit into max_atoms"
+            units_of = "none" if unit is None else f"z = {unit} do not"
+            reason = f"with {n_atoms} atoms per formula unit, {units_of} fit into max_atoms"
             if max_atoms is None:
                 reason = f"it has more than {limit} atoms per cell"
             skipped.append(Skipped(formula, reason))

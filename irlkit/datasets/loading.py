@@ -157,6 +157,8 @@ def _formulas(
 ) -> tuple[str, list[str], int | Sequence[int] | None] | None:
     """Name, formulas and units per cell, if that is what the source holds."""
     if not isinstance(source, str | os.PathLike):
+        if not len(source):
+            raise ValueError("source must hold at least one formula, got none")
         return "formulas", list(source), z
     path = Path(source).expanduser()
     if path.suffix.lower() != ".txt" or not path.is_file():

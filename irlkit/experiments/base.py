@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from irlkit import metrics
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.claims import Claim
@@ -127,6 +128,7 @@ class Experiment:
             for results that cannot be made.
     """
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path,
@@ -141,7 +143,7 @@ class Experiment:
         self.settings = preset
         self.out_dir = _make_folder(out_dir)
         self.progress = progress
-        self.model = self._load(checkpoint, _find_device(device))
+        self.model = self._load(checkpoint, torch.device(device))
         splits = load_splits(dataset, progress)
         self.train, self.validation, whole_test = splits
         self.split_sizes = {s.split: len(s) for s in splits}
@@ -463,18 +465,6 @@ def means_for_people(
 def _join(tables: Any) -> pd.DataFrame:
     tables = list(tables)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    """The device, if it is there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
-            "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
-        ) from None
-    return torch.device(device)
 
 
 def _make_folder(path: str | Path) -> Path:

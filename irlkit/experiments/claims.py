@@ -36,12 +36,22 @@ class Claim:
     required: bool = True
 
     @classmethod
+    @checked
     def check(cls, claim: str, value: float, target: str, required: bool = True) -> Claim:
         """Compare a value with a target; what is not finite does not hold."""
-        sign, bound = target.split()
+        sign, _, bound = target.partition(" ")
+        if sign not in _SIGNS or not _is_float(bound):
+            raise ValueError(f"target must be like '>= 0.97', got {target!r}")
         if not math.isfinite(value):
             return cls(claim, None, target, False, required)
         return cls(claim, float(value), target, bool(_SIGNS[sign](value, float(bound))), required)
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @checked

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from irlkit import potentials
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.diagnostics import judge
@@ -89,6 +90,7 @@ class EnergyReinforcement(EnergyExperiment):
         ValueError: see ``EnergyExperiment``; or a policy does not fit the model.
     """
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path,

@@ -58,8 +58,10 @@ class NoisePreset:
     n_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for n_steps in (self.n_steps, self.reference_steps, *self.step_counts):
-            check_n_steps(n_steps)
+        check_n_steps(self.n_steps)
+        check_n_steps(self.reference_steps, "reference_steps")
+        for n_steps in self.step_counts:
+            check_n_steps(n_steps, "step_counts")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
                 f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "

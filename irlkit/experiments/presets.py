@@ -98,9 +98,13 @@ class Preset:
     n_workers: int | None = None
 
     def __post_init__(self) -> None:
-        counts = (self.n_steps, self.reference_steps, *self.train_steps, *self.step_counts)
-        for n_steps in (*counts, *(rung.n_steps for rung in self.reference_sweep)):
-            check_n_steps(n_steps)
+        check_n_steps(self.n_steps)
+        check_n_steps(self.reference_steps, "reference_steps")
+        for name in ("train_steps", "step_counts"):
+            for n_steps in getattr(self, name):
+                check_n_steps(n_steps, name)
+        for rung in self.reference_sweep:
+            check_n_steps(rung.n_steps, "reference_sweep")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
                 f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.experiments.base import (
@@ -56,6 +57,7 @@ class VelocityAnnealing(Experiment):
             for results that cannot be made.
     """
 
+    @checked
     def __init__(
         self,
         checkpoint: str | Path,

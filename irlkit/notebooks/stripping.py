@@ -53,14 +53,14 @@ def to_text(notebook: dict[str, Any]) -> str:
 
 
 @checked
-def read_notebook(path: Path) -> dict[str, Any]:
+def read_notebook(path: str | Path) -> dict[str, Any]:
     """Read an nbformat 4 notebook.
 
     Raises:
         ValueError: the file is missing, not JSON, or not a notebook of format 4.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a notebook: {error}") from error
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.checks import checked
+from irlkit.checks import as_numbers, checked
 from irlkit.plots.style import COLORS, GREY, line_with_band, style
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def minimum_distances(
         raise ValueError("sets must hold at least one set, each with at least one state")
     figure = go.Figure()
     for (name, states), color in zip(sets.items(), COLORS * len(sets), strict=False):
-        x = np.arange(len(states)) if times is None else np.asarray(times, dtype=float)
+        x = np.arange(len(states)) if times is None else as_numbers("times", times, len(states))
         rows = [
             pd.DataFrame({"x": x[i], "d": check(state, min_distance=20.0).min_distance})
             for i, state in enumerate(states)

@@ -32,6 +32,8 @@ def metrics_vs_steps(
     Raises:
         ValueError: a column is missing.
     """
+    if not len(metrics):
+        raise ValueError("metrics must name at least one column, got none")
     need(evaluation, "schedule", "n_steps", *metrics)
     titles = [METRIC_LABELS.get(metric, metric) for metric in metrics]
     figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
@@ -73,6 +75,8 @@ def metrics_vs_noise(
     Raises:
         ValueError: a column is missing.
     """
+    if not len(metrics):
+        raise ValueError("metrics must name at least one column, got none")
     need(evaluation, noise, group, *metrics)
     names = {**METRIC_LABELS, **(labels or {})}
     titles = [names.get(metric, metric) for metric in metrics]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from irlkit.checks import checked
+from irlkit.checks import as_numbers, checked
 from irlkit.interpolants import T_MAX, T_MIN, Interpolant
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, need, style
 from irlkit.plots.trajectories import add_player
@@ -94,7 +94,9 @@ def densities(sets: Mapping[str, ArrayLike]) -> go.Figure:
 
 
 @checked
-def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None = None) -> go.Figure:
+def flow(
+    panels: Mapping[str, ArrayLike], times: ArrayLike, target: ArrayLike | None = None
+) -> go.Figure:
     """Points in the plane moving from noise to data, with the paths of some of them.
 
     Args:
@@ -108,13 +110,15 @@ def flow(panels: Mapping[str, ArrayLike], times: Any, target: ArrayLike | None =
     Raises:
         ValueError: no panel, or one of another shape.
     """
+    times = as_numbers("times", times)
     arrays = {name: np.asarray(states, dtype=float) for name, states in panels.items()}
     if not arrays:
         raise ValueError("panels must hold at least one panel, got none")
     for name, states in arrays.items():
         if states.ndim != 3 or states.shape[2] != 2 or len(states) != len(times):
             raise ValueError(
-                f"panels: {name!r} must have shape ({len(times)}, n, 2), got {states.shape}"
+                f"panels: {name!r} must have shape ({len(times)}, n, 2), as there are times, "
+                f"got {states.shape}"
             )
     figure = make_subplots(1, len(arrays), subplot_titles=list(arrays), shared_yaxes=True)
     moving = []

@@ -26,6 +26,8 @@ from irlkit.plots.style import GREY, style
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+    from irlkit.crystals import CrystalBatch
+
 MAX_PANELS = 16
 """Browsers draw no more three-dimensional panels than about so many in one page."""
 _LIGHTING = {"ambient": 0.55, "diffuse": 0.7, "specular": 0.15, "roughness": 0.6, "fresnel": 0.1}
@@ -55,7 +57,7 @@ def structure(
 
 @checked
 def structures(
-    panels: Mapping[str, Crystal] | Sequence[Crystal] | Any,
+    panels: Mapping[str, Crystal] | Sequence[Crystal] | CrystalBatch,
     *,
     bonds: bool = True,
     polyhedra: bool = False,

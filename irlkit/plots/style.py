@@ -79,6 +79,7 @@ def line_with_band(
         The band, if any `x` has several rows, and the line; with a single `x`, a point with an
         error bar instead of the band.
     """
+    need(table, x, y)
     groups = table.dropna(subset=[y]).groupby(x)[y]
     counts, mean, low, high = groups.size(), groups.mean(), groups.min(), groups.max()
     traces = []

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from irlkit.checks import checked
+from irlkit.checks import as_numbers, check_count, checked
 from irlkit.plots.geometry import cell_edges, element_colors
 from irlkit.plots.structures import edge_trace, fixed_axes
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, style
@@ -55,7 +55,8 @@ def group_trajectories(
     Raises:
         ValueError: no states, or another number of advantages than of structures.
     """
-    values = np.asarray(advantages, dtype=float)
+    values = as_numbers("advantages", advantages)
+    check_count("max_members", max_members)
     if not len(states) or any(len(state) != len(values) for state in states):
         raise ValueError(
             f"states must hold one structure per advantage: got {len(values)} advantages and "
@@ -93,11 +94,8 @@ def trajectory_and_curves(
     """
     _check({"states": states})
     for name, values in curves.items():
-        if len(values) != len(states):
-            raise ValueError(
-                f"curves: {name!r} must have {len(states)} values, one per state, got {len(values)}"
-            )
-    x = np.arange(len(states)) if times is None else np.asarray(times, dtype=float)
+        as_numbers(f"curves[{name!r}], a value per state,", values, len(states))
+    x = np.arange(len(states)) if times is None else as_numbers("times", times, len(states))
     panels = {"generated": states, **({} if reference is None else {"reference": [reference]})}
     titles = [*panels, label]
     figure = make_subplots(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential, check_elements
 from irlkit.potentials.mace_contraction import use_polynomials
@@ -63,6 +64,7 @@ class MACEPotential(Potential):
         ImportError: mace-torch is not installed.
     """
 
+    @checked
     def __init__(
         self,
         model: str = "mace-mpa-0",

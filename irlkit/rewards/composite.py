@@ -55,6 +55,7 @@ class CompositeReward(Reward):
         for part in self.parts.values():
             part.check(compositions)
 
+    @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Rewards of all parts and their sum."""
         total = torch.zeros(len(batch), dtype=torch.float64)

@@ -78,12 +78,14 @@ class EnergyReward(Reward):
                     )
                 self._lowest[formula] = float(finite.min())
 
+    @checked
     def check(self, compositions: CrystalBatch) -> None:
         """Raises a ValueError that names unknown elements or compositions without a reference."""
         self.potential.check(compositions)
         if self.references is not None:
             self.references.references_of(compositions.reduced_formulas())
 
+    @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Computes the energies of all structures and clips them.
 

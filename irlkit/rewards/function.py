@@ -76,6 +76,7 @@ class FunctionReward(Reward):
         if n_workers:
             self._pool = WorkerPool(partial(_prepare, function), n_workers, timeout or 3600.0)
 
+    @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Judges all structures.
 
@@ -122,7 +123,7 @@ class FunctionReward(Reward):
                 raise error
             warnings.warn(
                 f"the reward function failed for all {len(batch)} structures: {errors[0]}",
-                stacklevel=4,
+                stacklevel=5,
             )
         parts = [outcome.value for outcome in outcomes]
         values = torch.cat(

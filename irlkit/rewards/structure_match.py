@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.crystals import CrystalBatch
 from irlkit.datasets import CrystalDataset
 from irlkit.matching import MatchPool
@@ -46,6 +46,8 @@ class CRMSEReward(Reward):
     ) -> None:
         if not len(dataset):
             raise ValueError("dataset must hold at least one structure, got none")
+        if isinstance(pool, int):
+            check_count("pool, a number of workers,", pool, least=0)
         tolerances = {"stol": stol, "ltol": ltol, "angle_tol": angle_tol}
         self._owns_pool = not isinstance(pool, MatchPool)
         self.pool = pool if isinstance(pool, MatchPool) else MatchPool(pool, **tolerances)
@@ -57,10 +59,12 @@ class CRMSEReward(Reward):
         self.dataset = dataset
         self._references = self.pool.prepare(dataset.batch)
 
+    @checked
     def check(self, compositions: CrystalBatch) -> None:
         """Raises a ValueError that names compositions without a reference structure."""
         self.dataset.references_of(compositions.reduced_formulas())
 
+    @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Matches each structure with all polymorphs of its composition.
 

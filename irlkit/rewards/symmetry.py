@@ -51,6 +51,7 @@ class SymmetryReward(Reward):
         self.symprec = symprec
         self.angle_tolerance = angle_tolerance
 
+    @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Finds the symmetry of all structures."""
         valid = validity.check(batch).valid

@@ -37,11 +37,11 @@ def time_grid(
     return torch.linspace(T_MIN, T_MAX, n_steps + 1, dtype=torch.float64).to(device, dtype)
 
 
-def check_n_steps(n_steps: int) -> None:
-    """Raise a ValueError unless ``n_steps`` is a positive integer."""
+def check_n_steps(n_steps: int, name: str = "n_steps") -> None:
+    """Raise a ValueError, which names the argument, unless ``n_steps`` is a positive integer."""
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
         raise ValueError(
-            f"n_steps must be a positive integer (the number of integration intervals), "
+            f"{name} must be a positive integer (the number of integration intervals), "
             f"got {n_steps!r}"
         )
 

@@ -145,6 +145,7 @@ class SearchSpace:
                 return parameter
         raise KeyError(name)
 
+    @checked
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises a ValueError unless `config` gives each parameter a value that it can take."""
         if set(config) != set(self.names):
@@ -186,6 +187,7 @@ class SearchSpace:
         start = tuple({p.name: p.nearest(config[p.name]) for p in kept} for config in self.start)
         return SearchSpace(self.policy, tuple(kept), {**self.fixed, **fixed}, start)
 
+    @checked
     def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of ``GRPOConfig`` and of ``LearnedAnnealing`` that a configuration means.
 
@@ -228,6 +230,7 @@ class SearchSpace:
         }
 
     @classmethod
+    @checked
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
         """The inverse of ``to_dict``.
 
@@ -246,7 +249,7 @@ class SearchSpace:
                     raise ValueError(f"unknown kind of parameter {entry['kind']!r}")
             return cls(data["policy"], tuple(parameters), dict(data["fixed"]), tuple(data["start"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a search space: {type(error).__name__} {error}") from error
+            raise ValueError(f"data: not a search space: {type(error).__name__} {error}") from error
 
 
 # --------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class SweepFolder:
     backend: str = "optuna"
 
     @classmethod
+    @checked
     def open(cls, path: str | Path) -> SweepFolder:
         """A sweep that is there.
 
@@ -109,6 +110,7 @@ class SweepFolder:
             raise ValueError(f"{file} is not the description of a sweep: {error}") from error
 
     @classmethod
+    @checked
     def create(
         cls,
         path: str | Path,

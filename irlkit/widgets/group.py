@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -18,9 +18,6 @@ from irlkit.grpo_step import GRPOStep, explain
 from irlkit.policies import AnnealingPolicy
 from irlkit.widgets.base import Explorer, Job
 
-if TYPE_CHECKING:
-    from irlkit.rewards import RewardResult
-
 
 class GroupExplorer(Explorer):
     """One group: rollouts, rewards, advantages, clipped terms, and the step they add up to.
@@ -28,7 +25,7 @@ class GroupExplorer(Explorer):
     Args:
         policy: an annealing policy, left as it is.
         compositions: structures whose compositions can be chosen.
-        reward: structures -> ``RewardResult``.
+        reward: structures -> ``RewardResult``, or one number per structure.
         config: group size, steps, epochs, clip width and learning rate.
         seed: to begin with.
 
@@ -44,7 +41,7 @@ class GroupExplorer(Explorer):
         self,
         policy: AnnealingPolicy,
         compositions: CrystalBatch,
-        reward: Callable[[CrystalBatch], RewardResult],
+        reward: Callable[[CrystalBatch], Any],
         config: GRPOConfig | None = None,
         seed: int = 0,
     ) -> None:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit import metrics, plots
-from irlkit.checks import checked
+from irlkit.checks import check_count, check_finite, checked
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -82,6 +82,9 @@ class ScheduleExplorer(Explorer):
         if not schedules:
             raise ValueError("schedules must hold at least one schedule to begin with, got none")
         check_n_steps(n_steps)
+        check_count("n_points", n_points, least=2)
+        if max_factor is not None:
+            check_finite("max_factor", max_factor, above=0.0)
         super().__init__()
         self.model, self.dataset, self.schedules = model, dataset, dict(schedules)
         self._seed = seed

@@ -16,13 +16,13 @@ import torch
 from irlkit import plots
 from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
+from irlkit.rewards import as_reward
 from irlkit.sampler import integrate
 from irlkit.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
 from irlkit.widgets.base import Explorer, Job, WatchedModel
 
 if TYPE_CHECKING:
     from irlkit.model import FlowModel
-    from irlkit.rewards import RewardResult
 
 
 SECONDS_PER_STEP = 0.15
@@ -41,7 +41,8 @@ class TrajectoryExplorer(Explorer):
         compositions: structures whose compositions can be chosen; shown as references where their
             cells are more than placeholders.
         schedules: name -> annealing; the first is shown.
-        reward: structures -> ``RewardResult``; None shows the smallest distance instead.
+        reward: structures -> ``RewardResult``, or one number per structure; None shows the
+            smallest distance instead.
         n_steps: to begin with.
         seed: of the base sample, to begin with.
         label: of the reward.
@@ -60,7 +61,7 @@ class TrajectoryExplorer(Explorer):
         model: FlowModel,
         compositions: CrystalBatch,
         schedules: Mapping[str, Annealing],
-        reward: Callable[[CrystalBatch], RewardResult] | None = None,
+        reward: Callable[[CrystalBatch], Any] | None = None,
         *,
         n_steps: int = 20,
         seed: int = 0,
@@ -71,7 +72,7 @@ class TrajectoryExplorer(Explorer):
         check_n_steps(n_steps)
         super().__init__()
         self.model, self.compositions, self.schedules = model, compositions, dict(schedules)
-        self.reward = reward
+        self.reward = None if reward is None else as_reward(reward)
         self.label = label if reward is not None else "smallest distance, Å"
         formulas = compositions.reduced_formulas()
         options = [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]

@@ -1,0 +1,980 @@
+"""A valid, tiny call of every public entry point, and why some have none."""
+
+from functools import cached_property, partial
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irlkit import (
+    datasets,
+    diversity,
+    experiments,
+    grpo,
+    grpo_step,
+    interpolants,
+    metrics,
+    notebooks,
+    omatg,
+    plots,
+    policies,
+    pretraining,
+    rewards,
+    runs,
+    schedules,
+    sweeps,
+    teaching,
+    trainer,
+)
+from irlkit.datasets.readers import RawRecords
+from irlkit.datasets.tables import read_csv
+from irlkit.experiments import Rung
+from tests.tiny_experiments import write_files
+from tests.tiny_omatg import write_model
+from tests.toy_potentials import LennardJonesToy, volume_per_atom
+from tests.toys import ToyModel, flow_model
+from tests.toys import crystals as toys
+
+MODULES = [
+    *("irlkit", "irlkit.datasets", "irlkit.experiments", "irlkit.metrics", "irlkit.notebooks"),
+    *("irlkit.omatg", "irlkit.plots", "irlkit.policies", "irlkit.potentials", "irlkit.rewards"),
+    *("irlkit.sampler", "irlkit.schedules", "irlkit.sweeps", "irlkit.trainer", "irlkit.widgets"),
+    # Without a list of names: all that they define.
+    *("irlkit.averaging", "irlkit.base_distribution", "irlkit.checkpoints", "irlkit.compositions"),
+    *("irlkit.crystals", "irlkit.cspnet", "irlkit.diagnostics", "irlkit.diversity"),
+    *("irlkit.download", "irlkit.grpo", "irlkit.grpo_step", "irlkit.interpolants"),
+    *("irlkit.matcher", "irlkit.matching", "irlkit.model", "irlkit.pretraining", "irlkit.runs"),
+    *("irlkit.scoring", "irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
+    "irlkit.writers",
+]
+
+
+class Objective:
+    """Of a sweep."""
+
+    def describe(self):
+        return {"toy": 1}
+
+    def __call__(self, config, folder, report):
+        report(1, 0.5)
+
+
+class Kit:
+    """What calls need, made once. Calls change none of it but what `fresh` makes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @cached_property
+    def files(self):
+        return write_files(self.folder)
+
+    @cached_property
+    def omatg(self):
+        return write_model(self.folder / "omatg")
+
+    @cached_property
+    def batch(self):
+        return toys((2, 1), torch.float32)
+
+    @cached_property
+    def one(self):
+        return self.batch[0]
+
+    @cached_property
+    def states(self):
+        return [self.one, self.one.replace(pos=self.one.pos * 0.5)]
+
+    @cached_property
+    def dataset(self):
+        formulas = self.batch.reduced_formulas()
+        n_atoms = self.batch.n_atoms.numpy()
+        table = pd.DataFrame({"material_id": ["a", "b"], "formula": formulas, "n_atoms": n_atoms})
+        return datasets.CrystalDataset("toy", "test", self.batch, table)
+
+    @cached_property
+    def salts(self):
+        with_cache = dict(cache=False, progress=False)
+        return datasets.load(self.files / "salts.csv", **with_cache).select(range(4))
+
+    @cached_property
+    def model(self):
+        return flow_model()
+
+    @cached_property
+    def toy(self):
+        toy = ToyModel(dtype=torch.float32)
+        toy.device = torch.device("cpu")
+        return toy
+
+    @cached_property
+    def policy(self):
+        return policies.AnnealingPolicy(self.toy)
+
+    @cached_property
+    def config(self):
+        return grpo.GRPOConfig(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
+
+    @cached_property
+    def noise(self):
+        return {"pos": schedules.ConstantNoise(0.1)}
+
+    @cached_property
+    def potential(self):
+        return LennardJonesToy()
+
+    @cached_property
+    def pool(self):
+        return metrics.MatchPool(0)
+
+    @cached_property
+    def trainer(self):
+        made = trainer.GRPOTrainer(self.policy, volume_per_atom, self.batch, self.config)
+        made.run(3, progress=False)
+        return made
+
+    @cached_property
+    def history(self):
+        return self.trainer.history.assign(seed=0)
+
+    @cached_property
+    def step(self):
+        return grpo_step.explain(self.policy, self.one, volume_per_atom, self.config, self.draws)
+
+    @property
+    def draws(self):
+        return torch.Generator().manual_seed(0)
+
+    @cached_property
+    def flow(self):
+        return teaching.PlaneFlow(interpolants.Interpolant())
+
+    @cached_property
+    def points(self):
+        return torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+
+    @cached_property
+    def x_0(self):
+        return self.batch.pos.double()
+
+    @cached_property
+    def trials(self):
+        rows = {"pos": [1.0, 2.0], "cell": [0.0, 1.0], "crmse": [0.3, 0.2], "value": [1.0, 2.0]}
+        return pd.DataFrame({**rows, "number": [0, 1], "state": "complete"})
+
+    @cached_property
+    def evaluation(self):
+        rows = {"schedule": "none", "n_steps": [5, 10], "seed": 0, "metre": 0.5, "crmse": 0.3}
+        return pd.DataFrame({**rows, "noise": [0.0, 0.1], "match_rate": 0.5, "rmse": 0.1})
+
+    @cached_property
+    def curves(self):
+        rows = {"schedule": "learned", "tuned_at": np.nan, "seed": 0, "n_steps": 10}
+        return pd.DataFrame({**rows, "field": ["pos", "cell"], "t": 0.5, "factor": 1.0})
+
+    @cached_property
+    def run(self):
+        return runs.Run(self.folder, "grpo", history=self.history)
+
+    @cached_property
+    def experiment(self):
+        return SimpleNamespace(
+            results=lambda *_: {}, tables=lambda: {}, out_dir=self.folder, save_learned=lambda: []
+        )
+
+    @cached_property
+    def space(self):
+        return sweeps.SearchSpace("annealing", (sweeps.Choice("n_ppo_epochs", (1, 2)),))
+
+    @cached_property
+    def sweep(self):
+        return sweeps.SweepFolder.create(self.folder / "sweep", self.space, {"toy": 1})
+
+    @cached_property
+    def notebook(self):
+        cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": [], "id": "a"}
+        cell["execution_count"] = None
+        return {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+    @cached_property
+    def notebook_file(self):
+        path = self.folder / "a.ipynb"
+        path.write_text(notebooks.to_text(self.notebook))
+        return path
+
+    @cached_property
+    def saved_model(self):
+        self.model.save(self.folder / "saved.safetensors")
+        return self.folder / "saved.safetensors"
+
+    @cached_property
+    def saved_policy(self):
+        policies.VelocityPolicy(self.model).save(self.folder / "policy.safetensors")
+        return self.folder / "policy.safetensors"
+
+    @cached_property
+    def saved_annealing(self):
+        schedules.save_annealing(schedules.LinearAnnealing(), self.folder / "annealing")
+        return self.folder / "annealing"
+
+    @cached_property
+    def energies(self):
+        return self.potential(self.batch)
+
+
+PRESET = experiments.PRESETS["quick"]
+NOISE = {"pos": 0.1, "cell": 0.1}
+LINEAR = schedules.LinearAnnealing(1.0, 0.5)
+
+
+def entries(kit):
+    """Name -> (entry point, keyword arguments). A method is named by its class."""
+    k = kit
+    one, batch, dataset, toy = k.one, k.batch, k.dataset, k.toy
+    n_atoms, atoms = batch.n_atoms, batch.batch
+    tensors = dict(species=batch.species, pos=batch.pos, cell=batch.cell, n_atoms=n_atoms)
+    data = dict(checkpoint=k.files / "model.safetensors", dataset=k.files / "salts.csv")
+    where = dict(device="cpu", out_dir="results", progress=False)
+    arrays = dict(species=[[1]], pos=[np.zeros((1, 3))], cell=[np.eye(3)])
+    table = {
+        # --- irlkit ---
+        "irlkit.CrystalBatch": tensors,
+        "irlkit.FlowModel": dict(
+            network=k.model.network, interpolants=k.model.interpolants, base=k.model.base, info={}
+        ),
+        "irlkit.load_pretrained": dict(name_or_path="linear-ode", device="cpu"),
+        "irlkit.load_omatg": dict(
+            checkpoint=k.omatg / "model.ckpt",
+            config=k.omatg / "train.yaml",
+            device="cpu",
+            dtype=torch.float32,
+        ),
+        "crystals.CrystalBatch.select": (batch.select, dict(index=0)),
+        "crystals.CrystalBatch.repeat": (batch.repeat, dict(k=2)),
+        "crystals.CrystalBatch.concatenate": dict(batches=[batch, one]),
+        "crystals.CrystalBatch.to": (batch.to, dict(device="cpu", dtype=torch.float64)),
+        "crystals.CrystalBatch.replace": (batch.replace, dict(pos=batch.pos, cell=batch.cell)),
+        "crystals.CrystalBatch.from_arrays": {**arrays, "dtype": torch.float64},
+        "crystals.CrystalBatch.from_formulas": dict(formulas=["NaCl"], dtype=torch.float32),
+        "crystals.CrystalBatch.from_structures": dict(
+            structures=batch.to_structures(), dtype=torch.float32
+        ),
+        "crystals.CrystalBatch.from_ase": dict(atoms=batch.to_ase(), dtype=torch.float32),
+        "crystals.CrystalBatch.from_pyg": dict(data=batch.to_pyg(), dtype=torch.float32),
+        "model.FlowModel.prepare": (k.model.prepare, dict(batch=batch)),
+        "model.FlowModel.gamma": (k.model.gamma, dict(field="pos", t=torch.tensor(0.5))),
+        "model.FlowModel.sample_base": (k.model.sample_base, dict(batch=batch, generator=k.draws)),
+        "model.FlowModel.save": (k.model.save, dict(path="a.safetensors")),
+        "model.FlowModel.load": dict(path=k.saved_model, device="cpu"),
+        "model.pretrained_names": {},
+        # --- training, policies, generation ---
+        "trainer.GRPOTrainer": dict(
+            policy=k.policy,
+            reward=volume_per_atom,
+            dataset=batch,
+            config=k.config,
+            validation=one,
+            validation_reward=volume_per_atom,
+            out_dir="run",
+            resume=False,
+        ),
+        "trainer.GRPOTrainer.run": (k.trainer.run, dict(iterations=3, progress=False)),
+        "trainer.GRPOTrainer.validate": (
+            trainer.GRPOTrainer(
+                k.policy, volume_per_atom, batch, k.config, validation=one
+            ).validate,
+            dict(seed=1),
+        ),
+        "trainer.GRPOTrainer.diagnose": (k.trainer.diagnose, {}),
+        "policies.AnnealingPolicy": dict(
+            model=toy, annealing=schedules.LearnedAnnealing(4, 1), noise=k.noise, ref_noise=k.noise
+        ),
+        "policies.VelocityPolicy": dict(
+            model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR
+        ),
+        "policies.ScorePolicy": dict(model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR),
+        "policies.Dynamics": dict(model=toy, annealing=LINEAR, noise=k.noise, kind="ode"),
+        "policies.load_dynamics": dict(path=k.saved_policy, model=k.model),
+        "policies.AnnealingPolicy.save": (k.policy.save, dict(path="a", metadata={"a": 1})),
+        "policies.VelocityPolicy.save": (
+            policies.VelocityPolicy(k.model).save,
+            dict(path="a", metadata={"a": 1}),
+        ),
+        "policies.Dynamics.generate": (
+            k.policy.deploy().generate,
+            dict(batch=batch, n_steps=2, generator=k.draws),
+        ),
+        "sampler.integrate": dict(
+            model=toy,
+            batch=batch,
+            n_steps=2,
+            annealing=LINEAR,
+            noise=k.noise,
+            kind="ode",
+            generator=k.draws,
+            x_0=batch,
+            max_batch=2,
+            record=True,
+            progress=False,
+        ),
+        "sampler.rollout": dict(
+            policy=k.policy,
+            x_0=batch,
+            n_steps=2,
+            generator=k.draws,
+            record_states=True,
+            max_batch=2,
+        ),
+        "grpo.group_advantages": dict(rewards=torch.tensor([1.0, 2.0]), group_size=2),
+        "grpo.check_group_size": dict(group_size=2),
+        "grpo.GRPOConfig": {name: value for name, value in vars(grpo.GRPOConfig()).items()},
+        "grpo_step.explain": dict(
+            policy=k.policy,
+            composition=one,
+            reward=volume_per_atom,
+            config=k.config,
+            generator=k.draws,
+        ),
+        "scoring.score": dict(reward=volume_per_atom, structures=batch, folder=None, when="now"),
+        "scoring.check_groups": dict(reward=volume_per_atom, group_size=2),
+        "averaging.ParameterAverage": dict(policy=k.policy),
+        "updates.PolicyUpdate": dict(
+            policy=k.policy,
+            optimizer=torch.optim.Adam(k.policy.parameters()),
+            config=k.config,
+            generator=k.draws,
+        ),
+        "diagnostics.group_statistics": dict(
+            structures=batch, rewards=np.array([1.0, 2.0]), group_size=2
+        ),
+        "diagnostics.judge": dict(history=k.history, config=k.config),
+        "diversity.fingerprints": dict(batch=batch, n_neighbours=4),
+        "diversity.count_distinct": dict(
+            prints=diversity.fingerprints(batch), group_size=2, tolerance=0.08
+        ),
+        # --- rewards, potentials, metrics ---
+        "rewards.CRMSEReward": dict(dataset=dataset, pool=0, stol=0.5, ltol=0.3, angle_tol=10.0),
+        "rewards.CompositeReward": dict(parts={"a": volume_per_atom}, weights={"a": 1.0}),
+        "rewards.EnergyReward": dict(
+            potential=k.potential, group_size=2, penalty=3.0, clip=3.0, references=k.salts
+        ),
+        "rewards.FunctionReward": dict(
+            function=volume_per_atom, on_failure=0.0, timeout=1.0, n_workers=0
+        ),
+        "rewards.RayReward": dict(
+            factory=partial(rewards.FunctionReward, volume_per_atom),
+            n_workers=1,
+            cpus=1.0,
+            gpus=0.0,
+            address="auto",
+            parts_per_worker=1,
+            on_failure=0.0,
+        ),
+        "rewards.RewardResult": dict(values=torch.zeros(2).double(), info={"a": np.zeros(2)}),
+        "rewards.SymmetryReward": dict(kind="not_triclinic", symprec=0.1, angle_tolerance=5.0),
+        "rewards.as_reward": dict(reward=volume_per_atom),
+        "rewards.SymmetryReward.__call__": (
+            rewards.SymmetryReward("not_triclinic"),
+            dict(batch=batch),
+        ),
+        "rewards.CRMSEReward.__call__": (rewards.CRMSEReward(dataset, k.pool), dict(batch=batch)),
+        "rewards.EnergyReward.__call__": (rewards.EnergyReward(k.potential), dict(batch=batch)),
+        "rewards.FunctionReward.__call__": (
+            rewards.FunctionReward(volume_per_atom),
+            dict(batch=batch),
+        ),
+        "rewards.CompositeReward.__call__": (
+            rewards.CompositeReward({"a": volume_per_atom}),
+            dict(batch=batch),
+        ),
+        "rewards.CRMSEReward.check": (
+            rewards.CRMSEReward(dataset, k.pool).check,
+            dict(compositions=batch),
+        ),
+        "rewards.EnergyReward.check": (
+            rewards.EnergyReward(k.potential).check,
+            dict(compositions=batch),
+        ),
+        "potentials.ASEPotential": dict(
+            factory=LennardJonesToy, arguments={}, name="toy", n_workers=1, timeout=1.0
+        ),
+        "potentials.CHGNetPotential": dict(model="0.3.0", device="cpu", dtype=torch.float32),
+        "potentials.MACEPotential": dict(
+            model="mace-mpa-0",
+            path=None,
+            trust=False,
+            download=False,
+            device="cpu",
+            dtype=torch.float64,
+            head=None,
+            max_edges=None,
+        ),
+        "potentials.get": dict(potential=k.potential),
+        "potentials.Potential.__call__": (
+            k.potential,
+            dict(batch=batch, forces=False, stress=True),
+        ),
+        "metrics.MatchPool": dict(n_workers=0, timeout=1.0, stol=0.5, ltol=0.3, angle_tol=10.0),
+        "metrics.MatchPool.prepare": (k.pool.prepare, dict(references=batch)),
+        "metrics.MatchPool.match": (
+            k.pool.match,
+            dict(generated=batch, references=k.pool.prepare(batch), pairs=[(0, 0), (1, 1)]),
+        ),
+        "metrics.MatchPool.rmsd": (
+            k.pool.rmsd,
+            dict(generated=batch, references=batch, pairs=[(0, 0), (1, 1)]),
+        ),
+        "metrics.evaluate": dict(generated=batch, references=dataset, pool=k.pool),
+        "metrics.evaluate_energies": dict(
+            generated=batch,
+            references=batch,
+            potential=k.potential,
+            reference_energies=k.potential(batch),
+        ),
+        "validity.check": dict(batch=batch, min_volume=0.1, min_distance=0.5, min_polar_sine=0.001),
+        # --- schedules ---
+        "schedules.ConstantNoise": dict(scale=0.1),
+        "schedules.SquareRootNoise": dict(scale=0.1),
+        "schedules.ScaledNoise": dict(noise=schedules.ConstantNoise(0.1), factor=2.0),
+        "schedules.LearnedNoise": dict(
+            base=schedules.ConstantNoise(0.1),
+            hidden_dim=4,
+            n_hidden_layers=1,
+            floor=0.1,
+            generator=k.draws,
+        ),
+        "schedules.LearnedAnnealing": dict(
+            hidden_dim=4,
+            n_hidden_layers=1,
+            shared_trunk=True,
+            condition_on_dt=False,
+            positive=True,
+            n_frequencies=1,
+            generator=k.draws,
+        ),
+        "schedules.LearnedAnnealing.from_omatg": dict(
+            state_dict={
+                schedules.LearnedAnnealing(4, 1).omatg_name(name): value
+                for name, value in schedules.LearnedAnnealing(4, 1).state_dict().items()
+            }
+        ),
+        "schedules.LinearAnnealing": dict(pos=1.0, cell=0.5),
+        "schedules.NoAnnealing": {},
+        "schedules.ControlPointAnnealing": dict(pos=(0.0, 1.0), cell=(0.0, 1.0)),
+        "schedules.ControlPointNoise": dict(values=(0.0, 1.0)),
+        "schedules.ControlPointAnnealing.from_annealing": dict(
+            annealing=LINEAR, n_points=3, n_steps=2
+        ),
+        "schedules.ControlPointNoise.from_noise": dict(
+            noise=schedules.ConstantNoise(0.1), n_points=3
+        ),
+        "schedules.annealing_from_dict": dict(data=schedules.annealing_to_dict(LINEAR)),
+        "schedules.annealing_to_dict": dict(annealing=LINEAR),
+        "schedules.noise_from_dict": dict(data={"kind": "ConstantNoise", "scale": 0.1}),
+        "schedules.noise_to_dict": dict(noise=schedules.ConstantNoise(0.1)),
+        "schedules.check_n_steps": dict(n_steps=2),
+        "schedules.time_grid": dict(n_steps=2, dtype=torch.float64, device="cpu"),
+        "schedules.load_annealing": dict(path=k.saved_annealing),
+        "schedules.read_annealing_metadata": dict(path=k.saved_annealing),
+        "schedules.save_annealing": dict(annealing=LINEAR, path="a", metadata={"a": 1}),
+        # --- interpolants and lessons ---
+        "interpolants.EncoderDecoderPath": dict(switch_time=0.5, power=1.0),
+        "interpolants.VariancePreservingPath": dict(
+            schedule="linear", beta_min=0.1, beta_max=20.0, offset=0.008
+        ),
+        "interpolants.VarianceExplodingPath": dict(sigma_min=0.005, sigma_max=0.5),
+        "interpolants.SqrtGamma": dict(a=0.1),
+        "interpolants.EncoderDecoderGamma": dict(a=0.1, switch_time=0.5, power=1.0),
+        "interpolants.ConstantEpsilon": dict(c=1.0),
+        "interpolants.VanishingEpsilon": dict(c=1.0, mu=0.1, sigma=0.1),
+        "interpolants.build_named": dict(kinds=interpolants.PATHS, entry={"name": "LinearPath"}),
+        "interpolants.Interpolant": dict(
+            path=interpolants.LinearPath(),
+            gamma=interpolants.SqrtGamma(0.1),
+            periodic=True,
+            center_of_mass_free=True,
+            one_sided=False,
+            trained_heads=("velocity",),
+        ),
+        "interpolants.Interpolant.sample": (
+            interpolants.Interpolant(gamma=interpolants.SqrtGamma(0.1), periodic=True).sample,
+            dict(t=torch.full((3, 1), 0.5), x_0=batch.pos, x_1=batch.pos, z=batch.pos),
+        ),
+        "interpolants.Interpolant.nearest_image": (
+            interpolants.Interpolant(periodic=True).nearest_image,
+            dict(x_0=batch.pos, x_1=batch.pos),
+        ),
+        "interpolants.Interpolant.velocity_from_denoiser": (
+            interpolants.Interpolant(one_sided=True).velocity_from_denoiser,
+            dict(t=torch.full((3, 1), 0.5), x_t=batch.pos, denoiser=batch.pos),
+        ),
+        "interpolants.Interpolant.from_dict": dict(data=interpolants.Interpolant().to_dict()),
+        "interpolants.center": dict(values=batch.pos, batch=atoms, n_atoms=n_atoms),
+        "interpolants.align_translation": dict(
+            x_0=batch.pos, x_1=batch.pos, batch=atoms, n_atoms=n_atoms
+        ),
+        "interpolants.pair_by_permutation": dict(
+            x_0=batch.pos, x_1=batch.pos, species=batch.species, n_atoms=n_atoms
+        ),
+        "interpolants.pair_with_data": dict(
+            x_0=batch.pos, x_1=batch.pos, species=batch.species, batch=atoms, n_atoms=n_atoms
+        ),
+        "base_distribution.cell_from_parameters": dict(
+            lengths=torch.ones(1, 3), angles=torch.full((1, 3), 90.0)
+        ),
+        "base_distribution.BaseDistribution": dict(
+            log_length_mean=(1.0,) * 3,
+            log_length_std=(0.1,) * 3,
+            normal_pos=None,
+            normal_cell=None,
+        ),
+        "base_distribution.BaseDistribution.fit": dict(cell=batch.cell),
+        "teaching.PlaneFlow": dict(interpolant=interpolants.Interpolant(), n_modes=3, spread=0.1),
+        "teaching.integrate": dict(
+            velocity=k.flow.velocity,
+            x_0=k.points,
+            n_steps=2,
+            denoiser=None,
+            gamma=None,
+            noise=schedules.ConstantNoise(0.1),
+            generator=k.draws,
+        ),
+        "teaching.PlaneNetwork": dict(generator=k.draws, width=4),
+        "teaching.train_velocity": dict(flow=k.flow, iterations=2, generator=k.draws, batch=4),
+        "teaching.velocity_loss": dict(
+            flow=k.flow, velocity=k.flow.velocity, generator=k.draws, n=4, n_times=4
+        ),
+        "teaching.distance_to_modes": dict(flow=k.flow, points=k.points),
+        "teaching.PlaneFlow.sample_base": (k.flow.sample_base, dict(n=3, generator=k.draws)),
+        "teaching.PlaneFlow.sample_data": (k.flow.sample_data, dict(n=3, generator=k.draws)),
+        # --- data ---
+        "datasets.CrystalDataset": dict(
+            name="toy",
+            split="test",
+            batch=batch,
+            table=dataset.table,
+            skipped=(),
+            has_structures=True,
+        ),
+        "datasets.CrystalDataset.select": (dataset.select, dict(index=[0])),
+        "datasets.CrystalDataset.subset": (dataset.subset, dict(size=1, seed=0)),
+        "datasets.CrystalDataset.references_of": (
+            dataset.references_of,
+            dict(formulas=batch.reduced_formulas()),
+        ),
+        "datasets.RawRecords": dict(payloads=[], table=pd.DataFrame()),
+        "datasets.Skipped": dict(record="a", reason="b"),
+        "datasets.LazyDataset": dict(
+            name="a",
+            split=None,
+            path=k.files / "salts.csv",
+            reader=read_csv,
+            max_atoms=None,
+            niggli=True,
+            dtype=torch.float32,
+            skipped=[],
+        ),
+        "datasets.from_formulas": dict(
+            formulas=["NaCl"], z=1, max_atoms=20, name="a", dtype=torch.float32
+        ),
+        "datasets.load": dict(
+            source=["NaCl"],
+            split=None,
+            max_atoms=20,
+            z=None,
+            niggli=True,
+            lazy=False,
+            cache=False,
+            progress=False,
+            dtype=torch.float32,
+        ),
+        "datasets.register_reader": dict(
+            extension=".xyzzy", reader=lambda path: RawRecords([], [])
+        ),
+        "compositions.from_formula": dict(
+            formula="NaCl", n_formula_units=1, max_atoms=20, dtype=torch.float32
+        ),
+        "download.local_folder": dict(name="omatg/a"),
+        "writers.write": dict(
+            path="a.extxyz", structures=batch, table=dataset.table, provenance={"a": 1}
+        ),
+        "writers.write_trajectory": dict(
+            path="a.extxyz", states=k.states, structure=0, times=[0.0, 1.0], provenance={"a": 1}
+        ),
+        # --- networks and pretraining ---
+        "cspnet.CSPNet": dict(
+            hidden_dim=4, n_layers=1, n_freqs=2, time_dim=4, n_species=100, denoiser=True
+        ),
+        "pretraining.PretrainingConfig": vars(pretraining.PretrainingConfig()),
+        "pretraining.build_model": dict(
+            dataset=dataset,
+            config=pretraining.PretrainingConfig(
+                hidden_dim=4, n_layers=1, n_freqs=2, time_dim=4, iterations=1, batch_size=2
+            ),
+        ),
+        "pretraining.pretrain": dict(
+            dataset=dataset,
+            config=pretraining.PretrainingConfig(
+                hidden_dim=4,
+                n_layers=1,
+                n_freqs=2,
+                time_dim=4,
+                iterations=1,
+                batch_size=2,
+                validate_every=1,
+            ),
+            validation=dataset,
+            evaluate=None,
+            out_dir=None,
+            device="cpu",
+            info={},
+            progress=False,
+        ),
+        "pretraining.metre_evaluation": dict(validation=dataset, n_structures=2, n_steps=2, seed=0),
+        "pretraining.interpolant_losses": dict(
+            model=k.model, x_1=batch, generator=k.draws, pairing=True
+        ),
+        # --- published models ---
+        "omatg.annealing_of": dict(model=irlkit_omatg(k)),
+        "omatg.find_model": dict(name_or_path=k.omatg),
+        "omatg.generate": dict(
+            model=irlkit_omatg(k),
+            batch=batch,
+            generator=k.draws,
+            n_steps=2,
+            x_0=None,
+            max_batch=2,
+            progress=False,
+        ),
+        "omatg.network_weights": dict(
+            state=omatg.read_checkpoint(k.omatg / "model.ckpt")["state_dict"],
+            network=irlkit_omatg(k).network,
+        ),
+        "omatg.read_checkpoint": dict(path=k.omatg / "model.ckpt"),
+        "omatg.read_config": dict(config=k.omatg / "train.yaml"),
+        # --- runs and sweeps ---
+        "runs.find": dict(root="."),
+        "runs.table": dict(runs=[k.run], root="."),
+        "runs.compare": dict(first=k.run, second=k.run),
+        "sweeps.Choice": dict(name="a", values=(1, 2)),
+        "sweeps.Uniform": dict(name="a", low=1.0, high=2.0, log=True),
+        "sweeps.SearchSpace": dict(
+            policy="annealing",
+            parameters=(sweeps.Choice("n_ppo_epochs", (1, 2)),),
+            fixed={"n_groups": 2},
+            start=({"n_ppo_epochs": 1},),
+        ),
+        "sweeps.SearchSpace.check": (k.space.check, dict(config={"n_ppo_epochs": 1})),
+        "sweeps.SearchSpace.from_dict": dict(data=k.space.to_dict()),
+        "sweeps.TrainingSettings": vars(sweeps.TrainingSettings()),
+        "sweeps.PolicyObjective": dict(space=k.space, settings=sweeps.TrainingSettings()),
+        "sweeps.SweepFolder": dict(
+            path=k.folder, space=k.space, objective={}, seed=0, backend="optuna"
+        ),
+        "sweeps.SweepFolder.create": dict(
+            path="new", space=k.space, objective={}, seed=0, backend="optuna"
+        ),
+        "sweeps.SweepFolder.open": dict(path=k.sweep.path),
+        "sweeps.TrialRecord": dict(
+            number=0,
+            config={},
+            state="running",
+            value=1.0,
+            best_iteration=1,
+            validations=((1, 0.5),),
+            seconds=1.0,
+            error=None,
+        ),
+        "sweeps.importance": dict(trials=k.sweep.trials(), space=k.space),
+        "sweeps.run_optuna": dict(
+            sweep=k.sweep,
+            objective=Objective(),
+            n_trials=1,
+            store="journal",
+            prune=False,
+            progress=False,
+        ),
+        "sweeps.run_ray": dict(
+            sweep=k.sweep,
+            objective=Objective(),
+            n_trials=1,
+            n_workers=1,
+            cpus_per_trial=1.0,
+            gpus_per_trial=0.0,
+            address="auto",
+            prune=False,
+        ),
+        # --- notebooks and experiments ---
+        "notebooks.find": dict(name="00"),
+        "notebooks.copy": dict(target=".", force=True),
+        "notebooks.read_notebook": dict(path=k.notebook_file),
+        "notebooks.strip": dict(notebook=k.notebook),
+        "notebooks.to_text": dict(notebook=k.notebook),
+        "experiments.Claim": dict(claim="a", value=1.0, target=">= 1", holds=True, required=True),
+        "experiments.Claim.check": dict(claim="a", value=1.0, target=">= 1", required=True),
+        "experiments.claims_table": dict(claims=[experiments.Claim.check("a", 1.0, ">= 1")]),
+        "experiments.Preset": vars(PRESET),
+        "experiments.NoisePreset": vars(experiments.NOISE_PRESETS["quick"]),
+        "experiments.EnergyPreset": vars(experiments.ENERGY_PRESETS["quick"]),
+        "experiments.SweepPreset": vars(experiments.SWEEP_PRESETS["quick"]),
+        "experiments.Variant": dict(
+            policy="velocity", noise="medium", ref_noise=None, grpo={}, n_seeds=1
+        ),
+        "experiments.Rung": vars(Rung(1, 2, 3)),
+        "experiments.resolve": dict(
+            preset="quick",
+            checkpoint="linear-ode",
+            dataset="prototypes",
+            n_steps=2,
+            iterations=2,
+            n_groups=2,
+            group_size=2,
+            seeds=(0,),
+        ),
+        "experiments.resolve_energy": dict(
+            preset="quick",
+            checkpoint="linear-ode",
+            dataset="prototypes",
+            potential="chgnet",
+            fields=("pos",),
+            annealing=(1.0, 1.0),
+            n_steps=2,
+            iterations=2,
+            n_groups=2,
+            group_size=2,
+            kl_weight=0.0,
+            seeds=(0,),
+        ),
+        "experiments.resolve_noise": dict(
+            preset="quick", split="test", n_steps=2, scales=(0.1,), test_size=2, seeds=(0,)
+        ),
+        "experiments.resolve_sweep": dict(
+            preset="quick", n_steps=2, n_trials=2, iterations=2, seeds=(0,)
+        ),
+        "experiments.VelocityAnnealing": dict(**data, preset=PRESET, **where),
+        "experiments.NoiseSchedules": dict(
+            **data,
+            preset=experiments.NOISE_PRESETS["quick"],
+            velocity_checkpoint=k.files / "second.safetensors",
+            potential=k.potential,
+            **where,
+        ),
+        "experiments.EnergyReinforcement": dict(
+            **data, preset=experiments.ENERGY_PRESETS["quick"], potential=k.potential, **where
+        ),
+        "experiments.SweepExperiment": dict(
+            policy="annealing",
+            **data,
+            preset=experiments.SWEEP_PRESETS["quick"],
+            reward="crmse",
+            potential="chgnet",
+            backend="optuna",
+            **where,
+        ),
+        # --- figures ---
+        "plots.annealing_schedules": dict(curves=k.curves, few=10),
+        "plots.densities": dict(sets={"a": k.points}),
+        "plots.distributions": dict(
+            values={"a": [1.0, 2.0]}, label="x", n_bins=3, marks={"b": 1.5}
+        ),
+        "plots.flow": dict(
+            panels={"a": torch.stack([k.points, k.points])}, times=[0.0, 1.0], target=k.points
+        ),
+        "plots.group_advantages": dict(rewards=[1.0, 2.0], group_size=2, names=["NaCl"]),
+        "plots.group_trajectories": dict(
+            states=[state.repeat(2) for state in k.states],
+            advantages=[1.0, -1.0],
+            max_members=2,
+            title="a",
+        ),
+        "plots.grpo_diagnostics": dict(history=k.history),
+        "plots.grpo_step": dict(step=k.step),
+        "plots.interpolant_coefficients": dict(
+            interpolants={"a": interpolants.Interpolant()}, n_points=5
+        ),
+        "plots.line_with_band": dict(
+            table=k.evaluation,
+            x="n_steps",
+            y="metre",
+            name="a",
+            color="#123456",
+            legend=True,
+            dash="dot",
+        ),
+        "plots.loss_curve": dict(
+            history=pd.DataFrame({"iteration": [1, 2], "loss": [2.0, 1.0]}), floor=0.5, smooth=2
+        ),
+        "plots.metrics_vs_noise": dict(
+            evaluation=k.evaluation,
+            metrics=("rmse",),
+            noise="noise",
+            group="schedule",
+            labels={"rmse": "a"},
+        ),
+        "plots.metrics_vs_steps": dict(evaluation=k.evaluation, metrics=("metre",), mark=5),
+        "plots.minimum_distances": dict(sets={"a": k.states}, times=[0.0, 1.0]),
+        "plots.noise_schedules": dict(
+            schedules={"a": schedules.ConstantNoise(0.1)}, label="a", n_points=5
+        ),
+        "plots.pair_distribution": dict(sets={"a": one}, r_max=4.0, n_bins=8),
+        "plots.parallel_coordinates": dict(
+            trials=k.trials,
+            parameters=["pos", "cell"],
+            value="value",
+            label="a",
+            logarithmic=["pos"],
+        ),
+        "plots.parameter_importance": dict(importance=pd.Series({"a": 0.4, "b": 0.6})),
+        "plots.periodic_table": dict(values={"H": 1.0}, label="a", counts={"H": 2}),
+        "plots.reward_against": dict(
+            table=k.evaluation, x="metre", y="crmse", label_x="a", label_y="b"
+        ),
+        "plots.schedule_and_structures": dict(
+            t=np.array([0.0, 0.5]),
+            curves={"pos": np.ones(2), "cell": np.ones(2)},
+            table=pd.DataFrame({"formula": ["NaCl"], "rmsd": [0.1]}),
+            stol=0.5,
+            label="a",
+        ),
+        "plots.schedule_color": dict(schedule="handcrafted", tuned_at=10, few=10),
+        "plots.schedule_name": dict(schedule="handcrafted", tuned_at=10),
+        "plots.structure": dict(crystal=one, bonds=False, polyhedra=False, title="a"),
+        "plots.structures": dict(panels=[one], bonds=False, polyhedra=False, columns=1, title="a"),
+        "plots.style": dict(figure=plots.densities({"a": k.points}), height=300, legend_below=True),
+        "plots.sweep_results": dict(trials=k.trials, metric="crmse", targets={"a": 0.1}),
+        "plots.sweep_trials": dict(
+            trials=k.trials,
+            value="value",
+            parameters=["pos"],
+            maximize=True,
+            label="a",
+            logarithmic=["pos"],
+        ),
+        "plots.training_curves": dict(history=k.history, label="a", group="seed"),
+        "plots.trajectories": dict(panels={"a": k.states}, title="a"),
+        "plots.trajectory_and_curves": dict(
+            states=k.states,
+            curves={"a": [1.0, 2.0]},
+            label="a",
+            times=[0.0, 1.0],
+            reference=one,
+            title="a",
+        ),
+        "plots.velocity_field": dict(
+            fields={"a": k.flow.velocity}, times=[0.5], data=k.points, extent=3.0, n=2
+        ),
+        # --- widgets ---
+        "widgets.GroupExplorer": dict(
+            policy=k.policy,
+            compositions=batch,
+            reward=volume_per_atom,
+            config=k.config,
+            seed=0,
+        ),
+        "widgets.ScheduleExplorer": dict(
+            model=toy,
+            dataset=dataset,
+            schedules={"a": LINEAR},
+            n_steps=2,
+            n_points=2,
+            seed=0,
+            max_factor=5.0,
+            step_counts=(2, 4),
+        ),
+        "widgets.NoiseExplorer": dict(
+            model=toy,
+            dataset=dataset,
+            schedules={"a": {f: schedules.ConstantNoise(0.1) for f in ("pos", "cell")}},
+            n_steps=2,
+            n_points=2,
+            seed=0,
+            max_factor=5.0,
+            step_counts=(2, 4),
+        ),
+        "widgets.TrainingDashboard": dict(trainer=k.trainer, iterations=3, seconds=1.0, label="a"),
+        "widgets.TrajectoryExplorer": dict(
+            model=toy,
+            compositions=batch,
+            schedules={"a": LINEAR},
+            reward=volume_per_atom,
+            n_steps=2,
+            seed=0,
+            label="a",
+        ),
+    }
+    return {
+        name: value if isinstance(value, tuple) else (_find(name), value)
+        for name, value in table.items()
+    }
+
+
+def irlkit_omatg(kit):
+    import irlkit
+
+    return irlkit.load_omatg(kit.omatg / "model.ckpt")
+
+
+def _find(name):
+    module, *path = name.removeprefix("irlkit.").split(".")
+    found = globals().get(module) or __import__("irlkit", fromlist=[module])
+    if found.__name__ == "irlkit":
+        path = [module, *path]
+    for part in path:
+        found = getattr(found, part)
+    return found
+
+
+MISSING = ("mace", "mace.modules", "ray")
+"""Packages that the tests take for missing: calls end in an ImportError once all else is right."""
+
+NEED_THEM = ("potentials.MACEPotential", "rewards.RayReward", "sweeps.run_ray")
+
+EXCLUDED = {
+    "made by the kit, or called by it at every step": (
+        "policies.FieldStep policies.Gaussian policies.StepInputs policies.evaluate "
+        "policies.standard_normal sampler.advance sampler.State sampler.Trajectory "
+        "policies.Outputs "
+        "schedules.annealing_on_grid grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "
+        "crystals.wrap_positions model.Conditioning cspnet.NetworkOutput cspnet.TimeEmbedding "
+        "cspnet.CSPLayer interpolants.time_derivative interpolants.named "
+        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.Losses updates.Minibatch "
+        "updates.halve_until_it_fits updates.split_sizes scoring.means scoring.save_cifs "
+        "scoring.save_numbers validity.reduce_lattices runs.Run diagnostics.Finding "
+        "matcher.PreparedStructure matcher.RmsdMatcher matching.Matches matching.References"
+    ),
+    "results, which the kit makes": (
+        "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
+        "validity.Validity "
+        "potentials.Energies omatg.OMatGConfig trainer.NonFiniteRewardError "
+        "scoring.NonFiniteRewardError sweeps.Pruned"
+    ),
+    "abstract, or a protocol": (
+        "interpolants.Path potentials.Potential rewards.Reward policies.Policy "
+        "policies.NetworkPolicy policies.VelocityField schedules.Annealing "
+        "schedules.NoiseSchedule sweeps.Objective"
+    ),
+    "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
+    "reads and writes checkpoints for the trainers; files are fuzzed": (
+        "checkpoints.composition_digest checkpoints.model_digest checkpoints.annealing_digest "
+        "checkpoints.write_checkpoint checkpoints.read_checkpoint checkpoints.pack "
+        "checkpoints.unpack"
+    ),
+    "command lines, which argparse checks": (
+        "notebooks.main runs.main download.main pretraining.main train.main train.train "
+        "train.ShareOfBatch train.DistributedTrainer"
+    ),
+    "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
+        "notebooks.run notebooks.export experiments.estimate experiments.write_results"
+    ),
+    "tested with wrong names in test_properties": (
+        "runs.read download.find_downloaded download.download"
+    ),
+    "the same as in another module": (
+        "widgets.ControlPointAnnealing widgets.ControlPointNoise model.FlowModel "
+        "model.load_pretrained crystals.CrystalBatch matching.MatchPool omatg.load_omatg"
+    ),
+    "draws in a notebook through crystal-toolkit: see test_plots_structures": (
+        "plots.crystal_toolkit_view"
+    ),
+}
