@@ -379,7 +379,7 @@ def resolve_energy(
     checkpoint: str | None = None,
     dataset: str | None = None,
     potential: str | None = None,
-    fields: Iterable[str] | None = None,
+    fields: str | Iterable[str] | None = None,
     annealing: Sequence[float] | str | None = None,
     n_steps: int | None = None,
     iterations: int | None = None,
