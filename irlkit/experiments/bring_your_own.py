@@ -443,6 +443,6 @@ def summary(table: pd.DataFrame, provenance: Mapping[str, Any], folder: Path) ->
 def panels(structures: CrystalBatch, table: pd.DataFrame, rows: Sequence[int]) -> dict[str, Any]:
     """Title -> structure, for a figure."""
     return {
-        f"{table['formula'][row]}, {table['set'][row]}: {table['reward'][row]:.2f}": structures[row]
+        f"{table['formula'][row]}, {table['set'][row]}: {table['reward'][row]:.3f}": structures[row]
         for row in rows
     }
