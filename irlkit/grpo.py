@@ -122,6 +122,9 @@ class GRPOConfig:
             ones). None: the parameters themselves.
         max_batch: at most so many structures per network call in rollouts and validation; on a
             CPU, 128 is often faster than all at once.
+        overlap_rewards: ask for the rewards of one part of ``max_batch`` structures in another
+            thread while the next is rolled out, for a GPU or rewards in processes of their own. It
+            changes no number.
         validate_every: iterations between validations.
         validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
             n_steps.
@@ -153,6 +156,7 @@ class GRPOConfig:
     noise_decay: float | Mapping[str, float] = 1.0
     average_decay: float | None = None
     max_batch: int | None = None
+    overlap_rewards: bool = False
     validate_every: int = 5
     validation_n_steps: int | tuple[int, ...] | None = None
     validation_size: int | None = None
@@ -172,8 +176,10 @@ class GRPOConfig:
             check_n_steps(n_steps)
         for n_steps in self.validation_step_choices:
             check_n_steps(n_steps, "validation_n_steps")
-        if not self.step_choices or not self.validation_step_choices:
-            raise ValueError("n_steps must name at least one number of steps, got an empty tuple")
+        for name in ("step_choices", "validation_step_choices"):
+            if not getattr(self, name):
+                shown = name.replace("step_choices", "n_steps")
+                raise ValueError(f"{shown} must name at least one number of steps, got none")
         for name in ("clip_eps", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")

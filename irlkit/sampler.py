@@ -5,7 +5,7 @@ States are wrapped to [0, 1) after every step where they are periodic; increment
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -243,6 +243,7 @@ def rollout(
     generator: torch.Generator,
     record_states: bool | None = None,
     max_batch: int | None = None,
+    on_part: Callable[[CrystalBatch], None] | None = None,
 ) -> Trajectory:
     """Sample an episode: Euler-Maruyama steps whose actions are drawn from the policy.
 
@@ -254,6 +255,7 @@ def rollout(
         record_states: keep the states; None keeps them if the policy's update needs them.
         max_batch: roll out at most so many structures at a time; which actions are drawn for
             which structure depends on it.
+        on_part: called with the final structures of each part as soon as they are there.
 
     Returns:
         The trajectory, without gradients.
@@ -262,9 +264,11 @@ def rollout(
         ValueError: ``n_steps`` or ``max_batch`` is not positive.
     """
     check_n_steps(n_steps)
-    parts = [
-        _rollout(policy, part, n_steps, generator, record_states) for part in _split(x_0, max_batch)
-    ]
+    parts = []
+    for part in _split(x_0, max_batch):
+        parts.append(_rollout(policy, part, n_steps, generator, record_states))
+        if on_part is not None:
+            on_part(parts[-1].final)
     return parts[0] if len(parts) == 1 else Trajectory.concatenate(parts)
 
 

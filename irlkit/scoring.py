@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,9 +54,77 @@ def check_groups(reward: Any, group_size: int) -> None:
         check_groups(part, group_size)
 
 
+Answer = tuple[Tensor, dict[str, np.ndarray]]
+"""Rewards, float64 on the CPU, shape (B,); and name -> array, of whatever shape."""
+
+
+class RewardsInParts:
+    """Rewards of the parts of a batch, computed in another thread while others are generated.
+
+    Args:
+        reward: judges structures each on its own, or within groups.
+        group_size: structures that have to be judged together; those that are added come in the
+            order of their groups.
+    """
+
+    def __init__(self, reward: RewardFunction, group_size: int) -> None:
+        self._reward = reward
+        self._group_size = group_size
+        self._thread = ThreadPoolExecutor(1)
+        self._asked: list[Future[Answer]] = []
+        self._waiting: list[CrystalBatch] = []
+
+    def add(self, structures: CrystalBatch) -> None:
+        """Ask for the rewards of all groups that are complete with these structures."""
+        batch = CrystalBatch.concatenate([*self._waiting, structures.to("cpu")])
+        whole = len(batch) - len(batch) % self._group_size
+        self._waiting = [batch[whole:]] if whole < len(batch) else []
+        if whole:
+            self._asked.append(self._thread.submit(_ask, self._reward, batch[:whole]))
+
+    def restart(self) -> None:
+        """Forget all parts: they are generated anew."""
+        for future in self._asked:
+            future.cancel()
+        self._asked, self._waiting = [], []
+
+    def answer(self) -> Answer:
+        """The rewards of all parts, in their order.
+
+        Raises:
+            Exception: whatever the reward raised.
+        """
+        values, infos = zip(*(future.result() for future in self._asked), strict=True)
+        shared = [name for name in infos[0] if all(name in info for info in infos)]
+        return torch.cat(values), {
+            name: np.concatenate([np.atleast_1d(info[name]) for info in infos]) for name in shared
+        }
+
+    def close(self) -> None:
+        """Ends the thread, after the part that it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _ask(reward: RewardFunction, structures: CrystalBatch) -> Answer:
+    result = reward(structures)
+    plain = isinstance(result, Tensor | np.ndarray | list | tuple)
+    values = torch.as_tensor(result if plain else result.values).detach()
+    values = values.to(device="cpu", dtype=torch.float64)
+    if values.shape != (len(structures),):
+        raise ValueError(
+            f"reward must return one value per structure, shape ({len(structures)},), "
+            f"got {tuple(values.shape)}"
+        )
+    return values, {} if plain else {k: np.asarray(v) for k, v in (result.info or {}).items()}
+
+
 @checked
 def score(
-    reward: RewardFunction, structures: CrystalBatch, folder: Path | None, when: str
+    reward: RewardFunction,
+    structures: CrystalBatch,
+    folder: Path | None,
+    when: str,
+    answer: tuple[Tensor, dict[str, np.ndarray]] | None = None,
 ) -> tuple[Tensor, dict[str, np.ndarray]]:
     """Checked rewards and the reward's information.
 
@@ -67,6 +136,7 @@ def score(
         structures: B of them.
         folder: where structures are saved whose reward is not finite; None: nowhere.
         when: for messages and file names, such as "iteration 3".
+        answer: what the reward said, if it was asked already.
 
     Returns:
         Rewards, float64 on the CPU, shape (B,); and name -> array, of whatever shape.
@@ -75,16 +145,7 @@ def score(
         ValueError: not one value per structure.
         NonFiniteRewardError: a reward is nan or infinite.
     """
-    result = reward(structures)
-    plain = isinstance(result, Tensor | np.ndarray | list | tuple)
-    values = torch.as_tensor(result if plain else result.values).detach()
-    values = values.to(device="cpu", dtype=torch.float64)
-    if values.shape != (len(structures),):
-        raise ValueError(
-            f"reward must return one value per structure, shape ({len(structures)},), "
-            f"got {tuple(values.shape)}"
-        )
-    info = {} if plain else {k: np.asarray(array) for k, array in (result.info or {}).items()}
+    values, info = _ask(reward, structures) if answer is None else answer
     finite = values.isfinite()
     if not finite.all():
         substitute = getattr(reward, "on_non_finite", None)

@@ -290,13 +290,31 @@ class GRPOTrainer:
                     groups.repeat(config.group_size), self._generator
                 )
             x_0 = self._share(x_0)
-        trajectory = self._within_memory(
-            lambda limit: rollout(self.policy, x_0, n_steps, self._generator, max_batch=limit),
-            len(x_0),
-        )
-        rolled_out = time.perf_counter()
-        usable, n_bad = self._usable(trajectory, x_0)
-        rewards, info = self._score(self.reward, trajectory.final)
+        parts = None
+        if config.overlap_rewards:
+            parts = scoring.RewardsInParts(self.reward, config.group_size)
+
+        def roll_out(limit: int | None) -> Trajectory:
+            if parts is not None:
+                parts.restart()
+            return rollout(
+                self.policy,
+                x_0,
+                n_steps,
+                self._generator,
+                max_batch=limit,
+                on_part=None if parts is None else parts.add,
+            )
+
+        try:
+            trajectory = self._within_memory(roll_out, len(x_0))
+            rolled_out = time.perf_counter()
+            usable, n_bad = self._usable(trajectory, x_0)
+            answer = None if parts is None else parts.answer()
+        finally:
+            if parts is not None:
+                parts.close()
+        rewards, info = self._score(self.reward, trajectory.final, answer)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size)
         statistics = group_statistics(trajectory.final, rewards.numpy(), config.group_size)
@@ -348,12 +366,12 @@ class GRPOTrainer:
         return torch.randint(n, (count,), generator=self._generator)
 
     def _score(
-        self, reward: RewardFunction, structures: CrystalBatch
+        self, reward: RewardFunction, structures: CrystalBatch, answer: scoring.Answer | None = None
     ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
         folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
         values, info = scoring.score(
-            reward, structures, folder, f"iteration {self.iteration + 1:05d}"
+            reward, structures, folder, f"iteration {self.iteration + 1:05d}", answer
         )
         return values, scoring.means(info)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -436,7 +437,7 @@ def test_checkpoints_of_before_a_setting_was_there_can_be_continued(tmp_path):
     trainer.run(1, progress=False)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     config = json.loads(state["identity"]["config"])
-    for name in ("average_decay", "iterations", "max_kl"):
+    for name in ("average_decay", "iterations", "max_kl", "overlap_rewards"):
         del config[name]
     state["identity"]["config"] = json.dumps(config)
     del state["average"], state["max_minibatch"], state["best"]["noise_scale"]
@@ -637,26 +638,71 @@ def test_a_policy_that_has_diverged_is_an_error(monkeypatch):
     assert bool(before.isfinite())
 
 
-def test_out_of_memory_in_a_rollout_halves_the_batches(monkeypatch, tmp_path):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_out_of_memory_in_a_rollout_halves_the_batches(overlap, monkeypatch, tmp_path):
     """The run goes on as one with that bound from the start; a continued one keeps it."""
     expected = make_trainer(config={"max_batch": 4}, validation=None)
     expected.run(2, progress=False)
     limits = []
 
-    def small_memory(policy, x_0, n_steps, generator, max_batch):
+    def small_memory(policy, x_0, n_steps, generator, max_batch, on_part):
         limits.append(max_batch)
         if max_batch is None or max_batch > 4:
             torch.rand(3, generator=generator)
+            if on_part is not None:
+                on_part(x_0[:5])  # What was there before memory was out.
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return rollout(policy, x_0, n_steps, generator, max_batch=max_batch)
+        return rollout(policy, x_0, n_steps, generator, max_batch=max_batch, on_part=on_part)
 
     monkeypatch.setattr("irlkit.trainer.rollout", small_memory)
-    trainer = make_trainer(validation=None, out_dir=tmp_path)
+    options = {"validation": None, "out_dir": tmp_path, "config": {"overlap_rewards": overlap}}
+    trainer = make_trainer(**options)
     with pytest.warns(RuntimeWarning, match="with 8 structures at once: max_batch is 4 from now"):
         trainer.run(2, progress=False)
     assert limits == [None, 4, 4]
     assert trainer.history["reward"].tolist() == expected.history["reward"].tolist()
-    assert make_trainer(validation=None, out_dir=tmp_path, resume=True).max_batch == 4
+    assert make_trainer(**options, resume=True).max_batch == 4
+
+
+@pytest.mark.parametrize("max_batch", [None, 3, 4])
+def test_rewards_while_others_are_rolled_out(max_batch):
+    """They are asked about whole groups, not in this thread, and change nothing."""
+    asked = []
+
+    def reward(structures):
+        asked.append((threading.current_thread(), len(structures)))
+        return volume_reward(structures)
+
+    config = {"max_batch": max_batch, "n_groups": 2, "group_size": 4}
+    trainers = [
+        make_trainer(reward, validation=None, config={**config, "overlap_rewards": overlap})
+        for overlap in (False, True)
+    ]
+    for trainer in trainers:
+        asked.clear()
+        trainer.run(2, progress=False)
+    threads, sizes = zip(*asked, strict=True)
+    assert threading.main_thread() not in threads
+    assert sizes == {None: (8, 8), 3: (4, 4, 4, 4), 4: (4, 4, 4, 4)}[max_batch]
+    first, second = trainers
+    pd.testing.assert_frame_equal(bits(first)[0], bits(second)[0], check_exact=True)
+    for ours, theirs in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_errors_of_rewards_in_parts_are_those_of_the_whole():
+    def broken(structures):
+        values = volume_reward(structures).values
+        values[1] = float("nan")
+        return values
+
+    config = {"max_batch": 4, "n_groups": 2, "group_size": 4, "overlap_rewards": True}
+    trainer = make_trainer(broken, validation=None, config=config)
+    with pytest.raises(NonFiniteRewardError, match=r"for 2 of 8 .* structure 1 .* structure 5"):
+        trainer.run(1, progress=False)
+    trainer = make_trainer(lambda structures: 1 / 0, validation=None, config=config)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run(1, progress=False)
 
 
 def test_a_learned_noise_is_continued(tmp_path):

@@ -140,7 +140,7 @@ class EnergyPreset:
         check_n_steps(1 if self.train_steps is None else self.train_steps, "train_steps")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
-                f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
+                f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
                 f"got {self.n_steps}"
             )
         if not self.fields or set(self.fields) - set(FIELD_NAMES):
@@ -361,6 +361,8 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
                 "validate_every": 10,
                 "validation_size": 1024,
                 "max_minibatch": 8192,
+                "max_batch": 256,
+                "overlap_rewards": True,
             },
             reference_steps=740,
             n_seeds_at_reference=1,

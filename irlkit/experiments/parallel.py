@@ -21,13 +21,15 @@ from irlkit.grpo import GRPOConfig
 from irlkit.policies import Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import Reward
-from irlkit.trainer import GRPOTrainer
+from irlkit.trainer import CHECKPOINT, GRPOTrainer
 from irlkit.workers import WorkerPool
 
 _YEAR = 365 * 86400.0
 """Seconds that a run may take: it is the user who decides."""
 _POLL = 1.0
-"""Seconds between two looks at what has been done."""
+"""Seconds between two looks whether the parent is alive."""
+_LOOK = 5.0
+"""Seconds between two looks at the checkpoints, which takes a while."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ def train_in_processes(
         KeyboardInterrupt: interrupted; all runs are as they were after their last iteration.
         WorkersLostError: no process can be started.
     """
+    for assigned in assignments:
+        if not assigned.resume:
+            (assigned.folder / CHECKPOINT).unlink(missing_ok=True)
     factory = partial(_Trainer, compositions, validation, make_rewards, os.getpid())
     pool = WorkerPool(factory, min(n_processes, len(assignments)), timeout=_YEAR)
     try:
@@ -134,20 +139,27 @@ def _bar(assignments: Sequence[Assignment], progress: bool) -> Iterator[None]:
     bar = progress_bar(
         total=sum(assigned.iterations for assigned in assignments), disable=not progress, unit="it"
     )
-    done = threading.Event()
+    ended = threading.Event()
+    done = [0] * len(assignments)
 
     def look() -> None:
-        while not done.wait(_POLL):
-            bar.update(sum(map(_iterations_of, assignments)) - bar.n)
+        for i, assigned in enumerate(assignments):
+            if done[i] < assigned.iterations:
+                done[i] = _iterations_of(assigned)
+        bar.update(sum(done) - bar.n)
 
-    watcher = threading.Thread(target=look, daemon=True)
+    def watch() -> None:
+        while not ended.wait(_LOOK):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        done.set()
+        ended.set()
         watcher.join()
-        bar.update(sum(map(_iterations_of, assignments)) - bar.n)
+        look()
         bar.close()
 
 

@@ -103,11 +103,13 @@ class Preset:
         for name in ("train_steps", "step_counts"):
             for n_steps in getattr(self, name):
                 check_n_steps(n_steps, name)
+        if not self.train_at_n_steps and not self.train_steps:
+            raise ValueError("train_steps must not be empty if train_at_n_steps is False")
         for rung in self.reference_sweep:
             check_n_steps(rung.n_steps, "reference_sweep")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
-                f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
+                f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
                 f"got {self.n_steps}"
             )
         check_training(self.seeds, self.iterations)
@@ -215,6 +217,8 @@ PRESETS: dict[str, Preset] = {
                 "validation_n_steps": 100,
                 "validation_size": 2048,
                 "learning_rate": 1e-3,
+                "max_batch": 256,
+                "overlap_rewards": True,
             },
             annealing={"hidden_dim": 64, "n_hidden_layers": 2},
             few_step_sweep=(50, 1024),
