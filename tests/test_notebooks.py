@@ -219,7 +219,8 @@ def test_the_explorers_page_is_two_cells_that_show_it_and_write_nothing(tmp_path
     namespace: dict = {}
     exec("".join(cell["source"]), namespace)
     explorer = namespace["explorer"]
-    assert len(shown) == 1, "the controls alone, with the live figure among them"
+    assert len(shown) == 2, "a figure, and the controls"
+    explorer.drag.click()
     assert explorer.controls.children[-1] is explorer._live
     assert len(explorer._live.layout.shapes) == 10, "the handles are there from the beginning"
     assert next(iter(explorer.schedules)) == "learned" and len(explorer.schedules) == 4

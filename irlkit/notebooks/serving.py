@@ -36,10 +36,10 @@ A flow model makes a crystal structure of noise by following a velocity b(t, x) 
 in a few steps. The schedule multiplies the velocity by 1 + s(t), for the positions of the atoms and
 for the cell. It begins as reinforcement learning found it.
 
-**Drag a point** of the curves on the left, choose another number of steps, or begin with another
-schedule: the same noise is integrated anew. On the right is how far each structure ends from its
-reference (lower is better). *METRe* is the share of references found, *cRMSE* their mean
-displacement, counting 0.5 for those not found.
+Press **Drag the points in a figure** and drag, choose another number of steps, or begin with
+another schedule: the same noise is integrated anew, and a second figure shows the schedule and how
+far each structure ends from its reference (lower is better). *METRe* is the share of references
+found, *cRMSE* their mean displacement, counting 0.5 for those not found.
 """
 
 
@@ -61,7 +61,7 @@ def explorer_page(
         "explorer = widgets.ScheduleExplorer(\n"
         "    found.model, found.structures, found.schedules, n_steps=found.n_steps, files=False\n"
         ")\n"
-        "explorer.show(live=True)\n"
+        "explorer.show()\n"
     )
     cells: list[dict[str, Any]] = [
         {"cell_type": "markdown", "id": "text", "metadata": {}, "source": [_TEXT]},

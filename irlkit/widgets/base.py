@@ -12,8 +12,6 @@ import ipywidgets
 import plotly.graph_objects as go
 from IPython.display import display
 
-FOLLOWS = "This figure follows the controls; the one above them stays."
-
 
 class Cancelled(Exception):
     """Raised inside a job that was cancelled."""
@@ -99,17 +97,9 @@ class Explorer:
         """What is shown, as an ordinary figure."""
         raise NotImplementedError
 
-    def show(self, live: bool = False) -> None:
-        """Display the figure, and the controls below it; returns at once, wherever it runs.
-
-        Args:
-            live: instead of the figure, the live one below the controls, for pages that have a
-                kernel and are not saved.
-        """
-        if live:
-            self.show_live(note="")
-        if self._live is None:
-            display(self.figure())
+    def show(self) -> None:
+        """Display the figure, and the controls below it; returns at once, wherever it runs."""
+        display(self.figure())
         controls = self.controls._repr_mimebundle_()
         controls["text/plain"] = "Run the notebook to see the controls here."
         display(controls, raw=True)
@@ -168,16 +158,11 @@ class Explorer:
 
     # ----------------------------------------------------------------------------------------------
 
-    def show_live(
-        self,
-        figure: go.Figure | None = None,
-        note: str = FOLLOWS,
-    ) -> None:
+    def show_live(self, figure: go.Figure | None = None) -> None:
         """Show a figure below the controls, and from then on change it in place.
 
         Args:
             figure: None takes ``figure``. Frames are left out: live figures have none.
-            note: above a new one.
         """
         new = self.figure() if figure is None else figure
         layout = new.to_plotly_json()["layout"]
@@ -205,7 +190,8 @@ class Explorer:
         before, self._live = self._live, live
         self.on_live(live)
         if before is None:
-            self.controls.children = (*self.controls.children, ipywidgets.HTML(note), live)
+            note = ipywidgets.HTML("This figure follows the controls; the one above them stays.")
+            self.controls.children = (*self.controls.children, note, live)
         else:
             self.controls.children = (*self.controls.children[:-1], live)
 

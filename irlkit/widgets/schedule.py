@@ -26,7 +26,7 @@ from irlkit.schedules import (
     save_annealing,
     time_grid,
 )
-from irlkit.widgets.base import FOLLOWS, Explorer, Job, WatchedModel
+from irlkit.widgets.base import Explorer, Job, WatchedModel
 
 if TYPE_CHECKING:
     from irlkit.datasets import CrystalDataset
@@ -203,12 +203,6 @@ class ScheduleExplorer(Explorer):
         figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
         return figure
 
-    def show(self, live: bool = False) -> None:
-        """As of any explorer; a live figure needs no button that asks for it."""
-        if live:
-            self.drag.layout.display = "none"
-        super().show(live)
-
     def on_live(self, live: go.FigureWidget) -> None:
         """Let the control points be dragged."""
         live._config = {**live._config, "edits": {"shapePosition": True}}
@@ -235,13 +229,13 @@ class ScheduleExplorer(Explorer):
                 )
         return handles
 
-    def show_live(self, figure: go.Figure | None = None, note: str = FOLLOWS) -> None:
+    def show_live(self, figure: go.Figure | None = None) -> None:
         """As of any explorer, with the control points as handles."""
         new = self.figure() if figure is None else figure
         new.update_layout(shapes=self._handles())
         # What this thread changes is no drag; somebody may drag meanwhile, in another.
         self._drawing = threading.get_ident()
-        super().show_live(new, note)
+        super().show_live(new)
         self._drawing = None
 
     def _on_drag(self, layout: Any, shapes: Sequence[Any]) -> None:
