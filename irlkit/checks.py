@@ -83,14 +83,15 @@ def fitting(function: T) -> T:
             return inner(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, TypeError) as error:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            tensors = [
+            shown = [
                 f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-                for name, value in given.items()
                 if isinstance(value, torch.Tensor)
+                else name
+                for name, value in given.items()
             ]
-            raise ValueError(f"{', '.join(tensors)} do not fit together: {error}") from error
+            raise ValueError(f"{', '.join(shown)} do not fit together: {error}") from error
 
     return fitted  # type: ignore[return-value]
 
@@ -159,6 +160,9 @@ class _ByName(type):
             raise AttributeError(name)
         return _ByName(name, (), {})
 
+    def __getitem__(cls, options: Any) -> Any:
+        return cls
+
 
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
             break
         except NameError as error:
             name = str(error.name)
-            missing[name] = _ByName(name, (), {})
+            missing[name] = getattr(collections.abc, name, None) or _ByName(name, (), {})
     hints.pop("return", None)
     return hints
 
@@ -238,7 +242,9 @@ def _sequence_misfit(place: str, value: Any, kind: type, options: Any, wrong: An
             return wrong
         pairs = list(zip(value, options, strict=True))
     else:
-        pairs = [(entry, options[0]) for entry in value] if options else []
+        pairs = (
+            [(entry, options[0]) for entry in value] if options and options[0] is not Any else []
+        )
     for i, (entry, option) in enumerate(pairs):
         found = _misfit(f"{place}[{i}]", entry, option)
         if found is not None:
@@ -253,6 +259,8 @@ def _is_one(value: Any, kind: type) -> bool:
     if kind is int:
         return not isinstance(value, bool | np.bool_) and _converts(operator.index, value)
     if kind is float:
+        if isinstance(value, torch.Tensor) and value.is_complex():
+            return False
         return not isinstance(value, bool | np.bool_ | str | bytes) and _converts(float, value)
     if kind is torch.dtype:
         return isinstance(value, torch.dtype) and value.is_floating_point

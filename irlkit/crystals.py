@@ -187,7 +187,12 @@ class CrystalBatch:
                 array = np.asarray(index)
                 index = torch.as_tensor(array if array.size else array.astype(np.int64))
             else:
-                index = torch.tensor(operator.index(index))
+                try:
+                    index = torch.tensor(operator.index(index))
+                except TypeError:
+                    raise ValueError(
+                        f"index must be an integer, a slice or an array, got {type(index).__name__}"
+                    ) from None
         index = index.to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (len(self),):

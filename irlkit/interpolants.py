@@ -213,10 +213,15 @@ def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
         ValueError: an unknown name.
     """
     arguments = dict(entry)
-    name = arguments.pop("name")
+    name = arguments.pop("name", None)
     if name not in kinds:
-        raise ValueError(f"interpolant: unknown kind {name!r}, known are {sorted(kinds)}")
-    return kinds[name](**arguments)
+        raise ValueError(
+            f"interpolant: the entry has an unknown name {name!r}, known kinds are {sorted(kinds)}"
+        )
+    try:
+        return kinds[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"interpolant: the entry does not make a {name}: {error}") from error
 
 
 def named(item: Any) -> dict[str, Any]:
@@ -267,7 +272,7 @@ class Interpolant:
 
     def __post_init__(self) -> None:
         if self.one_sided and self.gamma is not None:
-            raise ValueError("gamma: a one-sided interpolant has no latent noise besides x_0")
+            raise ValueError("gamma: with one_sided=True there is no latent noise besides x_0")
         if not self.heads or set(self.heads) - {"velocity", "denoiser"}:
             raise ValueError(
                 f"trained_heads: expected 'velocity', 'denoiser' or both, got {self.trained_heads}"
@@ -366,6 +371,8 @@ class Interpolant:
         Raises:
             ValueError: the path or the latent noise has an unknown name.
         """
+        if missing := sorted({"path", "gamma", "periodic", "center_of_mass_free"} - set(data)):
+            raise ValueError(f"data: an interpolant needs {missing} as well, got {sorted(data)}")
         heads = data.get("trained_heads")
         return cls(
             path=build_named(PATHS, data["path"]),

@@ -28,7 +28,7 @@ import torch
 
 from irlkit import validity
 from irlkit._match_worker import DONE, FAILED, TIMED_OUT, Arrays, Item, MatchSession, Result
-from irlkit.checks import check_kind, checked
+from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.system import available_cores
 
@@ -181,20 +181,22 @@ class MatchPool:
         for worker in self._workers:
             worker.drop(references.key)
 
+    @checked
     def rmsd(
         self,
         generated: CrystalBatch | Sequence[Structure],
         references: References | CrystalBatch | Sequence[Structure],
-        pairs: np.ndarray | Sequence[tuple[int, int]],
+        pairs: np.ndarray | Sequence[Any],
     ) -> np.ndarray:
         """Displacements of pairs, shape (n_pairs,), nan where unmatched; see `match`."""
         return self.match(generated, references, pairs).rmsd
 
+    @checked
     def match(
         self,
         generated: CrystalBatch | Sequence[Structure],
         references: References | CrystalBatch | Sequence[Structure],
-        pairs: np.ndarray | Sequence[tuple[int, int]],
+        pairs: np.ndarray | Sequence[Any],
     ) -> Matches:
         """Matches pairs of generated structures and references.
 
@@ -211,8 +213,6 @@ class MatchPool:
                 another pool.
             RuntimeError: worker processes cannot be started or keep ending.
         """
-        check_kind("generated", generated, CrystalBatch | Sequence)
-        check_kind("pairs", pairs, np.ndarray | Sequence)
         batch = _as_batch(generated)
         if not isinstance(references, References):
             temporary = self.prepare(references)
@@ -224,7 +224,10 @@ class MatchPool:
             raise ValueError(
                 "references were prepared by another pool or released; call prepare of this pool"
             )
-        pairs = np.asarray(pairs) if len(pairs) else np.empty((0, 2), dtype=np.int64)
+        try:
+            pairs = np.asarray(pairs) if len(pairs) else np.empty((0, 2), dtype=np.int64)
+        except ValueError as error:
+            raise ValueError(f"pairs must be an array of integers: {error}") from error
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
             raise ValueError(
                 "pairs must be integers (generated, reference) of shape (n_pairs, 2), "

@@ -146,6 +146,8 @@ class FlowModel(nn.Module):
         Raises:
             ValueError: the field has no latent noise.
         """
+        if field not in self.interpolants:
+            raise ValueError(f"field must be one of {sorted(self.interpolants)}, got {field!r}")
         entry = self.interpolants[field]
         scale = entry.path.alpha if entry.one_sided else entry.gamma
         if scale is None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from irlkit.base_distribution import BaseDistribution
 from irlkit.checkpoints import CHECKPOINT, pack, unpack
-from irlkit.checks import checked, is_number
+from irlkit.checks import check_count, checked, is_number
 from irlkit.crystals import CrystalBatch
 from irlkit.cspnet import CSPNet
 from irlkit.interpolants import (
@@ -491,6 +491,8 @@ def metre_evaluation(
         n_steps: Integration steps, without annealing.
         seed: Of the base samples, the same at every call.
     """
+    check_count("n_structures", n_structures)
+    check_count("n_steps", n_steps)
     from irlkit.metrics import MatchPool, evaluate
     from irlkit.sampler import integrate
 

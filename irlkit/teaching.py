@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlkit.checks import checked, fitting
+from irlkit.checks import check_count, checked, fitting
 from irlkit.interpolants import Interpolant, time_derivative
 from irlkit.schedules import NoiseSchedule, check_n_steps, time_grid
 
@@ -64,12 +64,16 @@ class PlaneFlow:
         angle = 2 * math.pi * torch.arange(self.n_modes, dtype=torch.float64) / self.n_modes
         return 2.0 * torch.stack([angle.sin(), angle.cos()], 1)
 
+    @checked
     def sample_base(self, n: int, generator: torch.Generator) -> Tensor:
         """x_0, float64, shape (n, 2)."""
+        check_count("n", n, least=0)
         return torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
+    @checked
     def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
         """x_1, float64, shape (n, 2)."""
+        check_count("n", n, least=0)
         mode = torch.randint(self.n_modes, (n,), generator=generator)
         noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         return self.means[mode] + self.spread * noise
@@ -179,6 +183,7 @@ class PlaneNetwork(nn.Module):
 
     @checked
     def __init__(self, generator: torch.Generator, width: int = 128) -> None:
+        check_count("width", width)
         super().__init__()
         sizes = [3, width, width, 2]
         layers: list[nn.Module] = []
@@ -214,6 +219,7 @@ def train_velocity(
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations!r}")
+    check_count("batch", batch)
     network = PlaneNetwork(generator)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
@@ -245,6 +251,8 @@ def velocity_loss(
         n_times: the middles of so many equal parts of [0.001, 0.999]. The targets of latent noise
             grow without bound at both ends, so that few would say another mean than training's.
     """
+    check_count("n", n)
+    check_count("n_times", n_times)
     losses = []
     with torch.no_grad():
         for t in 0.001 + 0.998 * (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times:

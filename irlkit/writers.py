@@ -93,7 +93,7 @@ def write_trajectory(
     path = Path(path)
     if path.suffix.lower() not in XYZ_SUFFIXES:
         raise ValueError(f"path: a trajectory is written as {XYZ_SUFFIXES}, got {path.name!r}")
-    if not states or (times is not None and len(times) != len(states)):
+    if not len(states) or (times is not None and len(times) != len(states)):
         raise ValueError(
             f"states and times: expected at least one state and as many times, got {len(states)} "
             f"and {None if times is None else len(times)}"

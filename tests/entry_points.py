@@ -45,7 +45,7 @@ MODULES = [
     *("irlkit.crystals", "irlkit.cspnet", "irlkit.diagnostics", "irlkit.diversity"),
     *("irlkit.download", "irlkit.grpo", "irlkit.grpo_step", "irlkit.interpolants"),
     *("irlkit.matcher", "irlkit.matching", "irlkit.model", "irlkit.pretraining", "irlkit.runs"),
-    *("irlkit.scoring", "irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
+    *("irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
     "irlkit.writers",
 ]
 
@@ -939,15 +939,15 @@ EXCLUDED = {
         "crystals.wrap_positions model.Conditioning cspnet.NetworkOutput cspnet.TimeEmbedding "
         "cspnet.CSPLayer interpolants.time_derivative interpolants.named "
         "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.Losses updates.Minibatch "
-        "updates.halve_until_it_fits updates.split_sizes scoring.means scoring.save_cifs "
-        "scoring.save_numbers validity.reduce_lattices runs.Run diagnostics.Finding "
+        "updates.halve_until_it_fits updates.split_sizes "
+        "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher matching.Matches matching.References"
     ),
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
         "validity.Validity "
         "potentials.Energies omatg.OMatGConfig trainer.NonFiniteRewardError "
-        "scoring.NonFiniteRewardError sweeps.Pruned"
+        "sweeps.Pruned"
     ),
     "abstract, or a protocol": (
         "interpolants.Path potentials.Potential rewards.Reward policies.Policy "

@@ -31,7 +31,7 @@ from tests.entry_points import EXCLUDED, MISSING, MODULES, NEED_THEM, Kit, entri
 
 # Of each argument.
 EXAMPLES = max(int(os.environ.get("IRLKIT_EXAMPLES", "25")) // 5, 1)
-SECONDS = 20.0
+SECONDS = 60.0
 
 NAMES = (
     *("noise", "a", "pos", "cell", "velocity"),
@@ -200,10 +200,7 @@ def attempts(kit, folder, name, function, arguments, argument, errors):
             call(function, {**arguments, argument: value})
         except errors as error:
             words = str(error)
-            of_value = isinstance(value, str | Path) and (
-                str(value) in words or repr(value) in words
-            )
-            if not (argument in words or of_value):
+            if not any(entry in words for entry in namings(argument, value)):
                 found.setdefault(f"unnamed {type(error)}", f"{shown}: {error!r}")
         except ImportError as error:
             assert "pip install" in str(error), error
@@ -214,6 +211,15 @@ def attempts(kit, folder, name, function, arguments, argument, errors):
 
     attempt()
     return [f"{name}({argument}={words[:300]}" for words in found.values()]
+
+
+def namings(argument, value):
+    """What an error may say: the argument, or which name, path, table or columns it was about."""
+    entries = value if isinstance(value, list) else [value]
+    texts = [entry for entry in entries if isinstance(entry, str | Path)]
+    table = ["the table"] if isinstance(value, pd.DataFrame) else []
+    words = argument.removeprefix("n_").replace("_", " ")
+    return [argument, words, *map(repr, texts), *map(str, texts), *table]
 
 
 def of_module(table, module):

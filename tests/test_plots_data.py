@@ -250,7 +250,7 @@ def test_arrows_point_along_the_field():
 def test_points_in_the_plane():
     figure = plots.densities({"a": [[1.0, 2.0]], "b": [[-3.0, 0.0]]})
     assert [t.x[0] for t in figure.data] == [1.0, -3.0]
-    with pytest.raises(ValueError, match=r"'a' must have shape \(n, 2\)"):
+    with pytest.raises(ValueError, match=r"'a'\] must have shape \(n, 2\)"):
         plots.densities({"a": [1.0, 2.0]})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.crystals import CrystalBatch, Index
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class CrystalDataset:
         """
         if size is not None and size < 1:
             raise ValueError(f"size must be a positive number of structures or None, got {size!r}")
+        check_count("seed", seed, least=0)
         if size is None or size >= len(self):
             return self
         groups = list(self._references.values())

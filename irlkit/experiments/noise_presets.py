@@ -64,7 +64,7 @@ class NoisePreset:
             check_n_steps(n_steps, "step_counts")
         if self.n_steps >= self.reference_steps:
             raise ValueError(
-                f"n_steps must be smaller than the {self.reference_steps} steps of the reference, "
+                f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
                 f"got {self.n_steps}"
             )
         if self.split not in SPLITS:

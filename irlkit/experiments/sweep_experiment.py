@@ -81,7 +81,7 @@ class SweepPreset:
         for name in ("iterations", "retrain_iterations"):
             if getattr(self, name) < self.validate_every:
                 raise ValueError(
-                    f"{name} must be at least the {self.validate_every} between validations, "
+                    f"{name} must be at least validate_every, {self.validate_every}, "
                     f"got {getattr(self, name)}"
                 )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -31,6 +31,8 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
         The stripped notebook, a new dictionary.
     """
     cells = []
+    if not all(isinstance(cell, dict) for cell in notebook.get("cells", [None])):
+        raise ValueError("notebook must have cells, as nbformat 4 has them")
     for cell in notebook["cells"]:
         metadata = cell.get("metadata", {})
         if "injected-parameters" in metadata.get("tags", ()):
@@ -49,7 +51,10 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
 @checked
 def to_text(notebook: dict[str, Any]) -> str:
     """Serialise a notebook as Jupyter itself does, so that a save in JupyterLab changes nothing."""
-    return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    try:
+        return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise ValueError(f"notebook must be what JSON can hold: {error}") from error
 
 
 @checked

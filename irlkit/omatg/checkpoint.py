@@ -99,7 +99,8 @@ def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, T
     }
     if not weights:
         raise ValueError(
-            f"checkpoint: no tensor is named {PREFIX}...; found {sorted(state)[:3]}. It must be "
+            f"checkpoint: no tensor of its state is named {PREFIX}...; found "
+            f"{sorted(state)[:3]}. It must be "
             "one of an OMatG model with the encoder CSPNetFull"
         )
     expected = network.state_dict()

@@ -96,6 +96,8 @@ def group_advantages(
 
     from irlkit.grpo import group_advantages as to_advantages
 
+    if not len(rewards):
+        raise ValueError("rewards must hold at least one group, got none")
     values = torch.as_tensor(np.asarray(rewards, dtype=float))
     advantages = to_advantages(values, group_size).numpy().reshape(-1, group_size)
     grouped = values.numpy().reshape(-1, group_size)

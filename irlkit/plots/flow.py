@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from irlkit.checks import as_numbers, checked
+from irlkit.checks import as_numbers, check_count, checked
 from irlkit.interpolants import T_MAX, T_MIN, Interpolant
 from irlkit.plots.style import BLUE, COLORS, GREY, RED, need, style
 from irlkit.plots.trajectories import add_player
@@ -35,6 +35,7 @@ def interpolant_coefficients(
     """
     if not interpolants:
         raise ValueError("interpolants must hold at least one interpolant, got none")
+    check_count("n_points", n_points, least=2)
     t = torch.linspace(T_MIN, T_MAX, n_points, dtype=torch.float64)
     figure = make_subplots(
         1, len(interpolants), subplot_titles=list(interpolants), shared_yaxes=True
@@ -75,7 +76,7 @@ def densities(sets: Mapping[str, ArrayLike]) -> go.Figure:
     """
     if not sets:
         raise ValueError("sets must hold at least one set of points, got none")
-    arrays = {name: _points(name, points) for name, points in sets.items()}
+    arrays = {name: _points(f"sets[{name!r}]", points) for name, points in sets.items()}
     figure = make_subplots(1, len(arrays), subplot_titles=list(arrays), shared_yaxes=True)
     for column, (points, color) in enumerate(
         zip(arrays.values(), COLORS * len(arrays), strict=False), start=1
@@ -261,6 +262,7 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
         ValueError: a column is missing.
     """
     need(history, "iteration", "loss")
+    check_count("smooth", smooth)
     mean = history["loss"].rolling(smooth, min_periods=1).mean()
     figure = go.Figure()
     x = history["iteration"]

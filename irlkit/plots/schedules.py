@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.interpolants import T_MAX, T_MIN
 from irlkit.plots.style import (
     BLUE,
@@ -42,7 +42,10 @@ def schedule_color(schedule: str, tuned_at: float = np.nan, few: int | None = No
     """One colour per schedule in all figures; `few` tells two handcrafted ones apart."""
     if schedule == "handcrafted":
         return ORANGE if few is not None and tuned_at == few else BLUE
-    return {"none": GREY, "learned": RED}[schedule]
+    colors = {"none": GREY, "learned": RED}
+    if schedule not in colors:
+        raise ValueError(f"schedule must be one of {[*colors, 'handcrafted']}, got {schedule!r}")
+    return colors[schedule]
 
 
 def by_schedule(table: pd.DataFrame, few: int | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -110,6 +113,7 @@ def noise_schedules(
     """
     if not schedules:
         raise ValueError("schedules must hold at least one schedule, got none")
+    check_count("n_points", n_points, least=2)
     t = torch.linspace(T_MIN, T_MAX, n_points, dtype=torch.float64)
     figure = go.Figure()
     highest = 0.0

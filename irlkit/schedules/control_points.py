@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.schedules.annealing import Annealing
 from irlkit.schedules.grid import FIELD_NAMES
 from irlkit.schedules.noise import NoiseSchedule
@@ -43,6 +43,8 @@ class ControlPointAnnealing:
         cls, annealing: Annealing, n_points: int, n_steps: int
     ) -> ControlPointAnnealing:
         """Points of another schedule, whose step size is that of `n_steps`."""
+        check_count("n_points", n_points, least=2)
+        check_count("n_steps", n_steps)
         with torch.no_grad():
             t = torch.linspace(0, 1, n_points)
             s = annealing(t, torch.full_like(t, 1.0 / n_steps))
@@ -75,6 +77,7 @@ class ControlPointNoise:
     @checked
     def from_noise(cls, noise: NoiseSchedule, n_points: int) -> ControlPointNoise:
         """Points of another schedule; the first lies at t = 0.01, where roots are finite."""
+        check_count("n_points", n_points, least=2)
         with torch.no_grad():
             return cls(tuple(noise(torch.linspace(0, 1, n_points).clamp(0.01, 0.99)).tolist()))
 

@@ -83,7 +83,7 @@ def annealing_from_dict(data: Mapping[str, Any]) -> Annealing:
     """
     kind = str(data.get("kind"))
     if kind not in _KINDS:
-        raise ValueError(f"annealing: unknown kind {kind!r}")
+        raise ValueError(f"annealing: the data are of an unknown kind {kind!r}")
     try:
         annealing = _KINDS[kind](**data["arguments"])
     except (KeyError, TypeError) as error:

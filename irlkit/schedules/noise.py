@@ -185,4 +185,4 @@ def noise_from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
             return noise
     except (KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"noise: the description of {kind} is incomplete: {error}") from error
-    raise ValueError(f"noise: unknown kind of schedule {kind!r}")
+    raise ValueError(f"noise: the data are of an unknown kind of schedule {kind!r}")

@@ -32,7 +32,7 @@ class Choice:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if not self.values or len(set(map(repr, self.values))) < len(self.values):
+        if not len(self.values) or len(set(map(repr, self.values))) < len(self.values):
             raise ValueError(
                 f"values of {self.name!r} must be different and at least one, got {self.values!r}"
             )
@@ -128,7 +128,8 @@ class SearchSpace:
             known |= {*_ANNEALING_NAMES, _POS_WEIGHT}
         if unknown := sorted(set(names) - known):
             raise ValueError(
-                f"parameters {unknown} are no settings of a sweep of the {self.policy} policy; "
+                f"parameters and fixed: {unknown} are no settings of a sweep of the policy "
+                f"{self.policy}; "
                 f"there are {sorted(known)}"
             )
         for config in self.start:

@@ -124,7 +124,7 @@ class SweepFolder:
         Raises:
             ValueError: the folder cannot be made, or holds another sweep (it says what differs).
         """
-        sweep = cls(Path(path).absolute(), space, objective, seed, backend)
+        sweep = cls(Path(path).absolute(), space, objective, int(seed), backend)
         ours = sweep._description()
         try:
             sweep.path.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit import metrics, plots
-from irlkit.checks import check_count, check_finite, checked
+from irlkit.checks import check_count, check_finite, check_kind, checked
 from irlkit.sampler import integrate
 from irlkit.schedules import (
     FIELD_NAMES,
@@ -81,6 +81,7 @@ class ScheduleExplorer(Explorer):
     ) -> None:
         if not schedules:
             raise ValueError("schedules must hold at least one schedule to begin with, got none")
+        self._check(schedules)
         check_n_steps(n_steps)
         check_count("n_points", n_points, least=2)
         if max_factor is not None:
@@ -160,6 +161,10 @@ class ScheduleExplorer(Explorer):
     # ----------------------------------------------------------------------------------------------
     # What another quantity than s(t) does differently
     # ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check(schedules: Mapping[str, Any]) -> None:
+        check_kind("schedules", schedules, Mapping[str, Callable])
 
     @staticmethod
     def _top(largest: float) -> float:
@@ -323,6 +328,15 @@ class NoiseExplorer(ScheduleExplorer):
     _offset = 0.0
     _symbol = "σ(t)"
     _step = 0.005
+
+    @staticmethod
+    def _check(schedules: Mapping[str, Any]) -> None:
+        check_kind("schedules", schedules, Mapping[str, Mapping[str, NoiseSchedule]])
+        for name, schedule in schedules.items():
+            if set(schedule) != set(FIELD_NAMES):
+                raise ValueError(
+                    f"schedules[{name!r}] must be for {FIELD_NAMES}, got {sorted(schedule)}"
+                )
 
     @staticmethod
     def _top(largest: float) -> float:
