@@ -216,7 +216,7 @@ def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
     name = arguments.pop("name", None)
     if name not in kinds:
         raise ValueError(
-            f"interpolant: the entry has an unknown name {name!r}, known kinds are {sorted(kinds)}"
+            f"interpolant: the entry is of an unknown kind {name!r}, known are {sorted(kinds)}"
         )
     try:
         return kinds[name](**arguments)
