@@ -252,8 +252,8 @@ def _become_kernel(client: socket.socket) -> None:
         signal.signal(number, signal.SIG_DFL)
     client.settimeout(None)
     length, files, _, _ = socket.recv_fds(client, 4, 3)
-    for number, file in enumerate(files):
-        os.dup2(file, number)
+    for stream, file in enumerate(files):
+        os.dup2(file, stream)
         os.close(file)
     size, text = int.from_bytes(length, "big"), b""
     while len(text) < size:
