@@ -7,6 +7,7 @@ and uniform angles, or normal entries.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,8 +102,10 @@ class BaseDistribution:
             )
         for name in ("normal_pos", "normal_cell"):
             pair = getattr(self, name)
-            if pair is not None and not pair[1] > 0:
-                raise ValueError(f"{name}: the standard deviation must be positive, got {pair[1]}")
+            if pair is not None and not (isinstance(pair, Sequence) and pair[1] > 0):
+                raise ValueError(
+                    f"{name} must be a mean and a positive standard deviation, got {pair!r}"
+                )
 
     @classmethod
     def informed(cls, dataset: str) -> BaseDistribution:
@@ -129,8 +132,10 @@ class BaseDistribution:
         Raises:
             ValueError: fewer than two cells.
         """
-        if len(cell) < 2:
-            raise ValueError(f"cell: a base distribution needs two cells or more, got {len(cell)}")
+        if cell.shape[1:] != (3, 3) or len(cell) < 2:
+            raise ValueError(
+                f"cell must be of shape (B, 3, 3), B at least 2, got {tuple(cell.shape)}"
+            )
         log_lengths = cell.double().norm(dim=2).log()
         mean, std = log_lengths.mean(0), log_lengths.std(0)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))

@@ -231,7 +231,8 @@ def _mapping_misfit(place: str, value: Any, options: Any, wrong: Any) -> Any:
 
 def _sequence_misfit(place: str, value: Any, kind: type, options: Any, wrong: Any) -> Any:
     text = isinstance(value, str | bytes | Mapping) or inspect.isclass(value)
-    if text or not hasattr(value, "__iter__"):
+    table = hasattr(value, "columns")  # It would be taken for their names.
+    if text or table or not hasattr(value, "__iter__"):
         return wrong
     if not hasattr(value, "__len__"):  # A generator can be looked at only once.
         return None if kind in (collections.abc.Iterable, collections.abc.Iterator) else wrong

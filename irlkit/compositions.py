@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.crystals import MAX_ATOMIC_NUMBER, CrystalBatch
 
 _PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
@@ -42,6 +42,7 @@ def from_formula(
         raise ValueError(f"n_formula_units must be a whole number, got {n_formula_units!r}")
     if n_formula_units < 1:
         raise ValueError(f"n_formula_units must be at least 1, got {n_formula_units}")
+    check_count("max_atoms", max_atoms)
     text = formula.strip().translate(str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
     _check_text(formula, text)
     try:

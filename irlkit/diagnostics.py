@@ -43,6 +43,8 @@ def group_statistics(
             f"rewards must be of {len(structures)} structures in groups of group_size {group_size},"
             f" got shape {rewards.shape}"
         )
+    if rewards.dtype.kind not in "biuf":
+        raise ValueError(f"rewards must be numbers, got an array of {rewards.dtype}")
     groups = rewards.reshape(-1, group_size)
     valid = validity.check(structures).valid
     prints = np.where(valid[:, None], fingerprints(structures), np.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from irlkit import validity
-from irlkit.checks import checked
+from irlkit.checks import check_count, checked
 from irlkit.crystals import CrystalBatch
 
 N_NEIGHBOURS = 12
@@ -34,6 +34,7 @@ def fingerprints(batch: CrystalBatch, n_neighbours: int = N_NEIGHBOURS) -> np.nd
     species = batch.species.cpu().numpy()
     n_atoms = batch.n_atoms.cpu().numpy()
     starts = np.cumsum(n_atoms) - n_atoms
+    check_count("n_neighbours", n_neighbours, most=26)
     result = np.full((len(batch), 2 * n_neighbours), np.nan)
     with np.errstate(all="ignore"):
         volume = np.abs(np.linalg.det(np.nan_to_num(cell)))

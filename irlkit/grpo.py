@@ -211,10 +211,22 @@ class GRPOConfig:
                 raise ValueError(f"{term}_weight must be for fields {FIELD_NAMES}, got {unknown}")
             if any(self.weight(term, field) < 0 for field in FIELD_NAMES):
                 raise ValueError(f"{term}_weight must not be negative, got {value!r}")
-        if self.normalization not in NORMALIZATIONS:
+        if not isinstance(self.normalization, str) or self.normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
             )
+
+    @classmethod
+    def from_settings(cls, grpo: Mapping[str, Any]) -> GRPOConfig:
+        """A configuration of settings by name.
+
+        Raises:
+            ValueError: a name that is none of a setting, or as the constructor.
+        """
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(map(str, set(grpo) - known)):
+            raise ValueError(f"grpo must name settings of GRPOConfig, got {unknown}")
+        return cls(**grpo)
 
     def _check_kind(self, name: str, kind: str) -> None:
         """Raises a ValueError where a setting is no number, flag or text as its annotation says."""

@@ -216,7 +216,7 @@ def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
     name = arguments.pop("name", None)
     if name not in kinds:
         raise ValueError(
-            f"interpolant: the entry is of an unknown kind {name!r}, known are {sorted(kinds)}"
+            f"interpolant: the entry is of an unknown kind {name!r}, kinds has {sorted(kinds)}"
         )
     try:
         return kinds[name](**arguments)
@@ -442,6 +442,11 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tens
     """
     from scipy.optimize import linear_sum_assignment
 
+    if species.shape != x_0.shape[:1]:
+        raise ValueError(
+            "x_0 and species must have one entry per atom, got shapes "
+            f"{tuple(x_0.shape)} and {tuple(species.shape)}"
+        )
     order = np.arange(len(x_0))
     base, data = x_0.detach().cpu().numpy(), x_1.detach().cpu().numpy()
     kinds = species.cpu().numpy()

@@ -163,6 +163,8 @@ def interpolant_losses(
     Returns:
         Losses with gradients.
     """
+    if not len(x_1):
+        raise ValueError("x_1 must hold at least one structure, got none")
     device, dtype = x_1.device, x_1.dtype
     size = len(x_1.n_atoms)
     strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size

@@ -62,7 +62,7 @@ def test_seeds_as_people_write_them(seeds):
     [
         ({"preset": "huge"}, r"one of \['laptop', 'paper', 'quick'\], got 'huge'"),
         ({"n_steps": -1}, "n_steps must be a positive integer"),
-        ({"n_steps": 500}, "smaller than the 500 steps"),
+        ({"n_steps": 500}, "smaller than reference_steps, 500"),
         ({"iterations": 0}, "iterations must be a positive integer"),
         ({"group_size": 1}, "group_size must be an integer of at least 2"),
         ({"n_groups": 0}, "n_groups must be a positive integer"),

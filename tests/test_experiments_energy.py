@@ -80,7 +80,7 @@ def test_variants_have_their_own_settings():
         ({"noise": {"medium": {"pos": 0.1}}}, "of level 'large', which score-based, large"),
         ({"policies": {"a": Variant("score")}}, "policies must be one of each kind"),
         ({"noise_study": {"score-based": Variant("score")}}, "noise_study must have other names"),
-        ({"n_steps": 100}, "smaller than the 100 steps"),
+        ({"n_steps": 100}, "smaller than reference_steps, 100"),
         ({"iterations": 0}, "iterations must be a positive integer"),
         ({"seeds": (-1,)}, "non-negative"),
         ({"grpo": {"group_size": 1}}, "group_size must be an integer of at least 2"),

@@ -40,7 +40,7 @@ def test_given_parameters_override_the_preset():
         ({"split": "train"}, "split must be one of"),
         ({"scales": [0.2, 0.1]}, "scales must be positive and ascending"),
         ({"scales": [0.0]}, "scales must be positive"),
-        ({"n_steps": 500}, "smaller than the 500 steps"),
+        ({"n_steps": 500}, "smaller than reference_steps, 500"),
         ({"seeds": [1, 1]}, "seeds must be different"),
     ],
 )

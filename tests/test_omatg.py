@@ -477,7 +477,7 @@ def test_checkpoints_of_something_else(config, tmp_path):
     with pytest.raises(ValueError, match=r"has no state_dict of tensors, found \['weights'\]"):
         irlkit.load_omatg(path, config)
     write_checkpoint(path, {"layer.weight": torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"no tensor is named model\.encoder"):
+    with pytest.raises(ValueError, match=r"no tensor of its state is named model\.encoder"):
         irlkit.load_omatg(path, config)
 
 

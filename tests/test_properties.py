@@ -230,7 +230,7 @@ def test_lists_of_formulas(formulas, max_atoms):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)
         call = lambda: datasets.load(formulas, max_atoms=max_atoms)  # noqa: E731
-        found = result_or_words(call, "formulas", "max_atoms")
+        found = result_or_words(call, "formulas", "source", "max_atoms")
     assert found is None or len(found) + len(found.skipped) >= 1
 
 

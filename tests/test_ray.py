@@ -129,7 +129,7 @@ def test_grouping_is_that_of_the_parts():
     ("options", "message"),
     [
         ({"n_workers": 0}, "n_workers must be a positive integer, got 0"),
-        ({"parts_per_worker": True}, "parts_per_worker must be a positive integer"),
+        ({"parts_per_worker": True}, "parts_per_worker must be an integer"),
         ({"cpus": -1.0}, "cpus must not be negative"),
         ({"factory": SymmetryReward("not_triclinic")}, "function that makes the reward"),
     ],

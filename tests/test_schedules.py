@@ -108,9 +108,9 @@ def test_annealing_as_plain_data():
 
 def test_wrong_plain_data():
     for data in ({}, {"kind": "Loud"}, {"kind": ["ConstantNoise"]}):
-        with pytest.raises(ValueError, match="noise: unknown kind"):
+        with pytest.raises(ValueError, match="noise: the data are of an unknown kind"):
             noise_from_dict(data)
-        with pytest.raises(ValueError, match="annealing: unknown kind"):
+        with pytest.raises(ValueError, match="annealing: the data are of an unknown kind"):
             annealing_from_dict(data)
     with pytest.raises(ValueError, match="description of ConstantNoise is incomplete"):
         noise_from_dict({"kind": "ConstantNoise"})

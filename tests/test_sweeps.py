@@ -530,5 +530,5 @@ def test_presets_of_the_notebook_resolve():
     )
     with pytest.raises(ValueError, match="preset must be one of"):
         sweep_experiment.resolve_sweep("huge")
-    with pytest.raises(ValueError, match="iterations must be at least the 2"):
+    with pytest.raises(ValueError, match="iterations must be at least validate_every, 2"):
         sweep_experiment.resolve_sweep("quick", iterations=1)

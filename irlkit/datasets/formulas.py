@@ -42,10 +42,11 @@ def from_formulas(
     """
     if not len(formulas):
         raise ValueError("formulas must hold at least one formula, got none")
-    if isinstance(z, int) or z is None:
-        units: list[int | None] = [z] * len(formulas)
+    units: list[int | None]
+    if z is None:
+        units = [None] * len(formulas)
     else:
-        units = list(z)
+        units = [int(z)] * len(formulas) if isinstance(z, int | np.integer) else list(z)
     if len(units) != len(formulas):
         raise ValueError(
             f"z must be one number or one per formula, got {len(units)} for "

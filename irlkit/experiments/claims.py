@@ -56,7 +56,13 @@ def _is_float(text: str) -> bool:
 
 @checked
 def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Claims as a table for people, numbered from 1."""
+    """Claims as a table for people, numbered from 1.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not len(claims):
+        raise ValueError("claims must hold at least one claim, got none")
     table = pd.DataFrame([asdict(claim) for claim in claims], index=range(1, len(claims) + 1))
     table["target"] = [claim.target.replace(" ", "\u00a0") for claim in claims]  # On one line.
     table["value"] = [

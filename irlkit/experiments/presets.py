@@ -124,7 +124,7 @@ class Preset:
             "iterations": self.iterations,
             **self.grpo,
         }
-        return GRPOConfig(seed=seed, **settings)
+        return GRPOConfig.from_settings({**settings, "seed": seed})
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:

@@ -198,6 +198,7 @@ def velocity_field(
     """
     if not fields or not len(times):
         raise ValueError("fields and times must hold at least one entry each")
+    check_count("n", n)
     axis = torch.linspace(-extent, extent, n, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
     values = {}
@@ -287,7 +288,7 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
 def _points(name: str, points: ArrayLike) -> np.ndarray:
     array = np.asarray(points, dtype=float)
     if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name!r} must have shape (n, 2), got {array.shape}")
+        raise ValueError(f"{name} must have shape (n, 2), got {array.shape}")
     return array
 
 

@@ -42,7 +42,14 @@ def training_curves(
     Raises:
         ValueError: a column is missing.
     """
-    need(history, "iteration", "seed", "reward", "validation_reward", *([group] if group else []))
+    need(
+        history,
+        "iteration",
+        "seed",
+        "reward",
+        "validation_reward",
+        *([] if group is None else [group]),
+    )
     figure = make_subplots(
         1, 2, subplot_titles=("rollouts, with noise", "validation, without"), shared_yaxes=True
     )

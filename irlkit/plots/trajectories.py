@@ -92,6 +92,8 @@ def trajectory_and_curves(
     Raises:
         ValueError: no state, a state of several structures, or a curve of another length.
     """
+    if not len(states):
+        raise ValueError("states must hold at least one state, got none")
     _check({"states": states})
     for name, values in curves.items():
         as_numbers(f"curves[{name!r}], a value per state,", values, len(states))

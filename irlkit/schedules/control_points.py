@@ -47,7 +47,10 @@ class ControlPointAnnealing:
         check_count("n_steps", n_steps)
         with torch.no_grad():
             t = torch.linspace(0, 1, n_points)
-            s = annealing(t, torch.full_like(t, 1.0 / n_steps))
+            try:
+                s = annealing(t, torch.full_like(t, 1.0 / n_steps))
+            except TypeError as error:
+                raise ValueError(f"annealing must take times and step sizes: {error}") from error
         return cls(*(tuple(s[field].tolist()) for field in FIELD_NAMES))
 
 

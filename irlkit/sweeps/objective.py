@@ -77,7 +77,7 @@ class TrainingSettings:
     @property
     def validate_every(self) -> int:
         """Iterations between validations."""
-        return GRPOConfig(**self._grpo).validate_every
+        return GRPOConfig.from_settings(self._grpo).validate_every
 
     @property
     def _grpo(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class TrainingSettings:
             **others: win over everything, such as the seed.
         """
         ours = {"seed": self.seed, "iterations": self.iterations}
-        return GRPOConfig(**{**self._grpo, **settings, **ours, **others})
+        return GRPOConfig.from_settings({**self._grpo, **settings, **ours, **others})
 
 
 @checked

@@ -88,8 +88,8 @@ class ScheduleExplorer(Explorer):
             check_finite("max_factor", max_factor, above=0.0)
         super().__init__()
         self.model, self.dataset, self.schedules = model, dataset, dict(schedules)
-        self._seed = seed
-        generator = torch.Generator().manual_seed(seed)
+        self._seed = int(seed)
+        generator = torch.Generator().manual_seed(self._seed)
         self._x_0 = model.sample_base(dataset.batch, generator).to(model.device)
         self._pool = metrics.MatchPool(0)
         self._follow = True

@@ -147,7 +147,10 @@ class TrajectoryExplorer(Explorer):
 
             values = check(together, min_distance=20.0).min_distance
         else:
-            values = np.asarray(self.reward(together).values, dtype=float)
+            try:
+                values = np.asarray(self.reward(together).values, dtype=float)
+            except TypeError as error:
+                raise ValueError(f"reward cannot judge structures: {error}") from error
         last = f"{values[-1]:.3f}" if np.isfinite(values[-1]) else "none"
         self.message.value = f"{n_steps} steps; {self.label} at the end: {last}"
         return states, values
