@@ -257,7 +257,10 @@ def _become_kernel(client: socket.socket) -> None:
         os.close(file)
     size, text = int.from_bytes(length, "big"), b""
     while len(text) < size:
-        text += client.recv(size - len(text))
+        part = client.recv(size - len(text))
+        if not part:  # gone before it has said what it wants
+            return
+        text += part
     request = json.loads(text)
     os.environ.clear()
     os.environ.update(request["env"])
