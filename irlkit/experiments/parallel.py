@@ -2,7 +2,7 @@
 
 Networks of this size leave most of a second thread idle. Every run writes a checkpoint after each
 iteration, as everywhere; whoever started the processes reads the results from there. What a run
-computes does not depend on the others.
+computes does not depend on the others, and has the same bits as with one thread in this process.
 """
 
 from __future__ import annotations
