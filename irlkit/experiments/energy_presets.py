@@ -273,6 +273,25 @@ _PAPER_VELOCITY = {
     "kl_weight": 1e-3,
 }
 
+# Less than fifteen minutes on two cores.
+_LAPTOP = EnergyPreset(
+    "laptop",
+    annealing_training=_LEARNED,
+    train_steps=25,
+    iterations=70,
+    noise_study=_ONE_SEED,
+    grpo={
+        **_GRPO,
+        "n_groups": 16,
+        "group_size": 8,
+        "validate_every": 14,
+        "validation_size": 192,
+    },
+    test_size=400,
+    n_seeds_at_reference=1,
+    reference_sweep=(Rung(10, 64, 100), Rung(2, 96, 500)),
+)
+
 ENERGY_PRESETS: dict[str, EnergyPreset] = {
     preset.name: preset
     for preset in (
@@ -310,23 +329,20 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
             max_batch=48,
             n_workers=0,
         ),
-        # Less than fifteen minutes on two cores.
-        EnergyPreset(
-            "laptop",
-            annealing_training=_LEARNED,
-            train_steps=25,
-            iterations=70,
-            noise_study=_ONE_SEED,
+        _LAPTOP,
+        # The same with seven times the iterations and all test structures.
+        replace(
+            _LAPTOP,
+            name="long",
+            iterations=500,
             grpo={
-                **_GRPO,
-                "n_groups": 16,
-                "group_size": 8,
-                "validate_every": 14,
-                "validation_size": 192,
+                **_LAPTOP.grpo,
+                "final_learning_rate": 1e-4,
+                "average_decay": 0.98,
+                "validate_every": 50,
+                "validation_size": 384,
             },
-            test_size=400,
-            n_seeds_at_reference=1,
-            reference_sweep=(Rung(10, 64, 100), Rung(2, 96, 500)),
+            test_size=None,
         ),
         # The paper's run, for a GPU: its published settings for the two policies, all steps in
         # every update, and as many steps as its model was tuned for. The small and large noise of

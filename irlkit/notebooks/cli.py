@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", help="quick, laptop or paper")
+    parser.add_argument("--preset", help="quick, laptop or paper; 03 also: long")
     parser.add_argument(
         "-p",
         "--parameter",
