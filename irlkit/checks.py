@@ -102,18 +102,18 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
     if found is not None:
         place, what, wanted = found
         raise ValueError(f"{place} must be {_words(wanted)}, got {_shown(what)}")
+    options = get_args(hint) or (hint,)
+    if torch.device in options and isinstance(value, str | torch.device):
+        try:
+            torch.empty(0, device=value)
+        except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} {str(value)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
+                "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
+            ) from error
     if isinstance(value, str):
-        options = get_args(hint) or (hint,)
         if "\0" in value and any(_is_below(option, os.PathLike) for option in options):
             raise ValueError(f"{name} must be a path, which holds no null character, got {value!r}")
-        if torch.device in options:
-            try:
-                torch.empty(0, device=value)
-            except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
-                raise ValueError(
-                    f"{name} {value!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
-                    "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
-                ) from error
 
 
 def is_number(value: object) -> bool:
@@ -238,6 +238,12 @@ def _sequence_misfit(place: str, value: Any, kind: type, options: Any, wrong: An
         return None if kind in (collections.abc.Iterable, collections.abc.Iterator) else wrong
     if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
         return wrong
+    if isinstance(value, collections.abc.Set) and kind in (tuple, list, collections.abc.Sequence):
+        return wrong
+    if isinstance(value, torch.Tensor):
+        # It has no truth value, and `in` looks for numbers in it.
+        numbers = kind is not tuple and (not options or options[0] in (float, Any))
+        return None if numbers and value.ndim == 1 and not value.is_complex() else wrong
     if kind is tuple and options and Ellipsis not in options:
         if len(value) != len(options):
             return wrong
@@ -260,9 +266,8 @@ def _is_one(value: Any, kind: type) -> bool:
     if kind is int:
         return not isinstance(value, bool | np.bool_) and _converts(operator.index, value)
     if kind is float:
-        if isinstance(value, torch.Tensor) and value.is_complex():
-            return False
-        return not isinstance(value, bool | np.bool_ | str | bytes) and _converts(float, value)
+        others = bool | np.bool_ | str | bytes | torch.Tensor
+        return not isinstance(value, others) and _converts(float, value)
     if kind is torch.dtype:
         return isinstance(value, torch.dtype) and value.is_floating_point
     if kind.__name__ == "ArrayLike":

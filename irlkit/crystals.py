@@ -185,6 +185,8 @@ class CrystalBatch:
         if not isinstance(index, Tensor):
             if isinstance(index, np.ndarray | Sequence):
                 array = np.asarray(index)
+                if array.size and array.dtype.kind not in "biufc":
+                    raise ValueError(f"index must hold numbers, got {array.dtype}")
                 index = torch.as_tensor(array if array.size else array.astype(np.int64))
             else:
                 try:
@@ -487,12 +489,14 @@ class CrystalBatch:
         Raises:
             ValueError: an attribute is missing or does not fit.
         """
-        if isinstance(data, Sequence):
+        if isinstance(data, Sequence) and not isinstance(data, CrystalBatch):
             from torch_geometric.data import Batch
 
             if not data:
                 raise ValueError("data must hold at least one torch-geometric Data, got none")
             data = Batch.from_data_list(list(data))
+        if not hasattr(data, "keys"):
+            raise ValueError(f"data must be torch-geometric data, got {type(data).__name__}")
         missing = [name for name in ("species", "pos", "cell") if name not in data]
         if missing:
             raise ValueError(

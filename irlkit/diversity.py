@@ -92,6 +92,10 @@ def count_distinct(prints: np.ndarray, group_size: int, tolerance: float = SAME)
     Raises:
         ValueError: `group_size` is not positive, or does not divide the number of structures.
     """
+    if prints.ndim != 2 or prints.dtype.kind not in "fiu":
+        raise ValueError(
+            f"prints must be numbers of shape (B, F), got {prints.dtype} of shape {prints.shape}"
+        )
     if group_size < 1 or len(prints) % group_size:
         raise ValueError(
             f"group_size must be positive and divide the {len(prints)} structures, got {group_size}"

@@ -123,8 +123,8 @@ class GRPOConfig:
         max_batch: at most so many structures per network call in rollouts and validation; on a
             CPU, 128 is often faster than all at once.
         overlap_rewards: ask for the rewards of one part of ``max_batch`` structures in another
-            thread while the next is rolled out, for a GPU or rewards in processes of their own. It
-            changes no number.
+            thread while the next is rolled out, for a GPU or rewards in processes of their own. The
+            reward gets parts of the batch, on the CPU: numbers change at most by rounding.
         validate_every: iterations between validations.
         validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
             n_steps.
@@ -217,16 +217,22 @@ class GRPOConfig:
             )
 
     @classmethod
-    def from_settings(cls, grpo: Mapping[str, Any]) -> GRPOConfig:
+    def from_settings(cls, grpo: Mapping[str, Any], seed: int) -> GRPOConfig:
         """A configuration of settings by name.
+
+        Args:
+            grpo: name -> setting, without the seed.
+            seed: of the run.
 
         Raises:
             ValueError: a name that is none of a setting, or as the constructor.
         """
+        if "seed" in grpo:
+            raise ValueError(f"grpo must not hold a seed, each run has its own, got {dict(grpo)}")
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(map(str, set(grpo) - known)):
             raise ValueError(f"grpo must name settings of GRPOConfig, got {unknown}")
-        return cls(**grpo)
+        return cls(**grpo, seed=seed)
 
     def _check_kind(self, name: str, kind: str) -> None:
         """Raises a ValueError where a setting is no number, flag or text as its annotation says."""

@@ -262,7 +262,7 @@ def _paired(
     if len(other):
         i = int(other[0])
         raise ValueError(
-            f"generated[i] must have the composition of reference i, but for i = {i} it is "
+            f"generated[i] must have the composition of references[i], but for i = {i} it is "
             f"{generated[i].reduced_formulas()[0]} instead of {formulas[i]} "
             f"({len(other)} differ in all)"
         )

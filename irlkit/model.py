@@ -86,7 +86,13 @@ class FlowModel(nn.Module):
 
     @checked
     def prepare(self, batch: CrystalBatch) -> Conditioning:
-        """Pairs and species of a batch, made once and used at every step."""
+        """Pairs and species of a batch, made once and used at every step.
+
+        Raises:
+            ValueError: the batch is empty.
+        """
+        if not len(batch):
+            raise ValueError("batch must hold at least one structure, got none")
         return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
 
     def pair_features(self, pos: Tensor, conditioning: Conditioning) -> PairFeatures:

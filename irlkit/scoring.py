@@ -15,6 +15,8 @@ from torch import Tensor
 
 from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
+from irlkit.rewards.base import RewardResult
+from irlkit.rewards.parts import grouping, joined, starts
 from irlkit.system import write_atomically
 
 RewardFunction = Callable[[CrystalBatch], Any]
@@ -54,6 +56,24 @@ def check_groups(reward: Any, group_size: int) -> None:
         check_groups(part, group_size)
 
 
+def check_threads(reward: Any) -> None:
+    """Raise a ValueError if a time limit of a reward, or of a part of it, needs the main thread.
+
+    Args:
+        reward: with ``limits_time_here``, unless it has no time limit in this process; the rewards
+            in a mapping ``parts`` are asked as well.
+    """
+    if getattr(reward, "limits_time_here", False):
+        raise ValueError(
+            f"overlap_rewards: the time limit of {type(reward).__name__} holds in the main thread "
+            "only, and rewards would be asked in another one; give the reward worker processes "
+            "(n_workers), or set overlap_rewards to False"
+        )
+    parts = getattr(reward, "parts", None)
+    for part in parts.values() if isinstance(parts, Mapping) else ():
+        check_threads(part)
+
+
 Answer = tuple[Tensor, dict[str, np.ndarray]]
 """Rewards, float64 on the CPU, shape (B,); and name -> array, of whatever shape."""
 
@@ -70,21 +90,28 @@ class RewardsInParts:
     def __init__(self, reward: RewardFunction, group_size: int) -> None:
         self._reward = reward
         self._group_size = group_size
+        # Groups of the same composition, side by side, may be one to a reward.
+        self._whole_runs = grouping(reward)[1]
         self._thread = ThreadPoolExecutor(1)
-        self._asked: list[Future[Answer]] = []
+        self._asked: list[tuple[Future[Answer], int]] = []
         self._waiting: list[CrystalBatch] = []
 
     def add(self, structures: CrystalBatch) -> None:
         """Ask for the rewards of all groups that are complete with these structures."""
         batch = CrystalBatch.concatenate([*self._waiting, structures.to("cpu")])
         whole = len(batch) - len(batch) % self._group_size
+        if self._whole_runs:  # The last one may go on.
+            whole = int(starts(batch, self._group_size, True)[-1])
         self._waiting = [batch[whole:]] if whole < len(batch) else []
         if whole:
-            self._asked.append(self._thread.submit(_ask, self._reward, batch[:whole]))
+            self._ask(batch[:whole])
+
+    def _ask(self, part: CrystalBatch) -> None:
+        self._asked.append((self._thread.submit(_ask, self._reward, part), len(part)))
 
     def restart(self) -> None:
         """Forget all parts: they are generated anew."""
-        for future in self._asked:
+        for future, _ in self._asked:
             future.cancel()
         self._asked, self._waiting = [], []
 
@@ -94,15 +121,21 @@ class RewardsInParts:
         Raises:
             Exception: whatever the reward raised.
         """
-        values, infos = zip(*(future.result() for future in self._asked), strict=True)
-        shared = [name for name in infos[0] if all(name in info for info in infos)]
-        return torch.cat(values), {
-            name: np.concatenate([np.atleast_1d(info[name]) for info in infos]) for name in shared
-        }
+        for part in self._waiting:
+            self._ask(part)
+        self._waiting = []
+        results = []
+        for future, n in self._asked:
+            values, info = future.result()
+            # What is one for the whole part is each structure's.
+            info = {k: np.full(n, v.item()) if v.size == 1 else v for k, v in info.items()}
+            results.append(RewardResult(values, info))
+        result = joined(results, [n for _, n in self._asked])
+        return result.values, result.info
 
     def close(self) -> None:
-        """Ends the thread, after the part that it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Ends the thread, after the part that it is at: a reward is asked by one at a time."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _ask(reward: RewardFunction, structures: CrystalBatch) -> Answer:

@@ -35,7 +35,7 @@ from irlkit.policies import Policy
 from irlkit.progress import progress_bar
 from irlkit.rewards import Reward, as_reward
 from irlkit.sampler import Trajectory, rollout
-from irlkit.scoring import NonFiniteRewardError, RewardFunction, check_groups
+from irlkit.scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
 from irlkit.system import check_writable, remove_leftovers, write_atomically
 from irlkit.updates import PolicyUpdate, halve_until_it_fits
 
@@ -112,6 +112,8 @@ class GRPOTrainer:
             if batch is not None and hasattr(asked, "check"):
                 asked.check(batch)
         check_groups(self.reward, self.config.group_size)
+        if self.config.overlap_rewards:
+            check_threads(self.reward)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)
@@ -219,7 +221,7 @@ class GRPOTrainer:
         """
         if self.validation is None:
             raise ValueError("validation was not given to the trainer")
-        return self._validate(self.config.validation_seed if seed is None else seed)[0]
+        return self._validate(self.config.validation_seed if seed is None else int(seed))[0]
 
     def _validate(self, seed: int) -> tuple[float, dict[str, float]]:
         """Mean reward, and the means of the reward's information."""

@@ -45,7 +45,7 @@ MODULES = [
     *("irlkit.crystals", "irlkit.cspnet", "irlkit.diagnostics", "irlkit.diversity"),
     *("irlkit.download", "irlkit.grpo", "irlkit.grpo_step", "irlkit.interpolants"),
     *("irlkit.matcher", "irlkit.matching", "irlkit.model", "irlkit.pretraining", "irlkit.runs"),
-    *("irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
+    *("irlkit.scoring", "irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
     "irlkit.writers",
 ]
 
@@ -942,6 +942,10 @@ EXCLUDED = {
         "updates.halve_until_it_fits updates.split_sizes "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher matching.Matches matching.References"
+    ),
+    "of the trainer alone, which checks what they get": (
+        "scoring.NonFiniteRewardError scoring.RewardsInParts scoring.check_threads scoring.means "
+        "scoring.save_cifs scoring.save_numbers"
     ),
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "

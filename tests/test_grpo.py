@@ -6,17 +6,22 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from irlkit.datasets import CrystalDataset
 from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
 from irlkit.policies import AnnealingPolicy
+from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward
 from irlkit.sampler import rollout
 from irlkit.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
+from irlkit.scoring import RewardsInParts
 from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
 from irlkit.updates import _Sample
 from tests.test_policies import generator, kinds, make_policy
@@ -688,6 +693,91 @@ def test_rewards_while_others_are_rolled_out(max_batch):
     pd.testing.assert_frame_equal(bits(first)[0], bits(second)[0], check_exact=True)
     for ours, theirs in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class Judge:
+    """A reward that counts on groups: runs of the same composition, or groups of a size."""
+
+    on_non_finite = 0.0
+
+    def __init__(self, group_size=None):
+        self.group_size = group_size
+        self.asked = []
+
+    def __call__(self, structures):
+        self.asked.append(structures.formulas())
+        values = volume_reward(structures).values
+        info = {"volume": values.numpy()}
+        if len(self.asked) == 1:
+            info = {"first": np.ones(len(structures), dtype=bool), "many": np.array(1.0)}
+        return SimpleNamespace(values=values, info=info)
+
+
+def test_parts_end_where_groups_do():
+    """Two groups of one composition, side by side, are one run, which a reward may count on."""
+    batch = crystals()[[0, 0, 0, 0, 1, 1, 0, 0]]
+    first, second = batch.formulas()[0], batch.formulas()[4]
+    for group_size, asked in (
+        (None, [[first] * 4, [second] * 2, [first] * 2]),
+        (2, [[first] * 2, [first] * 2, [second] * 2, [first] * 2]),
+    ):
+        reward = Judge(group_size)
+        parts = RewardsInParts(reward, 2)
+        for start in range(0, 8, 2):
+            parts.add(batch[start : start + 2])
+        values, info = parts.answer()
+        parts.close()
+        assert reward.asked == asked
+        assert torch.equal(values, volume_reward(batch).values)
+        n = len(asked[0])
+        assert info["first"].tolist() == [True] * n + [False] * (8 - n)
+        np.testing.assert_array_equal(info["many"], [1.0] * n + [np.nan] * (8 - n))
+        assert np.isnan(info["volume"][:n]).all()
+        np.testing.assert_array_equal(info["volume"][n:], values[n:])
+
+
+def test_a_reward_is_asked_by_one_at_a_time(monkeypatch):
+    """Also after an interrupt: a run that goes on does not find it busy."""
+    active, seen = [], []
+
+    def slow(structures):
+        active.append(1)
+        seen.append(len(active))
+        time.sleep(0.2)
+        active.pop()
+        return volume_reward(structures)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    config = {"max_batch": 4, "n_groups": 2, "group_size": 4, "overlap_rewards": True}
+    trainer = make_trainer(slow, validation=None, config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_usable", interrupted)
+        trainer.run(1, progress=False)
+    assert not active and trainer.iteration == 0
+    trainer.run(1, progress=False)
+    assert trainer.iteration == 1 and set(seen) == {1}
+
+
+def test_time_limits_need_the_main_thread():
+    config = {"overlap_rewards": True}
+    limited = FunctionReward(volume_reward, timeout=1.0)
+    for reward in (limited, CompositeReward({"a": volume_reward, "b": limited})):
+        with pytest.raises(ValueError, match="overlap_rewards: the time limit of FunctionReward"):
+            make_trainer(reward, config=config)
+    batch = crystals()
+    table = pd.DataFrame(
+        {
+            "material_id": list(map(str, range(len(batch)))),
+            "formula": batch.reduced_formulas(),
+            "n_atoms": batch.n_atoms.numpy(),
+        }
+    )
+    dataset = CrystalDataset("toy", None, batch, table)
+    for n_workers, refused in ((0, True), (1, False)):
+        with CRMSEReward(dataset, n_workers) as reward:
+            assert reward.limits_time_here is refused
 
 
 def test_errors_of_rewards_in_parts_are_those_of_the_whole():

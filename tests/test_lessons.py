@@ -1,6 +1,7 @@
 """What notebooks 00 and 01 compute."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -37,8 +38,10 @@ def test_known_structures_are_those_of_the_composition():
         lessons.find_crystal("Xe17")
 
 
-def test_a_wrong_formula_is_answered_by_its_words_alone(capsys):
+def test_a_wrong_formula_is_answered_by_its_words_alone(capsys, monkeypatch, tmp_path):
     interactive = pytest.importorskip("IPython.core.interactiveshell")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # a shell has its own
     assert len(quickstart.composition_of("TiO2", 2).species) == 6
     shell = interactive.InteractiveShell()
     shell.user_ns["composition_of"] = quickstart.composition_of

@@ -22,7 +22,7 @@ from irlkit.rewards import (
     RewardResult,
     SymmetryReward,
 )
-from irlkit.rewards.ray import _grouping, cut
+from irlkit.rewards.parts import cut, grouping
 from irlkit.sweeps import SweepFolder, TrialRecord, importance, run_ray
 from irlkit.sweeps.trial import run_trial
 from irlkit.workers import WorkersLostError
@@ -118,11 +118,11 @@ def test_groups_stay_whole():
 def test_grouping_is_that_of_the_parts():
     energy, sized = EnergyReward(LennardJonesToy()), EnergyReward(LennardJonesToy(), 4)
     symmetry = SymmetryReward("not_triclinic")
-    assert _grouping(symmetry) == (None, False)
-    assert _grouping(energy) == (None, True)
-    assert _grouping(sized) == (4, False)
-    assert _grouping(CompositeReward({"a": sized, "b": symmetry})) == (4, False)
-    assert _grouping(CompositeReward({"a": sized, "b": energy})) == (4, True)
+    assert grouping(symmetry) == (None, False)
+    assert grouping(energy) == (None, True)
+    assert grouping(sized) == (4, False)
+    assert grouping(CompositeReward({"a": sized, "b": symmetry})) == (4, False)
+    assert grouping(CompositeReward({"a": sized, "b": energy})) == (4, True)
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,19 @@ def find_reader(path: Path) -> Reader:
 
 
 def read_chunks(reader: Reader, path: Path) -> Iterator[RawRecords]:
-    """What a reader gives, as chunks."""
+    """What a reader gives, as chunks.
+
+    Raises:
+        ValueError: it gives something else.
+    """
     records = reader(path)
-    yield from [records] if isinstance(records, RawRecords) else records
+    for chunk in [records] if isinstance(records, RawRecords) else records:
+        if not (isinstance(chunk, RawRecords) and isinstance(chunk.table, pd.DataFrame)):
+            raise ValueError(
+                f"the reader of {path} must give RawRecords with a table as pandas has it, got "
+                f"{type(chunk).__name__}"
+            )
+        yield chunk
 
 
 def tidy_table(table: pd.DataFrame, path: Path, start: int = 0) -> pd.DataFrame:

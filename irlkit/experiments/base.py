@@ -360,11 +360,13 @@ class Experiment:
         """
         if all(run.key in kept for run in runs):
             self.seconds.pop(what, None)
-        with self._timed(what, add=True):
-            before = self._trainings.train(
-                runs, reward, validation, validation_reward, kept, **processes
-            )
-        self.seconds[what] += before
+        try:
+            with self._timed(what, add=True):
+                self._trainings.train(
+                    runs, reward, validation, validation_reward, kept, **processes
+                )
+        finally:
+            self.seconds[what] += self._trainings.seconds_before
         return self.history
 
     def _train_annealings(

@@ -187,7 +187,7 @@ class EnergyPreset:
             **self.grpo,
             **self.variants[name].grpo,
         }
-        return GRPOConfig.from_settings({**settings, "seed": seed})
+        return GRPOConfig.from_settings(settings, seed)
 
     def annealing_config(self) -> GRPOConfig:
         """Settings of the training of the annealing; its seed is the first."""
@@ -199,7 +199,7 @@ class EnergyPreset:
             "shared_x_0": True,
             **self.annealing_training.grpo,
         }
-        return GRPOConfig.from_settings({**settings, "seed": self.seeds[0]})
+        return GRPOConfig.from_settings(settings, self.seeds[0])
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Seeds that a policy is trained with."""

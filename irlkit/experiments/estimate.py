@@ -106,6 +106,8 @@ class Estimate:
 def estimate(experiment: Experiment) -> Estimate:
     """Time and memory of the experiment of notebook 03 or 04, after a trial of some seconds.
 
+    Trainings are counted one after the other, also where notebook 03 has several at a time.
+
     Args:
         experiment: before it starts; it is not changed.
 

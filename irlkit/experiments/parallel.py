@@ -1,8 +1,9 @@
-"""Several training runs at a time, each in a process with one thread.
+"""Several training runs at a time, each in a process with its share of the cores.
 
 Networks of this size leave most of a second thread idle. Every run writes a checkpoint after each
 iteration, as everywhere; whoever started the processes reads the results from there. What a run
-computes does not depend on the others, and has the same bits as with one thread in this process.
+computes does not depend on the others, and has the same bits as with as many threads in this
+process.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+
+import torch
 
 from irlkit import runs
 from irlkit.datasets import CrystalDataset
@@ -72,7 +75,7 @@ def train_in_processes(
         make_rewards: called once in each process.
         compositions: to train on.
         validation: compositions of the validation.
-        n_processes: how many at a time.
+        n_processes: how many at a time; if there are fewer assignments, each has more threads.
         progress: show a bar.
 
     Returns:
@@ -80,13 +83,15 @@ def train_in_processes(
 
     Raises:
         KeyboardInterrupt: interrupted; all runs are as they were after their last iteration.
-        WorkersLostError: no process can be started.
+        WorkersLostError: no process can be started, or none stays alive.
     """
     for assigned in assignments:
         if not assigned.resume:
             (assigned.folder / CHECKPOINT).unlink(missing_ok=True)
-    factory = partial(_Trainer, compositions, validation, make_rewards, os.getpid())
-    pool = WorkerPool(factory, min(n_processes, len(assignments)), timeout=_YEAR)
+    at_once = min(n_processes, len(assignments))
+    n_threads = n_processes // at_once
+    factory = partial(_Trainer, compositions, validation, make_rewards, n_threads, os.getpid())
+    pool = WorkerPool(factory, at_once, timeout=_YEAR)
     try:
         with _bar(assignments, progress):
             outcomes = pool.map(assignments)
@@ -104,21 +109,29 @@ class _Trainer:
         compositions: CrystalDataset,
         validation: CrystalDataset,
         make_rewards: MakeRewards,
+        n_threads: int,
         parent: int,
     ) -> None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        torch.set_num_threads(n_threads)
         self._compositions = compositions
         self._validation = validation
-        self._reward, self._validation_reward = make_rewards()
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        self._make_rewards = make_rewards
+
+    @cached_property
+    def _rewards(self) -> tuple[Reward, Reward]:
+        """Made with the first run: a start has a time limit, and energies may take long."""
+        return self._make_rewards()
 
     def __call__(self, assigned: Assignment) -> None:
+        reward, validation_reward = self._rewards
         trainer = GRPOTrainer(
             assigned.policy,
-            self._reward,
+            reward,
             self._compositions,
             assigned.config,
             validation=self._validation,
-            validation_reward=self._validation_reward,
+            validation_reward=validation_reward,
             out_dir=assigned.folder,
             resume=assigned.resume,
         )
@@ -136,9 +149,10 @@ def _end_with(parent: int) -> None:
 @contextmanager
 def _bar(assignments: Sequence[Assignment], progress: bool) -> Iterator[None]:
     """A bar over the iterations of all runs, as their checkpoints have them."""
-    bar = progress_bar(
-        total=sum(assigned.iterations for assigned in assignments), disable=not progress, unit="it"
-    )
+    if not progress:
+        yield
+        return
+    bar = progress_bar(total=sum(assigned.iterations for assigned in assignments), unit="it")
     ended = threading.Event()
     done = [0] * len(assignments)
 
@@ -166,5 +180,5 @@ def _bar(assignments: Sequence[Assignment], progress: bool) -> Iterator[None]:
 def _iterations_of(assigned: Assignment) -> int:
     try:
         return runs.read(assigned.folder).done or 0
-    except FileNotFoundError:  # not begun
+    except (OSError, ValueError):  # not begun, or not to be read now; the run itself says what is
         return 0

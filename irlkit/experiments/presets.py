@@ -124,7 +124,7 @@ class Preset:
             "iterations": self.iterations,
             **self.grpo,
         }
-        return GRPOConfig.from_settings({**settings, "seed": seed})
+        return GRPOConfig.from_settings(settings, seed)
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:

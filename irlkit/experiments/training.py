@@ -24,6 +24,7 @@ from irlkit.rewards import Reward
 from irlkit.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.system import write_atomically
 from irlkit.trainer import CHECKPOINT, GRPOTrainer
+from irlkit.workers import WorkersLostError
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Trainings:
     Attributes:
         histories: key of a run -> its history, with the run's labels.
         best_iteration: key of a run -> iteration of its best policy.
+        seconds_before: that earlier processes had spent on what the last call of `train` has read,
+            added up.
     """
 
     def __init__(self, folder: Path, compositions: CrystalDataset, progress: bool) -> None:
@@ -87,6 +90,8 @@ class Trainings:
         self.progress = progress
         self.histories: dict[Any, pd.DataFrame] = {}
         self.best_iteration: dict[Any, int] = {}
+        self.seconds_before = 0.0
+        self._begun: set[Any] = set()  # in this process or those that it started
         # There from the beginning of training until results are written: who finds it goes on.
         self._unfinished = folder / "unfinished"
         self._continues = self._unfinished.exists()
@@ -100,7 +105,7 @@ class Trainings:
         kept: dict[Any, Any],
         n_processes: int = 1,
         make_rewards: MakeRewards | None = None,
-    ) -> float:
+    ) -> None:
         """Train policies and keep the best of each by validation.
 
         Once all are trained, a further call begins anew; after an interruption, it goes on there.
@@ -113,12 +118,9 @@ class Trainings:
             validation: compositions of the validation.
             validation_reward: of the validation.
             kept: key of a run -> its policy, filled here.
-            n_processes: how many are trained at a time, in processes of their own with one thread
-                each; 1 trains one after the other in this process.
+            n_processes: how many are trained at a time, in processes of their own which share as
+                many threads; 1 trains one after the other in this process.
             make_rewards: makes both rewards, for these processes.
-
-        Returns:
-            Seconds that a process before this one had spent on what was read.
 
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
@@ -126,20 +128,22 @@ class Trainings:
         if all(run.key in kept for run in runs):
             for run in runs:
                 del kept[run.key], self.histories[run.key], self.best_iteration[run.key]
+            self._begun -= {run.key for run in runs}
             self._continues = False
         if not self._unfinished.exists():
             for path in self.folder.glob(f"*/{CHECKPOINT}"):
                 path.unlink()  # of a run before, whose results are written
             write_atomically(self._unfinished, b"")
-        seconds = 0.0
+        self.seconds_before = 0.0
         trainers = {}
         for run in runs:
             if run.key in kept:
                 continue
             trainer = trainers[run.key] = self._trainer(run, reward, validation, validation_reward)
-            if run.key not in self.histories and trainer.iteration:
+            if run.key not in self._begun and trainer.iteration:
                 print(f"{run.name}: {trainer.iteration} iterations are there, going on")
-                seconds += float(trainer.history.filter(like="_seconds").sum().sum())
+                self.seconds_before += float(trainer.history.filter(like="_seconds").sum().sum())
+            self._begun.add(run.key)
         unfinished = [
             run
             for run in runs
@@ -166,7 +170,6 @@ class Trainings:
             kept[run.key] = trainer.policy
             assert trainer.best is not None  # A validation split was given.
             self.best_iteration[run.key] = int(trainer.best["iteration"])
-        return seconds
 
     def _train_in_processes(
         self,
@@ -201,6 +204,12 @@ class Trainings:
             raise KeyboardInterrupt(
                 "training stopped; run this cell again to go on from the last iteration of each run"
             ) from None
+        except WorkersLostError as error:
+            warnings.warn(
+                f"training goes on in this process (as n_workers=0 has it from the start): {error}",
+                stacklevel=4,
+            )
+            return
         for name, reason in failed.items():
             warnings.warn(f"{name} goes on in this process: {reason}", stacklevel=4)
 

@@ -199,6 +199,7 @@ def velocity_field(
     if not fields or not len(times):
         raise ValueError("fields and times must hold at least one entry each")
     check_count("n", n)
+    times = [float(t) for t in times]
     axis = torch.linspace(-extent, extent, n, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
     values = {}

@@ -58,8 +58,8 @@ def element_colors(elements: Sequence[int]) -> dict[int, str]:
     return {z: COLORS[i % len(COLORS)] for i, z in enumerate(ordered)}
 
 
-def to_structure(crystal: Crystal) -> Structure:
-    """A pymatgen structure.
+def to_structure(crystal: Crystal, name: str = "crystal") -> Structure:
+    """A pymatgen structure; `name` is what the argument is called in errors.
 
     Raises:
         ValueError: a batch of none or several structures, or an object that is neither.
@@ -67,13 +67,13 @@ def to_structure(crystal: Crystal) -> Structure:
     if hasattr(crystal, "to_structures"):
         if len(crystal) != 1:
             raise ValueError(
-                f"crystal must hold one structure, got {len(crystal)}; take one with [i], or use "
+                f"{name} must hold one structure, got {len(crystal)}; take one with [i], or use "
                 "plots.structures"
             )
         return crystal.wrap().to_structures()[0]
     if not hasattr(crystal, "frac_coords"):
         raise ValueError(
-            "crystal must be a CrystalBatch of one structure or a pymatgen Structure, got "
+            f"{name} must be a CrystalBatch of one structure or a pymatgen Structure, got "
             f"{type(crystal).__name__}"
         )
     return crystal

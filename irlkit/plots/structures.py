@@ -81,9 +81,9 @@ def structures(
         ValueError: no panel, too many, or something that is not one structure.
     """
     if isinstance(panels, Mapping):
-        named = [(name, to_structure(crystal)) for name, crystal in panels.items()]
+        named = [(name, to_structure(panel, "panels")) for name, panel in panels.items()]
     else:
-        drawn = [to_structure(crystal) for crystal in panels]
+        drawn = [to_structure(panel, "panels") for panel in panels]
         named = [(_formula(crystal), crystal) for crystal in drawn]
     if not 0 < len(named) <= MAX_PANELS:
         raise ValueError(f"panels must hold 1 to {MAX_PANELS} structures, got {len(named)}")

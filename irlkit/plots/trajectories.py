@@ -96,8 +96,10 @@ def trajectory_and_curves(
         raise ValueError("states must hold at least one state, got none")
     _check({"states": states})
     for name, values in curves.items():
-        as_numbers(f"curves[{name!r}], a value per state,", values, len(states))
+        as_numbers(f"curves[{name!r}], a value for each of states,", values, len(states))
     x = np.arange(len(states)) if times is None else as_numbers("times", times, len(states))
+    if reference is not None and len(reference) != 1:
+        raise ValueError(f"reference must be a batch of one structure, got {len(reference)}")
     panels = {"generated": states, **({} if reference is None else {"reference": [reference]})}
     titles = [*panels, label]
     figure = make_subplots(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -79,7 +80,14 @@ class NetworkPolicy(Policy):
         Args:
             path: file to write.
             metadata: anything JSON can hold; it becomes part of the model's ``info``.
+
+        Raises:
+            ValueError: metadata that JSON cannot hold.
         """
+        try:
+            json.dumps(metadata and dict(metadata))
+        except TypeError as error:
+            raise ValueError(f"metadata must be what JSON can hold: {error}") from error
         network = copy.copy(self.network)
         policy = {
             "fields": list(self.fields),

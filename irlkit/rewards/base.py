@@ -52,6 +52,11 @@ class Reward(ABC):
     A reward can be a context manager, which closes it.
     """
 
+    @property
+    def limits_time_here(self) -> bool:
+        """Whether it has a time limit that holds in the main thread of this process only."""
+        return False
+
     @abstractmethod
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Rewards of all structures; those that are not finite or not valid get one as well."""

@@ -76,6 +76,11 @@ class FunctionReward(Reward):
         if n_workers:
             self._pool = WorkerPool(partial(_prepare, function), n_workers, timeout or 3600.0)
 
+    @property
+    def limits_time_here(self) -> bool:
+        """Whether there is a time limit, and no worker process that it holds in."""
+        return self.timeout is not None and self._pool is None
+
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Judges all structures.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from irlkit.cluster import connect, import_ray
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
+from irlkit.rewards.parts import cut, grouping, joined
 from irlkit.workers import WorkersLostError
 
 _TRIES = 2
@@ -151,7 +151,7 @@ class RayReward(Reward):
                 f"the workers of all {len(batch)} structures were lost {_TRIES} times; Ray's logs "
                 "say why"
             )
-        return _joined(results, [part.stop - part.start for part in parts], self.on_failure)
+        return joined(results, [part.stop - part.start for part in parts], self.on_failure)
 
     def close(self) -> None:
         """Ends the workers, and the cluster if this reward has started it."""
@@ -208,29 +208,6 @@ class RayReward(Reward):
             raise getattr(error, "cause", None) or error from error
 
 
-def cut(batch: CrystalBatch, n_parts: int, group_size: int | None, whole_runs: bool) -> list[slice]:
-    """Consecutive parts of a batch with about as many atoms each.
-
-    Args:
-        batch: At least one structure.
-        n_parts: How many, at most.
-        group_size: Only between groups of so many structures; None: anywhere.
-        whole_runs: Only between different compositions.
-    """
-    n = len(batch)
-    allowed = np.ones(n, dtype=bool)
-    if whole_runs:
-        formulas = np.array(batch.formulas())
-        allowed[1:] = formulas[1:] != formulas[:-1]
-    if group_size is not None:
-        allowed &= np.arange(n) % group_size == 0
-    starts = np.flatnonzero(allowed)
-    atoms_before = (batch.n_atoms.cumsum(0) - batch.n_atoms).cpu().numpy()[starts]
-    share = atoms_before * n_parts // int(batch.n_atoms.sum())
-    bounds = [*starts[np.flatnonzero(np.diff(share, prepend=-1))].tolist(), n]
-    return [slice(a, b) for a, b in pairwise(bounds)]
-
-
 class _Worker:
     """What runs on the cluster."""
 
@@ -241,7 +218,7 @@ class _Worker:
     def prepare(self) -> tuple[int | None, bool]:
         # Not when the actor is made: the reward's own errors arrive from a call only.
         self._reward = as_reward(self._factory())
-        return _grouping(self._reward)
+        return grouping(self._reward)
 
     def check(self, compositions: CrystalBatch) -> None:
         if hasattr(self._reward, "check"):
@@ -253,50 +230,6 @@ class _Worker:
         return values, dict(result.info or {})
 
 
-def _grouping(reward: Any) -> tuple[int | None, bool]:
-    """Structures per group that a reward counts on; and whether runs of compositions are groups."""
-    if hasattr(reward, "group_size"):
-        return reward.group_size, reward.group_size is None
-    parts = getattr(reward, "parts", None)
-    found = [_grouping(p) for p in parts.values()] if isinstance(parts, Mapping) else []
-    sizes = [size for size, _ in found if size is not None]
-    # Groups of a size are cut by their places, and a run of equal compositions in a trainer's batch
-    # consists of such groups.
-    return (math.lcm(*sizes) if sizes else None), any(runs for _, runs in found)
-
-
 def _on_cpu(batch: CrystalBatch) -> CrystalBatch:
     batch = batch.to("cpu")
     return batch.replace(pos=batch.pos.detach(), cell=batch.cell.detach())
-
-
-def _joined(
-    results: list[RewardResult | None], sizes: list[int], on_failure: float
-) -> RewardResult:
-    """One result of many, some of which are missing."""
-    known = [result for result in results if result is not None]
-    values = torch.cat(
-        [
-            torch.full((n,), on_failure, dtype=torch.float64) if result is None else result.values
-            for result, n in zip(results, sizes, strict=True)
-        ]
-    )
-    info = {}
-    for name in {name: None for result in known for name in result.info}:
-        kind = np.result_type(*[r.info[name] for r in known if name in r.info])
-        info[name] = np.concatenate(
-            [
-                np.full(n, _absent(kind), dtype=kind)
-                if result is None or name not in result.info
-                else result.info[name].astype(kind)
-                for result, n in zip(results, sizes, strict=True)
-            ]
-        )
-    if len(known) < len(results):
-        info["lost"] = np.repeat([result is None for result in results], sizes)
-    return RewardResult(values, info)
-
-
-def _absent(kind: np.dtype[Any]) -> Any:
-    """What stands where nothing is known."""
-    return {"f": math.nan, "b": False, "i": -1, "u": 0, "U": ""}.get(kind.kind)

@@ -59,6 +59,11 @@ class CRMSEReward(Reward):
         self.dataset = dataset
         self._references = self.pool.prepare(dataset.batch)
 
+    @property
+    def limits_time_here(self) -> bool:
+        """Whether structures are matched in this process."""
+        return self.pool.n_workers == 0
+
     @checked
     def check(self, compositions: CrystalBatch) -> None:
         """Raises a ValueError that names compositions without a reference structure."""

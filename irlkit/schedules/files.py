@@ -39,7 +39,7 @@ def save_annealing(
         metadata: anything JSON can hold, kept beside the weights (what it was trained on, ...).
 
     Raises:
-        ValueError: another kind of annealing.
+        ValueError: another kind of annealing, or metadata that JSON cannot hold.
     """
     kind = type(annealing).__name__
     if isinstance(annealing, LearnedAnnealing):
@@ -53,14 +53,18 @@ def save_annealing(
     else:
         raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
     header = {"format": _FORMAT, "kind": kind, "arguments": arguments, "metadata": metadata or {}}
-    write_atomically(path, serialize_tensors(tensors, {"irlkit": json.dumps(header)}))
+    try:
+        description = json.dumps(header)
+    except TypeError as error:
+        raise ValueError(f"metadata must be what JSON can hold: {error}") from error
+    write_atomically(path, serialize_tensors(tensors, {"irlkit": description}))
 
 
 def annealing_to_dict(annealing: Annealing) -> dict[str, Any]:
     """An annealing as JSON can hold it, weights included.
 
     Raises:
-        ValueError: another kind of annealing.
+        ValueError: another kind of annealing, or metadata that JSON cannot hold.
     """
     kind = type(annealing).__name__
     if isinstance(annealing, LearnedAnnealing):

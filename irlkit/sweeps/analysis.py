@@ -28,8 +28,14 @@ def importance(trials: pd.DataFrame, space: SearchSpace) -> pd.Series:
         trials or where all values are equal.
 
     Raises:
+        ValueError: the table has other columns.
         ImportError: Optuna is not installed.
     """
+    if not {"state", "value"} <= set(trials.columns):
+        raise ValueError(
+            "trials must have the columns of SweepFolder.trials, 'state' and 'value' among them, "
+            f"got {list(trials.columns)}"
+        )
     optuna = import_optuna()
     done = trials[trials["state"].isin(("complete", "pruned")) & trials["value"].notna()]
     unknown = pd.Series(float("nan"), index=list(space.names), name="importance")

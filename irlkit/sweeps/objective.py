@@ -77,22 +77,27 @@ class TrainingSettings:
     @property
     def validate_every(self) -> int:
         """Iterations between validations."""
-        return GRPOConfig.from_settings(self._grpo).validate_every
+        return GRPOConfig.from_settings(self._grpo, self.seed).validate_every
 
     @property
     def _grpo(self) -> dict[str, Any]:
         """As ``GRPOConfig`` takes them: JSON has lists where it wants tuples."""
         return {k: tuple(v) if isinstance(v, list) else v for k, v in self.grpo.items()}
 
-    def config(self, settings: Mapping[str, Any], **others: Any) -> GRPOConfig:
+    def config(
+        self, settings: Mapping[str, Any], *, seed: int | None = None, **others: Any
+    ) -> GRPOConfig:
         """All settings of a training run.
 
         Args:
             settings: of a configuration, see ``SearchSpace.split``; they win over `grpo`.
-            **others: win over everything, such as the seed.
+            seed: of the run; None: that of the trials.
+            **others: win over everything.
         """
-        ours = {"seed": self.seed, "iterations": self.iterations}
-        return GRPOConfig.from_settings({**self._grpo, **settings, **ours, **others})
+        ours = {"iterations": self.iterations, **others}
+        return GRPOConfig.from_settings(
+            {**self._grpo, **settings, **ours}, self.seed if seed is None else seed
+        )
 
 
 @checked

@@ -154,7 +154,10 @@ class SweepFolder:
 
     def _write_description(self, n_trials: int | None) -> None:
         data = {**self._description(), "n_trials": n_trials}
-        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        try:
+            text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"objective must be described by what JSON holds: {error}") from error
         write_atomically(self.path / "sweep.json", text.encode())
 
     def _description(self) -> dict[str, Any]:
