@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ from irlkit.schedules import (
     time_grid,
 )
 from irlkit.trainer import GRPOTrainer
-from irlkit.workers import Outcome, WorkerPool
+from irlkit.workers import Outcome, WorkerPool, WorkersLostError
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 
@@ -564,7 +565,11 @@ def test_interrupted_processes_go_on_where_they_were(
         with pytest.raises(KeyboardInterrupt, match="run this cell again"):
             experiment.train_policies()
     assert runs.read(tmp_path / "training" / "score_based_seed_0").done == 1
+    started = time.perf_counter()
+    before = experiment.seconds["training"]
     experiment.train_policies()
+    taken = time.perf_counter() - started
+    assert experiment.seconds["training"] <= before + taken, "no second is counted twice"
     check_same_training(experiment, one_after_the_other)
 
 
@@ -576,6 +581,19 @@ def test_what_a_process_could_not_finish_is_trained_here(
     monkeypatch.setattr(WorkerPool, "map", lambda pool, assignments: lost * len(assignments))
     warning = "velocity-based, seed 0 goes on in this process: it ended"
     with one_thread(), pytest.warns(UserWarning, match=warning):
+        experiment.train_policies()
+    check_same_training(experiment, one_after_the_other)
+
+
+def test_where_no_process_starts_policies_are_trained_here(
+    files, tmp_path, one_after_the_other, monkeypatch
+):
+    def lost(pool, assignments):
+        raise WorkersLostError("no memory")
+
+    experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet")
+    monkeypatch.setattr(WorkerPool, "map", lost)
+    with one_thread(), pytest.warns(UserWarning, match=r"n_workers=0 .*: no memory"):
         experiment.train_policies()
     check_same_training(experiment, one_after_the_other)
 

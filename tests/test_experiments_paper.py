@@ -45,7 +45,7 @@ ANNEALING = replace(
     },
     few_step_sweep=(2, 3),
     reference_sweep=(Rung(2, 3, 3), Rung(1, 3, 4)),
-    n_workers=0,
+    n_workers=1,  # rewards are asked beside the rollouts, where time limits need a process
 )
 ENERGY = replace(
     ENERGY_PRESETS["paper"],

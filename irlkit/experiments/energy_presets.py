@@ -330,7 +330,8 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
             n_workers=0,
         ),
         _LAPTOP,
-        # The same with seven times the iterations and all test structures.
+        # Seven times the iterations, a learning rate that falls further, slower averages, fewer and
+        # larger validations, and all test structures.
         replace(
             _LAPTOP,
             name="long",
