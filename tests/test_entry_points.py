@@ -1,8 +1,9 @@
 """Every public entry point, called rightly, and then with anything in the place of an argument.
 
 What comes back is a result, or an error of a documented kind that names the argument (or, for names
-and paths, what was given). By default a few of a list of values are tried, always the same;
-`IRLKIT_EXAMPLES=500 pytest tests/test_entry_points.py` tries many that Hypothesis draws.
+and paths, what was given). By default a few of a list of values are tried, always the same, with
+`IRLKIT_ALL_VALUES=1 pytest tests/test_entry_points.py` all of them, and with `IRLKIT_EXAMPLES=500`
+many that Hypothesis draws.
 """
 
 import importlib
@@ -243,7 +244,8 @@ def attempts(kit, folder, name, function, arguments, argument, errors):
     # The same ones whatever else is imported or written, as Hypothesis's draws are not.
     number = zlib.crc32(f"{name} {argument}".encode())
     if MORE is None:
-        for value in random.Random(number).sample(VALUES, EXAMPLES):
+        k = len(VALUES) if os.environ.get("IRLKIT_ALL_VALUES") else EXAMPLES
+        for value in random.Random(number).sample(VALUES, k):
             attempt(value)
     else:
         draw = settings(
