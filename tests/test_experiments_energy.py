@@ -516,6 +516,17 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
+def test_without_a_noise_study(files, tmp_path):
+    preset = replace(TINY, seeds=(0,), iterations=1, annealing="none", noise_study={})
+    experiment = make(files, tmp_path, preset)
+    experiment.train_policies()
+    rows = experiment.evaluate_policies()
+    assert len(experiment.study_noise()) == len(experiment.history)
+    assert experiment.evaluate_policies(preset.noise_study).empty
+    assert len(experiment.evaluation) == len(rows) == 2
+    assert list(preset.variants) == list(preset.policies)
+
+
 @pytest.fixture(scope="module")
 def one_after_the_other(files, tmp_path_factory):
     experiment = make(

@@ -459,7 +459,7 @@ def test_reference_energies_can_be_given_but_not_mixed(known):
 
 def test_energies_need_fitting_references(known):
     toy = LennardJonesToy()
-    with pytest.raises(ValueError, match="must have the composition of reference i"):
+    with pytest.raises(ValueError, match=r"must have the composition of references\[i\]"):
         evaluate_energies(known.batch[list(range(len(known)))[::-1]], known, toy)
     cell = known.batch.cell.clone()
     cell[2] = torch.nan

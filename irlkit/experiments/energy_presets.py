@@ -331,11 +331,12 @@ ENERGY_PRESETS: dict[str, EnergyPreset] = {
         ),
         _LAPTOP,
         # Seven times the iterations, a learning rate that falls further, slower averages, fewer and
-        # larger validations, and all test structures.
+        # larger validations, all test structures, and no other scales of the noise.
         replace(
             _LAPTOP,
             name="long",
             iterations=500,
+            noise_study={},
             grpo={
                 **_LAPTOP.grpo,
                 "final_learning_rate": 1e-4,
