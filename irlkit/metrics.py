@@ -5,6 +5,8 @@ One structure is generated for the composition of each reference structure.
 - match rate: share of references that the structure generated for them matches;
 - RMSE: mean displacement of these matches;
 - METRe: share of references that any structure generated for the same composition matches;
+- polymorph match rate: share of generated structures that match any reference of their composition,
+  which is the match rate where no two references share a composition;
 - cRMSE: mean over references of the displacement of the best of these matches, with `stol` where
   there is none.
 
@@ -49,13 +51,16 @@ class Metrics:
         match_rate: Share of references that the structure generated for them matches.
         rmse: Mean displacement of these matches; nan where there is none.
         best_rmse: Mean displacement of METRe's best matches; nan where there is none.
+        polymorph_match_rate: Share of structures that match any reference of their composition.
+        polymorph_rmse: Mean displacement from the closest of these; nan where there is none.
         valid_rate: Share of generated structures that `validity.check` accepts.
         n_structures: Number of references, and of generated structures.
         n_timeouts: Structures that count as unmatched because their matching took too long.
         n_failed: Structures that count as unmatched because their matching ended with an error.
         table: One row per reference: `material_id` (where known), `formula`, `n_atoms`; `valid`,
             `timed_out` and `rmsd` of the structure generated for it (nan if unmatched);
-            `best_rmsd` and `best_generated` of its best match (nan and -1 if there is none).
+            `best_rmsd` and `best_generated` of its best match (nan and -1 if there is none);
+            `polymorph_rmsd` from that structure to the closest reference of its composition.
     """
 
     metre: float
@@ -63,6 +68,8 @@ class Metrics:
     match_rate: float
     rmse: float
     best_rmse: float
+    polymorph_match_rate: float
+    polymorph_rmse: float
     valid_rate: float
     n_structures: int
     n_timeouts: int
@@ -108,6 +115,7 @@ def evaluate(
     diagonal = pairs[:, 0] == pairs[:, 1]
     own[pairs[diagonal, 0]] = matches.rmsd[diagonal]
     best, best_generated = best_per_group(pairs[:, 1], pairs[:, 0], matches.rmsd, len(batch))
+    closest, _ = best_per_group(pairs[:, 0], pairs[:, 1], matches.rmsd, len(batch))
     table = _table(
         references,
         formulas,
@@ -116,6 +124,7 @@ def evaluate(
         rmsd=own,
         best_rmsd=best,
         best_generated=best_generated,
+        polymorph_rmsd=closest,
     )
     return Metrics(
         metre=float(np.isfinite(best).mean()),
@@ -123,6 +132,8 @@ def evaluate(
         match_rate=float(np.isfinite(own).mean()),
         rmse=_mean(own),
         best_rmse=_mean(best),
+        polymorph_match_rate=float(np.isfinite(closest).mean()),
+        polymorph_rmse=_mean(closest),
         valid_rate=float(matches.valid.mean()),
         n_structures=len(batch),
         n_timeouts=int(matches.timed_out.sum()),

@@ -348,6 +348,7 @@ def test_references_reproduce_themselves(references, local_pool):
     metrics = evaluate(dataset.batch, dataset, local_pool)
     assert metrics.metre == metrics.match_rate == metrics.valid_rate == 1
     assert metrics.crmse == pytest.approx(0, abs=1e-5)
+    assert metrics.polymorph_match_rate == 1
     assert metrics.n_structures == len(references) and metrics.n_timeouts == 0
     assert metrics.table["material_id"].tolist() == dataset.table["material_id"].tolist()
     assert "table" not in metrics.summary() and metrics.summary()["metre"] == 1
@@ -372,6 +373,11 @@ def test_metre_takes_the_best_match_of_the_composition(references, local_pool):
     assert metrics.crmse == pytest.approx(np.where(np.isnan(best), 0.5, best).mean())
     np.testing.assert_allclose(metrics.table["best_rmsd"], best, atol=1e-8)
     assert metrics.table["best_generated"][1] == 0
+    closest = np.array([np.fmin.reduce([table[g, r] for r in range(3)]) for g in range(3)])
+    assert metrics.polymorph_match_rate == np.isfinite(closest).mean() == 1
+    assert metrics.polymorph_rmse == pytest.approx(np.nanmean(closest))
+    np.testing.assert_allclose(metrics.table["polymorph_rmsd"], closest, atol=1e-8)
+    assert metrics.match_rate < 1, "no structure is that of its own reference"
 
 
 def test_nothing_valid(references, local_pool):
@@ -380,6 +386,7 @@ def test_nothing_valid(references, local_pool):
     metrics = evaluate(broken, dataset, local_pool)
     assert metrics.metre == metrics.match_rate == metrics.valid_rate == 0
     assert metrics.crmse == 0.5 and np.isnan(metrics.rmse) and np.isnan(metrics.best_rmse)
+    assert metrics.polymorph_match_rate == 0 and np.isnan(metrics.polymorph_rmse)
     assert (metrics.table["best_generated"] == -1).all()
 
 

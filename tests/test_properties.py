@@ -364,6 +364,7 @@ def test_metrics_of_any_structures(drawn):
     metrics = evaluate(generated, batch, MatchPool(0))
     for rate in (metrics.metre, metrics.match_rate, metrics.valid_rate):
         assert 0 <= rate <= 1
+    assert metrics.match_rate <= metrics.polymorph_match_rate <= 1
     assert 0 <= metrics.crmse <= 0.5 + 1e-9
     whole = evaluate(batch, batch, MatchPool(0)).table["rmsd"].to_numpy()
     ours = metrics.table["rmsd"].to_numpy()

@@ -18,6 +18,7 @@ from irlkit.potentials import Energies, Potential
 METRIC_NAMES = {
     "match_rate": "match rate",
     "rmse": "RMSE",
+    "polymorph_match_rate": "polymorph match rate",
     "metre": "METRe",
     "crmse": "cRMSE",
     "energy_above_reference": "energy above reference, eV/atom",

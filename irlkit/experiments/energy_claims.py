@@ -22,13 +22,24 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
     as the paper has it, are aims: how low its energies are says what that annealing does to
     energies, which depends on the data (docs/results.md), more than what reinforcement does.
 
+    The claim about matches counts those with any polymorph of the composition. Matches with the
+    very reference that the structure was generated for are an aim: where this is not the lowest
+    polymorph, an energy below it is not to be had without leaving it. Where no two references
+    share a composition, both are the same.
+
     Args:
         evaluation: columns policy, schedule, n_steps, seed, energy_above_reference, invalid_rate,
-            match_rate, rmse.
+            match_rate, polymorph_match_rate, rmse.
         preset: names the policies, and says which steps are few and many.
     """
     few, many = preset.n_steps, preset.reference_steps
     check = Claim.check
+    compared = (
+        ("polymorph match rate", "polymorph_match_rate", ">= -0.01", True),
+        ("match rate", "match_rate", ">= -0.01", False),
+        ("RMSE", "rmse", "<= 0", True),
+        ("invalid-energy rate", "invalid_rate", "<= 0", True),
+    )
     claims = []
     energies = {}
     for n_steps, schedule, than, required in (
@@ -36,7 +47,7 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
         (many, "handcrafted", f"the pretrained model with its best annealing, {many} steps", False),
     ):
         baseline = rows_of(evaluation, PRETRAINED, n_steps, schedule)
-        means = baseline[["energy_above_reference", "match_rate", "rmse", "invalid_rate"]].mean()
+        means = baseline[["energy_above_reference", *(column for _, column, *_ in compared)]].mean()
         for name, variant in preset.policies.items():
             ours = rows_of(evaluation, name, few)
             energy = energies[variant.policy] = float(ours["energy_above_reference"].mean())
@@ -51,15 +62,22 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
                         f"{who}: {what} minus that of {than}",
                         float(ours[column].mean() - means[column]),
                         target,
-                        required,
+                        required and may_be_claimed,
                     )
-                    for what, column, target in (
-                        ("match rate", "match_rate", ">= -0.01"),
-                        ("RMSE", "rmse", "<= 0"),
-                        ("invalid-energy rate", "invalid_rate", "<= 0"),
-                    )
+                    for what, column, target, may_be_claimed in compared
                 ),
             ]
+    unannealed = rows_of(evaluation, PRETRAINED, many, "none")["energy_above_reference"].mean()
+    claims += [
+        check(
+            f"{name}, {few} steps: energy above reference relative to the pretrained model without "
+            f"annealing, {many} steps",
+            _share(energies[variant.policy], float(unannealed)),
+            "<= 0.5",
+            required=False,
+        )
+        for name, variant in preset.policies.items()
+    ]
     annealed = rows_of(evaluation, PRETRAINED, few, "learned")
     if len(annealed):
         before = float(annealed["energy_above_reference"].mean())
@@ -108,6 +126,7 @@ def energy_conclusion(
     columns = {
         "energy_above_reference": "energy above reference, eV/atom",
         "match_rate": "match rate",
+        "polymorph_match_rate": "polymorph match rate",
         "rmse": "RMSE",
         "invalid_rate": "invalid",
     }

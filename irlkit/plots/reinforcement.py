@@ -13,6 +13,7 @@ from irlkit.plots.style import COLORS, GREY, METRIC_LABELS, line_with_band, need
 _LABELS = {
     **METRIC_LABELS,
     "energy_above_reference": "energy above reference, eV/atom",
+    "energy_above_lowest": "energy above the lowest polymorph, eV/atom",
     "invalid_rate": "share of invalid structures",
 }
 
@@ -20,7 +21,12 @@ _LABELS = {
 def validation_curves(
     curves: pd.DataFrame,
     tests: pd.DataFrame,
-    metrics: Sequence[str] = ("energy_above_reference", "match_rate", "rmse", "invalid_rate"),
+    metrics: Sequence[str] = (
+        "energy_above_lowest",
+        "polymorph_match_rate",
+        "polymorph_rmse",
+        "invalid_rate",
+    ),
 ) -> go.Figure:
     """Metrics on the validation split during training, a line per policy (Figs. 3, 6).
 

@@ -19,6 +19,8 @@ METRIC_LABELS = {
     "crmse": "cRMSE, in (V/N)<sup>1/3</sup>",
     "match_rate": "match rate",
     "rmse": "RMSE, in (V/N)<sup>1/3</sup>",
+    "polymorph_match_rate": "match rate with any polymorph",
+    "polymorph_rmse": "RMSE from the closest polymorph, in (V/N)<sup>1/3</sup>",
     "valid_rate": "share of valid structures",
 }
 
