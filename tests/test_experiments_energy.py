@@ -345,6 +345,9 @@ def test_evaluations_are_labelled(finished):
         "score-based, large noise": 1,
     }
     assert len(finished.metrics_table()) == 6 + 3
+    # Each policy is measured in one of two calls; the time of both is noted.
+    policies = rows[rows["policy"] != PRETRAINED]
+    assert finished.seconds["evaluation of policies"] >= policies["seconds"].sum()
     assert set(finished.structures["policy"]) == set(rows["policy"])
 
 

@@ -276,7 +276,7 @@ class Experiment:
         """
         rows: list[dict[str, Any]] = []
         with (
-            self._timed(f"evaluation of {name}"),
+            self._timed(f"evaluation of {name}", add=True),
             progress_bar(
                 total=sum(job.labels["n_steps"] for job in jobs),
                 disable=not self.progress,
