@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 import torch.distributed as dist
+
+# A default argument in it keeps the group that there is when it is imported, as the first optimiser
+# does: the group's threads would outlive it, and may abort the process as it ends.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch

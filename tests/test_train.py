@@ -115,6 +115,26 @@ def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
+@gloo
+def test_the_group_of_ranks_ends_with_its_threads(tmp_path):
+    code = f"""
+import gc, weakref
+import irlkit.train
+import torch, torch.distributed as dist
+dist.init_process_group("gloo", init_method="file://{tmp_path / "store"}", rank=0, world_size=1)
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+group = weakref.ref(dist.group.WORLD)
+dist.destroy_process_group()
+gc.collect()
+print("ended" if group() is None else "still there")
+"""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "ended", done.stdout + done.stderr
+
+
 def test_a_share_of_the_draws_is_that_of_the_whole():
     pos, cell = torch.zeros(1, 7, 3), torch.zeros(1, 3, 3, 3)
     whole = ShareOfBatch().manual_seed(3)
