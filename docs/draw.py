@@ -20,6 +20,8 @@ PICTURES = {
     "06": "best",
 }
 """Notebook -> name of its main figure."""
+OTHERS = {"03_long": "validation"}
+"""Folder of results -> name of a figure that is not the notebook's main one."""
 WIDTH, MAX_BYTES, N_COLORS = 900, 80_000, 64
 HERE = Path(__file__).parent / "pictures"
 # Software rendering: there may be no graphics card.
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results")
     options = parser.parse_args()
     for name in options.names or PICTURES:
-        source = options.runs / name / "figures" / f"{PICTURES[name[:2]]}.html"
+        source = options.runs / name / "figures" / f"{OTHERS.get(name, PICTURES[name[:2]])}.html"
         if source.is_file():
             draw(source, HERE / f"{name}.png")
         else:
