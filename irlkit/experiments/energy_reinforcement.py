@@ -382,9 +382,9 @@ class EnergyReinforcement(EnergyExperiment):
         reference is another one. Then the match rate with other polymorphs falls.
 
         Returns:
-            Match rates of references that are the lowest polymorph of their composition in the
-            test split and of other references, and how many there are; and the share of structures
-            that match any polymorph. Means over seeds.
+            A row per policy, annealing and number of steps, means over seeds: match rates of
+            references that are the lowest polymorph of their composition in the test split, and of
+            other references; and the share of structures that match any polymorph.
         """
         table = self.structures
         lowest = table.groupby("formula")["reference_energy"].transform("min")
