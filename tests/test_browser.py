@@ -7,6 +7,7 @@ figures, control points, and every notebook with its quick preset, which takes m
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -309,27 +310,33 @@ def test_saved_figures_show_in_jupyterlab_without_a_kernel(browser, folder, lab)
 
 
 def run_all(page):
-    """Run all cells of a notebook that was not run; once more if nothing has begun to run."""
+    """Run all cells of a notebook that was not run, and wait until the first of them has.
 
-    def has_begun():
+    Rarely JupyterLab marks cells as running and sends nothing to the kernel, which would answer.
+    A person restarts the kernel then, and so does this.
+    """
+
+    def has_run():
         prompts = page.query_selector_all(".jp-CodeCell .jp-InputPrompt")
-        return any(prompt.inner_text().strip() != "[ ]:" for prompt in prompts)
+        return any(re.search("[0-9]", prompt.inner_text()) for prompt in prompts)
 
     said = []
-    for _ in range(5):
+    for item in ("Run All Cells", *["Restart Kernel and Run All Cells"] * 3):
         try:
             page.click(".lm-MenuBar-item:has-text('Run')", timeout=20_000)
-            page.click(".lm-Menu-item:has-text('Run All Cells')", timeout=20_000)
+            page.click(f".lm-Menu-item:has-text('{item}')", timeout=20_000)
+            page.wait_for_timeout(1000)
         except sync_api.TimeoutError:  # A dialog is in front, such as of a kernel that is late.
-            for dialog in page.query_selector_all(".jp-Dialog"):
-                said.append(dialog.inner_text())
-                dialog.query_selector(".jp-mod-accept").click()
-        if wait_until(page, has_begun, 60):
+            pass
+        for dialog in page.query_selector_all(".jp-Dialog"):
+            said.append(dialog.inner_text())
+            dialog.query_selector(".jp-mod-accept").click()
+        if wait_until(page, has_run, 90):
             return
-    raise AssertionError(f"no cell has begun to run; dialogs: {said}")
+    raise AssertionError(f"no cell has run; dialogs: {said}")
 
 
-def run_and_save(page, path, seconds=1200):
+def run_and_save(page, path, seconds=600):
     """Run all cells and wait until the file has what they gave; returns it."""
     run_all(page)
     error = ".jp-OutputArea-output .ansi-red-fg"
