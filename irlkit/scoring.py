@@ -16,7 +16,7 @@ from torch import Tensor
 from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import RewardResult
-from irlkit.rewards.parts import grouping, joined, starts
+from irlkit.rewards.parts import grouping, joined, parts_of, starts
 from irlkit.system import write_atomically
 
 RewardFunction = Callable[[CrystalBatch], Any]
@@ -51,8 +51,7 @@ def check_groups(reward: Any, group_size: int) -> None:
             f"reward {type(reward).__name__} is made for groups of {expected} structures, but "
             f"group_size of the configuration is {group_size}; give both the same"
         )
-    parts = getattr(reward, "parts", None)
-    for part in parts.values() if isinstance(parts, Mapping) else ():
+    for part in parts_of(reward):
         check_groups(part, group_size)
 
 
@@ -69,8 +68,7 @@ def check_threads(reward: Any) -> None:
             "only, and rewards would be asked in another one; give the reward worker processes "
             "(n_workers), or set overlap_rewards to False"
         )
-    parts = getattr(reward, "parts", None)
-    for part in parts.values() if isinstance(parts, Mapping) else ():
+    for part in parts_of(reward):
         check_threads(part)
 
 

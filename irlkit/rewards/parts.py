@@ -14,12 +14,17 @@ from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import RewardResult
 
 
+def parts_of(reward: Any) -> tuple[Any, ...]:
+    """The rewards in a reward's mapping ``parts``; none if it has no such mapping."""
+    parts = getattr(reward, "parts", None)
+    return tuple(parts.values()) if isinstance(parts, Mapping) else ()
+
+
 def grouping(reward: Any) -> tuple[int | None, bool]:
     """Structures per group that a reward counts on; and whether runs of compositions are groups."""
     if hasattr(reward, "group_size"):
         return reward.group_size, reward.group_size is None
-    parts = getattr(reward, "parts", None)
-    found = [grouping(p) for p in parts.values()] if isinstance(parts, Mapping) else []
+    found = [grouping(part) for part in parts_of(reward)]
     sizes = [size for size, _ in found if size is not None]
     # Groups of a size are cut by their places, and a run of equal compositions in a trainer's batch
     # consists of such groups.

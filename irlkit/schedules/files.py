@@ -64,7 +64,7 @@ def annealing_to_dict(annealing: Annealing) -> dict[str, Any]:
     """An annealing as JSON can hold it, weights included.
 
     Raises:
-        ValueError: another kind of annealing, or metadata that JSON cannot hold.
+        ValueError: another kind of annealing.
     """
     kind = type(annealing).__name__
     if isinstance(annealing, LearnedAnnealing):
