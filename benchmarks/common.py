@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.model import FlowModel
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
-from irlkit.system import available_cores
+from irlkit.utils.system import available_cores
 
 # Percent of the binary and ternary compounds of MP-20 with 2, 3 ... 20 atoms.
 ATOM_PERCENT = (

@@ -28,12 +28,12 @@ from scipy.optimize import nnls
 from benchmarks.common import parser, process_peak, random_crystals, random_model, report, start
 from benchmarks.network import operations
 from benchmarks.rl_iteration import volume_reward
-from irlkit.cspnet import CSPNet
-from irlkit.grpo import GRPOConfig
-from irlkit.pairs import PairTopology
-from irlkit.policies import VelocityPolicy
-from irlkit.train import DistributedTrainer, ShareOfBatch
-from irlkit.trainer import GRPOTrainer
+from irlkit.lab.train import DistributedTrainer, ShareOfBatch
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.pairs import PairTopology
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import VelocityPolicy
+from irlkit.rl.trainer import GRPOTrainer
 
 DAY = 86400.0
 PAPER = {"width": 512, "n_layers": 6, "n_steps": 50, "n_epochs": 4}

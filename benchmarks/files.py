@@ -23,10 +23,10 @@ from pymatgen.core import Element
 
 from benchmarks.common import parser, random_crystals, report, start
 from irlkit import load_omatg
-from irlkit.cspnet import CSPNet
-from irlkit.datasets import load
-from irlkit.metrics import MatchPool, evaluate
-from irlkit.omatg import generate, read_config
+from irlkit.data import load
+from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.omatg import generate, read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "goldens" / "omatg_linear_ode.yaml"
@@ -37,7 +37,7 @@ STEPS = 10
 PEAK = """
 import sys
 from benchmarks.common import process_peak
-from irlkit.datasets import load
+from irlkit.data import load
 path, how = sys.argv[1:]
 parts = load(path, lazy=True) if how == "lazy" else [load(path, cache=False, progress=False)]
 print(sum(len(part) for part in parts), process_peak())

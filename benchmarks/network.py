@@ -21,8 +21,8 @@ from benchmarks.common import (
 )
 from benchmarks.edge_list import EdgeListNetwork
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet, NetworkOutput
-from irlkit.pairs import (
+from irlkit.networks.cspnet import CSPNet, NetworkOutput
+from irlkit.networks.pairs import (
     WINDOW,
     FourierFeatures,
     InterpolatedFeatures,

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import in_turns, parser, report, start
-from irlkit import validity
-from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset, load
-from irlkit.model import load_pretrained
+from irlkit.crystals import CrystalBatch, validity
+from irlkit.data import CrystalDataset, load
+from irlkit.networks.flow_model import load_pretrained
 from irlkit.potentials import CHGNetPotential, MACEPotential, Potential
 from irlkit.potentials.mace import _mace
 from irlkit.rewards import CRMSEReward
-from irlkit.sampler import integrate
+from irlkit.rl.sampler import integrate
 
 MACE_SIZES: dict[str, Any] = {
     "channels": 128,

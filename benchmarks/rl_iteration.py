@@ -29,11 +29,11 @@ from benchmarks.common import (
 )
 from benchmarks.edge_list import with_edge_list
 from irlkit.crystals import CrystalBatch
-from irlkit.grpo import GRPOConfig
-from irlkit.model import FlowModel
-from irlkit.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
+from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards.base import RewardResult
-from irlkit.trainer import GRPOTrainer
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
+from irlkit.rl.trainer import GRPOTrainer
 
 POLICIES: dict[str, tuple[Callable[[FlowModel], Policy], str]] = {
     "annealing": (AnnealingPolicy, "linear-ode"),

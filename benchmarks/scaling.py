@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.common import in_turns, parser, random_crystals, random_model, report, slope, start
-from irlkit.cspnet import PairTopology
-from irlkit.sampler import integrate
+from irlkit.networks.cspnet import PairTopology
+from irlkit.rl.sampler import integrate
 
 WIDTH, N_LAYERS = 128, 4
 STRUCTURES = (64, 128, 256, 512)

@@ -19,14 +19,14 @@ import torch
 
 from benchmarks.common import parser, report, start
 from benchmarks.edge_list import with_edge_list
-from irlkit.datasets import load
-from irlkit.experiments import ENERGY_PRESETS, PRESETS
-from irlkit.grpo import GRPOConfig
-from irlkit.model import load_pretrained
-from irlkit.policies import AnnealingPolicy, Policy, VelocityPolicy
+from irlkit.data import load
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise
+from irlkit.lab.experiments import ENERGY_PRESETS, PRESETS
+from irlkit.networks.flow_model import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
-from irlkit.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise
-from irlkit.trainer import GRPOTrainer
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy, Policy, VelocityPolicy
+from irlkit.rl.trainer import GRPOTrainer
 
 PROGRESS = 0.8
 ITERATIONS = {"annealing": 40, "velocity": 20}

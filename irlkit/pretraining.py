@@ -20,12 +20,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from irlkit.base_distribution import BaseDistribution
-from irlkit.checkpoints import CHECKPOINT, pack, unpack
-from irlkit.checks import check_count, checked, is_number
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.interpolants import (
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.interpolants import (
     T_MAX,
     T_MIN,
     Interpolant,
@@ -35,11 +32,14 @@ from irlkit.interpolants import (
     center,
     pair_with_data,
 )
-from irlkit.model import FlowModel
-from irlkit.system import FileWriter, check_writable, remove_leftovers, write_atomically
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
+from irlkit.rl.checkpoints import CHECKPOINT, pack, unpack
+from irlkit.utils.checks import check_count, checked, is_number
+from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
-    from irlkit.datasets import CrystalDataset
+    from irlkit.data import CrystalDataset
 
 FORMAT = "irlkit-pretraining-checkpoint"
 
@@ -495,8 +495,8 @@ def metre_evaluation(
     """
     check_count("n_structures", n_structures)
     check_count("n_steps", n_steps)
-    from irlkit.metrics import MatchPool, evaluate
-    from irlkit.sampler import integrate
+    from irlkit.evaluate.metrics import MatchPool, evaluate
+    from irlkit.rl.sampler import integrate
 
     references = validation.subset(n_structures)
 
@@ -513,7 +513,7 @@ def metre_evaluation(
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: pretrain on a data set or file, with validation, and stop and continue."""
-    from irlkit.datasets import load
+    from irlkit.data import load
 
     defaults = PretrainingConfig()
     parser = argparse.ArgumentParser(

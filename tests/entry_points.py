@@ -7,29 +7,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import (
-    datasets,
-    diversity,
-    experiments,
-    grpo,
-    grpo_step,
-    interpolants,
-    metrics,
-    notebooks,
-    omatg,
-    plots,
-    policies,
-    pretraining,
-    rewards,
-    runs,
-    schedules,
-    sweeps,
-    teaching,
-    trainer,
-)
-from irlkit.datasets.readers import RawRecords
-from irlkit.datasets.tables import read_csv
-from irlkit.experiments import Rung
+from irlkit import data as datasets
+from irlkit import pretraining, rewards
+from irlkit.data.readers import RawRecords
+from irlkit.data.tables import read_csv
+from irlkit.evaluate import diversity, metrics
+from irlkit.flows import interpolants, schedules
+from irlkit.lab import experiments, grpo_step, notebooks, plots, runs, sweeps, teaching
+from irlkit.lab.experiments import Rung
+from irlkit.networks import omatg
+from irlkit.rl import grpo, policies, trainer
 from tests.tiny_experiments import write_files
 from tests.tiny_omatg import write_model
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
@@ -37,16 +24,61 @@ from tests.toys import ToyModel, flow_model
 from tests.toys import crystals as toys
 
 MODULES = [
-    *("irlkit", "irlkit.datasets", "irlkit.experiments", "irlkit.metrics", "irlkit.notebooks"),
-    *("irlkit.omatg", "irlkit.plots", "irlkit.policies", "irlkit.potentials", "irlkit.rewards"),
-    *("irlkit.sampler", "irlkit.schedules", "irlkit.sweeps", "irlkit.trainer", "irlkit.widgets"),
+    *(
+        "irlkit",
+        "irlkit.data",
+        "irlkit.lab.experiments",
+        "irlkit.evaluate.metrics",
+        "irlkit.lab.notebooks",
+    ),
+    *(
+        "irlkit.networks.omatg",
+        "irlkit.lab.plots",
+        "irlkit.rl.policies",
+        "irlkit.potentials",
+        "irlkit.rewards",
+    ),
+    *(
+        "irlkit.rl.sampler",
+        "irlkit.flows.schedules",
+        "irlkit.lab.sweeps",
+        "irlkit.rl.trainer",
+        "irlkit.lab.widgets",
+    ),
     # Without a list of names: all that they define.
-    *("irlkit.averaging", "irlkit.base_distribution", "irlkit.checkpoints", "irlkit.compositions"),
-    *("irlkit.crystals", "irlkit.cspnet", "irlkit.diagnostics", "irlkit.diversity"),
-    *("irlkit.download", "irlkit.grpo", "irlkit.grpo_step", "irlkit.interpolants"),
-    *("irlkit.matcher", "irlkit.matching", "irlkit.model", "irlkit.pretraining", "irlkit.runs"),
-    *("irlkit.scoring", "irlkit.teaching", "irlkit.train", "irlkit.updates", "irlkit.validity"),
-    "irlkit.writers",
+    *(
+        "irlkit.rl.averaging",
+        "irlkit.flows.base_distribution",
+        "irlkit.rl.checkpoints",
+        "irlkit.crystals.compositions",
+    ),
+    *(
+        "irlkit.crystals",
+        "irlkit.networks.cspnet",
+        "irlkit.rl.diagnostics",
+        "irlkit.evaluate.diversity",
+    ),
+    *(
+        "irlkit.networks.omatg.download",
+        "irlkit.rl.grpo",
+        "irlkit.lab.grpo_step",
+        "irlkit.flows.interpolants",
+    ),
+    *(
+        "irlkit.evaluate.matcher",
+        "irlkit.evaluate.matching",
+        "irlkit.networks.flow_model",
+        "irlkit.pretraining",
+        "irlkit.lab.runs",
+    ),
+    *(
+        "irlkit.rl.scoring",
+        "irlkit.lab.teaching",
+        "irlkit.lab.train",
+        "irlkit.rl.updates",
+        "irlkit.crystals.validity",
+    ),
+    "irlkit.data.writers",
 ]
 
 

@@ -69,9 +69,9 @@ def seeds(folder):
     import torch
     from pymatgen.core import Lattice, Structure
 
-    from irlkit import writers
     from irlkit.crystals import CrystalBatch
-    from irlkit.schedules import LearnedAnnealing, annealing_to_dict, save_annealing
+    from irlkit.data import writers
+    from irlkit.flows.schedules import LearnedAnnealing, annealing_to_dict, save_annealing
     from tests.toys import flow_model
 
     matrix = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -150,7 +150,7 @@ def seeds(folder):
 
 
 def _cache_entry(folder, table):
-    from irlkit import datasets
+    from irlkit import data as datasets
 
     (folder / "cached.csv").write_bytes(table)
     with contextlib.ExitStack() as stack:
@@ -214,10 +214,10 @@ model:
 def _trainer(folder):
     import torch
 
-    from irlkit.grpo import GRPOConfig
-    from irlkit.policies import VelocityPolicy
-    from irlkit.schedules import ConstantNoise
-    from irlkit.trainer import GRPOTrainer
+    from irlkit.flows.schedules import ConstantNoise
+    from irlkit.rl.grpo import GRPOConfig
+    from irlkit.rl.policies import VelocityPolicy
+    from irlkit.rl.trainer import GRPOTrainer
     from tests.toys import crystals, flow_model, volume_reward
 
     data = crystals((2, 1), dtype=torch.float32)
@@ -343,7 +343,7 @@ def _mutate_value(value, draws):
 
 def read(target, content, folder):
     """What reads a file of this target; returns how many records were skipped."""
-    from irlkit import datasets
+    from irlkit import data as datasets
 
     def write(name, content=content):
         path = folder / name
@@ -377,7 +377,7 @@ def read(target, content, folder):
             return len(lazy.skipped)
         return len(datasets.load(path, cache=False, progress=False).skipped)
     if kind == "cache":
-        from irlkit.datasets import cache
+        from irlkit.data import cache
 
         write("entry.npz")
         before = os.environ.get("IRLKIT_CACHE")
@@ -390,27 +390,27 @@ def read(target, content, folder):
             raise ValueError("warned of, and read anew from the file that it is of")
         return 0
     if kind == "pickle":
-        from irlkit.datasets import unpickling
+        from irlkit.data import unpickling
 
         unpickling.loads(content)
     elif kind == "model":
-        from irlkit.model import FlowModel
+        from irlkit.networks.flow_model import FlowModel
 
         FlowModel.load(write("a.safetensors"))
     elif target in ("annealing", "annealing-inner"):
-        from irlkit.schedules import load_annealing
+        from irlkit.flows.schedules import load_annealing
 
         load_annealing(write("a.safetensors"))
     elif target == "annealing-json":
-        from irlkit.schedules import annealing_from_dict
+        from irlkit.flows.schedules import annealing_from_dict
 
         annealing_from_dict(json.loads(content))
     elif kind == "ckpt":
-        from irlkit.omatg import load_omatg
+        from irlkit.networks.omatg import load_omatg
 
         load_omatg(write("a.ckpt"), write("a.yaml", SEEDS["yaml"]))
     elif kind == "yaml":
-        from irlkit.omatg import load_omatg
+        from irlkit.networks.omatg import load_omatg
 
         load_omatg(write("a.ckpt", SEEDS["ckpt"]), write("a.yaml"))
     elif kind == "grpo":
@@ -418,11 +418,11 @@ def read(target, content, folder):
     elif kind == "pretraining":
         FIXED["pretraining"].load(write("a.pt"))
     elif kind == "dynamics":
-        from irlkit.policies import load_dynamics
+        from irlkit.rl.policies import load_dynamics
 
         load_dynamics(write("a.safetensors"), FIXED["model"])
     elif kind == "history":
-        from irlkit import runs
+        from irlkit.lab import runs
 
         write("run/history.parquet")
         write("run/checkpoint.pt", SEEDS["grpo"])

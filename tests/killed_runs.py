@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from irlkit import pretraining, system
-from irlkit.datasets import load
-from irlkit.grpo import GRPOConfig
-from irlkit.policies import AnnealingPolicy, VelocityPolicy
+from irlkit import pretraining
+from irlkit.data import load
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
+from irlkit.lab.sweeps import SPACES, PolicyObjective, SweepFolder, TrainingSettings, run_optuna
+from irlkit.lab.sweeps import objective as objectives
 from irlkit.potentials import CHGNetPotential
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rewards import CRMSEReward, EnergyReward
-from irlkit.schedules import ConstantNoise, LearnedAnnealing
-from irlkit.sweeps import SPACES, PolicyObjective, SweepFolder, TrainingSettings, run_optuna
-from irlkit.sweeps import objective as objectives
-from irlkit.trainer import GRPOTrainer
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy, VelocityPolicy
+from irlkit.rl.trainer import GRPOTrainer
+from irlkit.utils import system
 from tests.toys import ToyModel, crystals, flow_model, volume_reward
 
 try:

@@ -177,7 +177,7 @@ def flat(value, name=""):
 
 def optuna_trials(path):
     """What Optuna's own file says; its times are those of the clock."""
-    from irlkit.sweeps.optuna_backend import import_optuna
+    from irlkit.lab.sweeps.optuna_backend import import_optuna
 
     optuna = import_optuna()
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")

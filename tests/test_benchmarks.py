@@ -9,7 +9,7 @@ import torch
 from benchmarks import common
 from benchmarks.cost_model import Case, all_reduce, traffic
 from benchmarks.edge_list import EdgeListNetwork, fully_connected
-from irlkit.cspnet import PairTopology
+from irlkit.networks.cspnet import PairTopology
 from tests.textbook import csp_forward
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from irlkit import notebooks
+from irlkit.lab import notebooks
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 
 MAKE_FIGURES = """
 import torch
-from irlkit import plots
+from irlkit.lab import plots
 from tests.toys import crystals
 
 state = crystals((3,))
@@ -53,8 +53,9 @@ plots.distributions({"a": [0.0, 1.0, 2.0]}, "reward").show()
 MAKE_EXPLORER = """
 import torch
 import irlkit
-from irlkit import datasets, widgets
-from irlkit.schedules import LinearAnnealing
+from irlkit import data as datasets
+from irlkit.lab import widgets
+from irlkit.flows.schedules import LinearAnnealing
 
 few = datasets.load("prototypes", "test").select(100 * torch.arange(8))
 explorer = widgets.ScheduleExplorer(
@@ -65,10 +66,11 @@ explorer.show()
 
 MAKE_TRAINING = """
 import irlkit
-from irlkit import datasets, rewards, widgets
-from irlkit.grpo import GRPOConfig
-from irlkit.policies import AnnealingPolicy
-from irlkit.trainer import GRPOTrainer
+from irlkit import data as datasets, rewards
+from irlkit.lab import widgets
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.trainer import GRPOTrainer
 
 model = irlkit.load_pretrained("linear-ode")
 few = datasets.load("prototypes", "test").select(range(4)).batch
@@ -79,7 +81,7 @@ board = widgets.TrainingDashboard(trainer, 100_000, seconds=0.5)
 board.show()
 """
 MAKE_TRAJECTORY = """
-from irlkit.schedules import LinearAnnealing, NoAnnealing
+from irlkit.flows.schedules import LinearAnnealing, NoAnnealing
 
 schedules = {"none": NoAnnealing(), "linear": LinearAnnealing(2.0, 0.5)}
 trajectory = widgets.TrajectoryExplorer(model, few, schedules, n_steps=10)
@@ -567,7 +569,7 @@ def served(folder):
     pytest.importorskip("voila")
     pytest.importorskip("anywidget")
     port = find_free_port()
-    command = [sys.executable, "-m", "irlkit.notebooks", "serve", f"--port={port}"]
+    command = [sys.executable, "-m", "irlkit.lab.notebooks", "serve", f"--port={port}"]
     server = subprocess.Popen(
         command,
         cwd=folder,

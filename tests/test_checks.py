@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from irlkit.checks import check_count, check_finite, check_kind, checked
-from irlkit.grpo import GRPOConfig
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.utils.checks import check_count, check_finite, check_kind, checked
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from irlkit.compositions import from_formula
+from irlkit.crystals.compositions import from_formula
 
 
 @pytest.mark.parametrize(

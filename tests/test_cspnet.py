@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from irlkit.cspnet import CSPNet
-from irlkit.pairs import (
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.pairs import (
     FourierFeatures,
     InterpolatedFeatures,
     PairFeatures,

@@ -11,9 +11,10 @@ import pytest
 import torch
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from irlkit import datasets, system
+from irlkit import data as datasets
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import cache, loading, parsing, readers, tables
+from irlkit.data import cache, loading, parsing, readers, tables
+from irlkit.utils import system
 
 
 @pytest.fixture(autouse=True)

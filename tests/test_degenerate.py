@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import diversity, plots, validity, writers
-from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset, load
-from irlkit.matching import MatchPool
-from irlkit.metrics import evaluate, evaluate_energies
+from irlkit.crystals import CrystalBatch, validity
+from irlkit.data import CrystalDataset, load, writers
+from irlkit.evaluate import diversity
+from irlkit.evaluate.matching import MatchPool
+from irlkit.evaluate.metrics import evaluate, evaluate_energies
+from irlkit.lab import plots
 from irlkit.potentials import CHGNetPotential, MACEPotential
 from irlkit.rewards import (
     CompositeReward,

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit.diagnostics import Finding, group_statistics, judge
-from irlkit.grpo import GRPOConfig
+from irlkit.rl.diagnostics import Finding, group_statistics, judge
+from irlkit.rl.grpo import GRPOConfig
 from tests.test_grpo import make_trainer
 from tests.test_policies import kinds
 from tests.toys import crystals

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.diversity import SAME, count_distinct, fingerprints
+from irlkit.evaluate.diversity import SAME, count_distinct, fingerprints
 from tests.test_policies import generator
 
 

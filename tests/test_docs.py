@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from irlkit import experiments, notebooks
-from irlkit.experiments import Rung
+from irlkit.lab import experiments, notebooks
+from irlkit.lab.experiments import Rung
 from tests.tiny_experiments import write_files
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def test_commands_exist(page, monkeypatch):
     text = page.read_text(encoding="utf-8")
     for module, word in re.findall(r"python -m (irlkit[\w.]*)(?: ([a-z]+)\b)?", text):
         assert importlib.util.find_spec(module), module
-        if module in {"irlkit.notebooks", "irlkit.runs", "irlkit.sweeps"} and word:
+        if module in {"irlkit.lab.notebooks", "irlkit.lab.runs", "irlkit.lab.sweeps"} and word:
             monkeypatch.setattr(sys, "argv", [module, word, "--help"])
             with pytest.raises(SystemExit) as ended:
                 runpy.run_module(module, run_name="__main__")
@@ -105,9 +105,9 @@ def test_the_index_has_the_defaults_of_the_code():
 
 def test_what_is_not_there_is_noticed():
     with pytest.raises((AttributeError, KeyError)):
-        look_up("irlkit.grpo.GRPOConfig.no_such_field")
+        look_up("irlkit.rl.grpo.GRPOConfig.no_such_field")
     with pytest.raises((AttributeError, KeyError, TypeError)):
-        look_up("irlkit.grpo.no_such_function")
+        look_up("irlkit.rl.grpo.no_such_function")
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
@@ -140,7 +140,7 @@ def solutions(name: str) -> list[str]:
 
 def test_solutions_of_notebook_04_run(tmp_path, monkeypatch):
     pd = pytest.importorskip("pandas")
-    plots = pytest.importorskip("irlkit.plots")
+    plots = pytest.importorskip("irlkit.lab.plots")
     files = write_files(tmp_path)
     monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path / "cache"))
     settings = replace(
@@ -192,5 +192,5 @@ def test_the_api_reference_builds(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower(), done.stderr
-    for page in ("irlkit.html", "irlkit/grpo.html", "irlkit/schedules/annealing.html"):
+    for page in ("irlkit.html", "irlkit/grpo.html", "irlkit/flows/schedules/annealing.html"):
         assert (tmp_path / page).is_file()

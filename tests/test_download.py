@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import download
+from irlkit.networks.omatg import download
 
 NAME = "omatg/MP-20-CSP/Linear-ODE"
 YAML = """
@@ -44,7 +44,7 @@ model:
 
 def place(folder):
     folder.mkdir(parents=True)
-    network = irlkit.cspnet.CSPNet(8, 1, 2, 8, denoiser=True)
+    network = irlkit.networks.cspnet.CSPNet(8, 1, 2, 8, denoiser=True)
     state = {f"model.encoder.{key}": value for key, value in network.state_dict().items()}
     torch.save({"state_dict": state}, folder / "checkpoint.ckpt")
     (folder / "config.yaml").write_text(YAML)
@@ -97,7 +97,7 @@ def test_download(hub, capsys):
 def test_loading_by_name(hub):
     pytest.importorskip("yaml")
     with pytest.raises(
-        FileNotFoundError, match=rf"Run `python -m irlkit.download {NAME}`, or on a"
+        FileNotFoundError, match=rf"Run `python -m irlkit.networks.omatg.download {NAME}`, or on a"
     ):
         irlkit.load_omatg(NAME)
     download.download(NAME)

@@ -27,10 +27,10 @@ for package in ("plotly", "ipywidgets", "optuna", "hypothesis"):
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from irlkit import schedules  # noqa: E402
 from irlkit.crystals import CrystalBatch  # noqa: E402
-from irlkit.datasets import readers  # noqa: E402
-from irlkit.system import TimeUp, time_limit  # noqa: E402
+from irlkit.data import readers  # noqa: E402
+from irlkit.flows import schedules  # noqa: E402
+from irlkit.utils.system import TimeUp, time_limit  # noqa: E402
 from tests.entry_points import EXCLUDED, MISSING, MODULES, NEED_THEM, Kit, entries  # noqa: E402
 
 MORE = os.environ.get("IRLKIT_EXAMPLES")

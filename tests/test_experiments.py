@@ -11,17 +11,17 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import experiments
-from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.datasets import CrystalDataset
-from irlkit.experiments import claims, handcrafted, results
-from irlkit.experiments.presets import PRESETS, Rung
-from irlkit.model import FlowModel
+from irlkit.data import CrystalDataset
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
+from irlkit.lab import experiments
+from irlkit.lab.experiments import claims, handcrafted, results
+from irlkit.lab.experiments.presets import PRESETS, Rung
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
-from irlkit.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
-from irlkit.trainer import GRPOTrainer
+from irlkit.rl.trainer import GRPOTrainer
 
 # --------------------------------------------------------------------------------------------------
 # Presets

@@ -12,28 +12,29 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import experiments, metrics, runs
 from irlkit.crystals import CrystalBatch
-from irlkit.experiments import changes, parallel
-from irlkit.experiments.energy_claims import (
-    ANNEALED,
-    PRETRAINED,
-    energy_claims,
-    energy_conclusion,
-)
-from irlkit.experiments.energy_presets import ENERGY_PRESETS, AnnealingTraining, Variant
-from irlkit.experiments.energy_reinforcement import file_name
-from irlkit.experiments.presets import Rung
-from irlkit.policies import load_dynamics
-from irlkit.schedules import (
+from irlkit.evaluate import metrics
+from irlkit.flows.schedules import (
     LinearAnnealing,
     annealing_on_grid,
     load_annealing,
     save_annealing,
     time_grid,
 )
-from irlkit.trainer import GRPOTrainer
-from irlkit.workers import Outcome, WorkerPool, WorkersLostError
+from irlkit.lab import experiments, runs
+from irlkit.lab.experiments import changes, parallel
+from irlkit.lab.experiments.energy_claims import (
+    ANNEALED,
+    PRETRAINED,
+    energy_claims,
+    energy_conclusion,
+)
+from irlkit.lab.experiments.energy_presets import ENERGY_PRESETS, AnnealingTraining, Variant
+from irlkit.lab.experiments.energy_reinforcement import file_name
+from irlkit.lab.experiments.presets import Rung
+from irlkit.rl.policies import load_dynamics
+from irlkit.rl.trainer import GRPOTrainer
+from irlkit.utils.workers import Outcome, WorkerPool, WorkersLostError
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 
@@ -386,7 +387,7 @@ def test_matches_are_told_apart_by_polymorph(finished):
 
 def test_validation_is_drawn_beside_the_test_split(finished):
     pytest.importorskip("plotly")
-    from irlkit.plots.reinforcement import validation_curves
+    from irlkit.lab.plots.reinforcement import validation_curves
 
     curves = finished.validation_curves(TINY.policies)
     tests = finished.test_lines(TINY.policies).fillna(0.5)

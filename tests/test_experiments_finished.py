@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from irlkit.experiments.finished import SHIPPED, load_finished, some_found
+from irlkit.lab.experiments.finished import SHIPPED, load_finished, some_found
 
 
 def test_shipped_results_are_whole():

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import experiments
-from irlkit.experiments.noise_claims import noise_claims
-from irlkit.experiments.noise_presets import NOISE_PRESETS
-from irlkit.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, scale_at
-from irlkit.experiments.presets import Rung
-from irlkit.schedules import ConstantNoise
+from irlkit.flows.schedules import ConstantNoise
+from irlkit.lab import experiments
+from irlkit.lab.experiments.noise_claims import noise_claims
+from irlkit.lab.experiments.noise_presets import NOISE_PRESETS
+from irlkit.lab.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, scale_at
+from irlkit.lab.experiments.presets import Rung
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 

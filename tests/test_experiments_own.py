@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import CrystalBatch, datasets, rewards
-from irlkit.base_distribution import BaseDistribution
-from irlkit.cspnet import CSPNet
-from irlkit.experiments import bring_your_own as own
-from irlkit.model import FlowModel
+from irlkit import CrystalBatch, rewards
+from irlkit import data as datasets
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.lab.experiments import bring_your_own as own
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
 from tests.tiny_omatg import write_model
 

@@ -6,19 +6,20 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import experiments, potentials
-from irlkit.cspnet import CSPNet
-from irlkit.experiments import estimate
-from irlkit.experiments.energy_presets import ENERGY_PRESETS
-from irlkit.experiments.estimate import (
+from irlkit import potentials
+from irlkit.lab import experiments
+from irlkit.lab.experiments import estimate
+from irlkit.lab.experiments.energy_presets import ENERGY_PRESETS
+from irlkit.lab.experiments.estimate import (
     Cost,
     annealing_work,
     duration,
     energy_work,
     memory_of,
 )
-from irlkit.experiments.presets import PRESETS, Rung
-from irlkit.experiments.splits import load_splits
+from irlkit.lab.experiments.presets import PRESETS, Rung
+from irlkit.lab.experiments.splits import load_splits
+from irlkit.networks.cspnet import CSPNet
 from tests.tiny_experiments import write_files
 from tests.tiny_mace import write_mace
 from tests.tiny_omatg import write_model

@@ -17,15 +17,15 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import datasets
+from irlkit import data as datasets
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
+from irlkit.data import CrystalDataset
+from irlkit.lab.sweeps import run_optuna
 from irlkit.potentials import ASEPotential
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rewards import EnergyReward, FunctionReward
-from irlkit.sweeps import run_optuna
-from irlkit.system import write_atomically
-from irlkit.trainer import CHECKPOINT
+from irlkit.rl.trainer import CHECKPOINT
+from irlkit.utils.system import write_atomically
 from tests.test_grpo import assert_same_bits, make_trainer
 from tests.test_sweeps import Parabola, make, same
 from tests.toy_calculators import Troubled

@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 
 import irlkit
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet, PairTopology
-from irlkit.grpo import GRPOConfig, group_advantages, grpo_loss
-from irlkit.interpolants import (
+from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.interpolants import (
     ConstantEpsilon,
     EncoderDecoderGamma,
     EncoderDecoderPath,
@@ -35,11 +34,12 @@ from irlkit.interpolants import (
     VariancePreservingPath,
     time_derivative,
 )
-from irlkit.metrics import MatchPool, evaluate
-from irlkit.omatg import network_weights, read_config
-from irlkit.policies import AnnealingPolicy, ScorePolicy, VelocityPolicy
-from irlkit.sampler import Trajectory, advance
-from irlkit.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise, time_grid
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise, time_grid
+from irlkit.networks.cspnet import CSPNet, PairTopology
+from irlkit.networks.omatg import network_weights, read_config
+from irlkit.rl.grpo import GRPOConfig, group_advantages, grpo_loss
+from irlkit.rl.policies import AnnealingPolicy, ScorePolicy, VelocityPolicy
+from irlkit.rl.sampler import Trajectory, advance
 
 GOLDENS = Path(os.environ.get("IRLKIT_GOLDENS") or Path(__file__).parent / "goldens")
 POLICIES = {"annealing": AnnealingPolicy, "velocity": VelocityPolicy, "score": ScorePolicy}

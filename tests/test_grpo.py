@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit.datasets import CrystalDataset
-from irlkit.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
-from irlkit.policies import AnnealingPolicy
+from irlkit.data import CrystalDataset
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
 from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward
-from irlkit.sampler import rollout
-from irlkit.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
-from irlkit.scoring import RewardsInParts
-from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
-from irlkit.updates import _Sample
+from irlkit.rl.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.sampler import rollout
+from irlkit.rl.scoring import RewardsInParts
+from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
+from irlkit.rl.updates import _Sample
 from tests.test_policies import generator, kinds, make_policy
 from tests.toys import Result, ToyModel, crystals, volume_reward
 
@@ -322,7 +322,7 @@ def test_shared_base_samples():
     for shared in (True, False):
         trainer = make_trainer(config={"shared_x_0": shared})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("irlkit.trainer.rollout", remember)
+            patch.setattr("irlkit.rl.trainer.rollout", remember)
             trainer.run(1, progress=False)
         same = torch.equal(starts[-1][0].pos, starts[-1][1].pos)
         assert same is shared
@@ -659,7 +659,7 @@ def test_out_of_memory_in_a_rollout_halves_the_batches(overlap, monkeypatch, tmp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rollout(policy, x_0, n_steps, generator, max_batch=max_batch, on_part=on_part)
 
-    monkeypatch.setattr("irlkit.trainer.rollout", small_memory)
+    monkeypatch.setattr("irlkit.rl.trainer.rollout", small_memory)
     options = {"validation": None, "out_dir": tmp_path, "config": {"overlap_rewards": overlap}}
     trainer = make_trainer(**options)
     with pytest.warns(RuntimeWarning, match="with 8 structures at once: max_batch is 4 from now"):
@@ -819,7 +819,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_structures_that_no_cif_can_hold_are_saved_as_numbers(tmp_path):
-    from irlkit.scoring import save_cifs
+    from irlkit.rl.scoring import save_cifs
 
     batch = crystals()[:1]
     paths = save_cifs(batch.replace(cell=batch.cell * float("nan")), tmp_path, "x")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pymatgen.core import Lattice
 
-from irlkit.base_distribution import BaseDistribution, cell_from_parameters
 from irlkit.crystals import CrystalBatch
-from irlkit.interpolants import (
+from irlkit.flows.base_distribution import BaseDistribution, cell_from_parameters
+from irlkit.flows.interpolants import (
     EncoderDecoderGamma,
     EncoderDecoderPath,
     Interpolant,

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import plots, teaching
-from irlkit.compositions import from_formula
-from irlkit.experiments import lessons, quickstart, records
-from irlkit.experiments.claims import Claim
-from irlkit.interpolants import Interpolant
+from irlkit.crystals.compositions import from_formula
+from irlkit.flows.interpolants import Interpolant
+from irlkit.flows.schedules import time_grid
+from irlkit.lab import plots, teaching
+from irlkit.lab.experiments import lessons, quickstart, records
+from irlkit.lab.experiments.claims import Claim
 from irlkit.rewards import RewardResult
-from irlkit.schedules import time_grid
 
 
 @pytest.mark.parametrize("module", [lessons, quickstart])

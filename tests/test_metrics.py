@@ -12,9 +12,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
-from irlkit.matcher import RmsdMatcher
-from irlkit.metrics import MatchPool, evaluate, evaluate_energies
+from irlkit.data import CrystalDataset
+from irlkit.evaluate.matcher import RmsdMatcher
+from irlkit.evaluate.metrics import MatchPool, evaluate, evaluate_energies
 from tests.toy_potentials import LennardJonesToy
 
 FCC = [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
@@ -234,13 +234,13 @@ def worker_code(monkeypatch):
     """Lets worker processes run some code before they serve."""
 
     def use(code):
-        monkeypatch.setattr("irlkit.matching._WORKER_SETUP", code)
+        monkeypatch.setattr("irlkit.evaluate.matching._WORKER_SETUP", code)
 
     return use
 
 
 PATCH = """
-import os, signal, time, irlkit.matcher as m
+import os, signal, time, irlkit.evaluate.matcher as m
 original = m.RmsdMatcher.rmsds
 def patched(self, structures, reference):
     if len(reference.numbers) == 9:
@@ -263,7 +263,7 @@ m.RmsdMatcher.rmsds = patched
 def test_a_bad_structure_costs_only_itself(
     generated, references, pairs, worker_code, monkeypatch, action, outcome
 ):
-    monkeypatch.setattr("irlkit.matching._GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("irlkit.evaluate.matching._GRACE_SECONDS", 0.3)
     worker_code(PATCH.format(action=action))
     with MatchPool(n_workers=2, timeout=1.0) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")

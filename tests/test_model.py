@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 import irlkit
-from irlkit import datasets
-from irlkit.base_distribution import BaseDistribution
-from irlkit.cspnet import CSPNet
-from irlkit.interpolants import Interpolant
-from irlkit.metrics import MatchPool, evaluate
-from irlkit.model import PRETRAINED, FlowModel
+from irlkit import data as datasets
+from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.interpolants import Interpolant
+from irlkit.flows.schedules import LinearAnnealing
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import PRETRAINED, FlowModel
 from irlkit.pretraining import KINDS
-from irlkit.sampler import integrate
-from irlkit.schedules import LinearAnnealing
+from irlkit.rl.sampler import integrate
 from tests.tiny_omatg import write_model
 
 

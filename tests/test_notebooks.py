@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from irlkit import notebooks
-from irlkit.notebooks import serving
-from irlkit.notebooks.running import prepare_page
+from irlkit.lab import notebooks
+from irlkit.lab.notebooks import serving
+from irlkit.lab.notebooks.running import prepare_page
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -211,7 +211,7 @@ def test_a_page_has_other_parameters_and_says_what_is_missing(small, monkeypatch
 def test_the_explorers_page_is_two_cells_that_show_it_and_write_nothing(tmp_path, monkeypatch):
     pytest.importorskip("anywidget")
     shown = []
-    monkeypatch.setattr("irlkit.widgets.base.display", lambda *a, **names: shown.append(a))
+    monkeypatch.setattr("irlkit.lab.widgets.base.display", lambda *a, **names: shown.append(a))
     monkeypatch.chdir(tmp_path)
     page = serving.explorer_page()
     assert page == Path("runs/pages/04_explorer.ipynb")

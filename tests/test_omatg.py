@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import omatg
-from irlkit.base_distribution import LATTICE_STATISTICS, BaseDistribution
-from irlkit.cspnet import CSPNet
-from irlkit.interpolants import (
+from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.base_distribution import LATTICE_STATISTICS, BaseDistribution
+from irlkit.flows.interpolants import (
     EncoderDecoderPath,
     Interpolant,
     LinearPath,
@@ -24,9 +23,10 @@ from irlkit.interpolants import (
     VariancePreservingPath,
     time_derivative,
 )
-from irlkit.metrics import MatchPool, evaluate
-from irlkit.sampler import integrate
-from irlkit.schedules import LinearAnnealing
+from irlkit.flows.schedules import LinearAnnealing
+from irlkit.networks import omatg
+from irlkit.networks.cspnet import CSPNet
+from irlkit.rl.sampler import integrate
 
 yaml = pytest.importorskip("yaml")
 
@@ -199,7 +199,7 @@ def test_informed_lattice_distributions(config, dataset):
 
 def test_training_set_has_the_informed_lengths(shared_data):
     """The stored lengths are those of the real sets, here of a part of each."""
-    from irlkit import datasets
+    from irlkit import data as datasets
 
     for file, name in (("perov_5.csv.gz", "perov_5"), ("carbon_24.csv.gz", "carbon_24")):
         fitted = BaseDistribution.fit(datasets.load(shared_data / file, progress=False).batch.cell)

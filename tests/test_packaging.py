@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import irlkit
-import irlkit.datasets
-from irlkit import metrics, sampler
+import irlkit.data
+from irlkit.evaluate import metrics
+from irlkit.rl import sampler
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def test_readme_commands_have_arguments_that_exist(monkeypatch):
     def load(name, split):
         raise Parsed(name)
 
-    monkeypatch.setattr(irlkit.datasets, "load", load)
+    monkeypatch.setattr(irlkit.data, "load", load)
     commands = README.replace("\\\n", " ")
     (arguments,) = re.findall(r"python -m irlkit\.pretraining (.*?) &&", commands)
     with pytest.raises(Parsed, match="perov_5"):
@@ -106,7 +107,7 @@ def test_what_is_in_the_box_needs_no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    test = irlkit.datasets.load("prototypes", split="test").subset(4)
+    test = irlkit.data.load("prototypes", split="test").subset(4)
     model = irlkit.load_pretrained("linear-ode")
     generator = torch.Generator().manual_seed(0)
     generated = sampler.integrate(model, test.batch, 3, generator=generator)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import plots
 from irlkit.crystals import CrystalBatch
+from irlkit.lab import plots
 
 EVALUATION = pd.DataFrame(
     [

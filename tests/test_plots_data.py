@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import plots
 from irlkit.crystals import CrystalBatch
-from irlkit.grpo import GRPOConfig
-from irlkit.grpo_step import explain
-from irlkit.interpolants import Interpolant, SqrtGamma, TrigonometricPath
-from irlkit.policies import AnnealingPolicy
-from irlkit.schedules import ConstantNoise, SquareRootNoise
+from irlkit.flows.interpolants import Interpolant, SqrtGamma, TrigonometricPath
+from irlkit.flows.schedules import ConstantNoise, SquareRootNoise
+from irlkit.lab import plots
+from irlkit.lab.grpo_step import explain
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy
 from tests.toys import ToyModel, crystals, volume_reward
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import plots
 from irlkit.crystals import CrystalBatch
-from irlkit.plots import geometry
+from irlkit.lab import plots
+from irlkit.lab.plots import geometry
 from tests.toys import crystals
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
@@ -139,7 +139,7 @@ def test_drawing_leaves_the_display_of_pymatgen_alone_and_opens_no_socket():
     code = """
 import socket
 from pymatgen.core import Lattice, Structure
-from irlkit import plots
+from irlkit.lab import plots
 def refuse(*a, **k): raise OSError("a socket was used")
 socket.socket.bind = socket.socket.connect = refuse
 salt = Structure(Lattice.cubic(3), ["Na"], [[0, 0, 0]])

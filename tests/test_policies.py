@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from irlkit.grpo import GRPOConfig, grpo_loss
-from irlkit.policies import (
-    AnnealingPolicy,
-    Gaussian,
-    ScorePolicy,
-    VelocityPolicy,
-    load_dynamics,
-)
-from irlkit.sampler import advance, integrate, rollout
-from irlkit.schedules import (
+from irlkit.flows.schedules import (
     ConstantNoise,
     LearnedAnnealing,
     LearnedNoise,
@@ -21,6 +12,15 @@ from irlkit.schedules import (
     load_annealing,
     time_grid,
 )
+from irlkit.rl.grpo import GRPOConfig, grpo_loss
+from irlkit.rl.policies import (
+    AnnealingPolicy,
+    Gaussian,
+    ScorePolicy,
+    VelocityPolicy,
+    load_dynamics,
+)
+from irlkit.rl.sampler import advance, integrate, rollout
 from tests.test_schedules import randomised
 from tests.toys import ToyModel, crystals, flow_model
 
@@ -267,7 +267,7 @@ def test_what_is_deployed_of_each_policy(kind):
 @pytest.mark.parametrize("fields", [("pos",), ("pos", "cell")])
 def test_saved_networks(kind, fields, tmp_path):
     """Weights, a carried annealing, noise and metadata come back; other fields stay frozen."""
-    from irlkit.model import FlowModel
+    from irlkit.networks.flow_model import FlowModel
 
     model = flow_model(torch.float64)
     if "cell" in fields and kind == "score":
@@ -296,7 +296,7 @@ def test_saved_networks(kind, fields, tmp_path):
 
 
 def test_saved_networks_of_others(tmp_path):
-    from irlkit.model import FlowModel
+    from irlkit.networks.flow_model import FlowModel
 
     model = flow_model()
     path = tmp_path / "model.safetensors"

@@ -15,11 +15,11 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import load
+from irlkit.data import load
 from irlkit.potentials import ASEPotential, CHGNetPotential, MACEPotential
 from irlkit.potentials import chgnet as chgnet_module
 from irlkit.potentials.neighbors import find_neighbors, reduced, slices
-from irlkit.workers import WorkersLostError
+from irlkit.utils.workers import WorkersLostError
 from tests.tiny_mace import write_mace
 from tests.toy_calculators import Troubled, missing_calculator
 from tests.toy_potentials import LennardJonesToy
@@ -356,7 +356,7 @@ def test_get(chgnet):
 
 def test_import_loads_no_potential():
     code = (
-        "import sys, irlkit, irlkit.rewards, irlkit.metrics; "
+        "import sys, irlkit, irlkit.rewards, irlkit.evaluate.metrics; "
         "print([m for m in ('chgnet', 'mace', 'e3nn', 'ase') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit.checkpoints import pack, unpack
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
-from irlkit.interpolants import center, time_derivative
+from irlkit.data import CrystalDataset
+from irlkit.flows.interpolants import center, time_derivative
 from irlkit.pretraining import (
     KINDS,
     PretrainingConfig,
@@ -19,6 +18,7 @@ from irlkit.pretraining import (
     metre_evaluation,
     pretrain,
 )
+from irlkit.rl.checkpoints import pack, unpack
 
 TINY = {
     "hidden_dim": 12,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from tqdm.std import tqdm
 
-from irlkit import progress
+from irlkit.utils import progress
 
 
 class Output:

@@ -15,20 +15,14 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import datasets, experiments, plots, potentials, runs, validity, writers
-from irlkit.compositions import from_formula
-from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.diversity import count_distinct, fingerprints
-from irlkit.download import find_downloaded
-from irlkit.experiments.presets import parse_seeds
-from irlkit.grpo import GRPOConfig, group_advantages
-from irlkit.metrics import MatchPool, evaluate
-from irlkit.policies import AnnealingPolicy
-from irlkit.pretraining import PretrainingConfig
-from irlkit.rewards import CompositeReward, EnergyReward, FunctionReward, SymmetryReward
-from irlkit.sampler import integrate
-from irlkit.schedules import (
+from irlkit import data as datasets
+from irlkit import potentials
+from irlkit.crystals import CrystalBatch, validity
+from irlkit.crystals.compositions import from_formula
+from irlkit.data import writers
+from irlkit.evaluate.diversity import count_distinct, fingerprints
+from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.schedules import (
     ConstantNoise,
     ControlPointAnnealing,
     ControlPointNoise,
@@ -43,7 +37,16 @@ from irlkit.schedules import (
     noise_to_dict,
     time_grid,
 )
-from irlkit.sweeps import SPACES
+from irlkit.lab import experiments, plots, runs
+from irlkit.lab.experiments.presets import parse_seeds
+from irlkit.lab.sweeps import SPACES
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.omatg.download import find_downloaded
+from irlkit.pretraining import PretrainingConfig
+from irlkit.rewards import CompositeReward, EnergyReward, FunctionReward, SymmetryReward
+from irlkit.rl.grpo import GRPOConfig, group_advantages
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.sampler import integrate
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
 from tests.toys import ToyModel, crystals
 

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from irlkit import datasets
-from irlkit.datasets.loading import split_of
-from irlkit.datasets.prototypes import generate
-from irlkit.datasets.prototypes.candidates import enumerate_candidates
-from irlkit.datasets.prototypes.structure_types import STRUCTURE_TYPES
+from irlkit import data as datasets
+from irlkit.data.loading import split_of
+from irlkit.lab.prototypes import generate
+from irlkit.lab.prototypes.candidates import enumerate_candidates
+from irlkit.lab.prototypes.structure_types import STRUCTURE_TYPES
 
-FOLDER = Path(generate.__file__).parent
+FOLDER = Path(generate.__file__).parents[2] / "data" / "prototypes"
 
 
 @pytest.fixture(scope="module")

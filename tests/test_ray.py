@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import datasets, plots
+from irlkit import data as datasets
+from irlkit.lab import plots
+from irlkit.lab.sweeps import SweepFolder, TrialRecord, importance, run_ray
+from irlkit.lab.sweeps.trial import run_trial
 from irlkit.rewards import (
     CompositeReward,
     CRMSEReward,
@@ -23,9 +26,7 @@ from irlkit.rewards import (
     SymmetryReward,
 )
 from irlkit.rewards.parts import cut, grouping
-from irlkit.sweeps import SweepFolder, TrialRecord, importance, run_ray
-from irlkit.sweeps.trial import run_trial
-from irlkit.workers import WorkersLostError
+from irlkit.utils.workers import WorkersLostError
 from tests.test_grpo import make_trainer
 from tests.test_sweeps import PARAMETERS, SPACE, Parabola, make
 from tests.toy_potentials import LennardJonesToy

@@ -13,9 +13,9 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import datasets
+from irlkit import data as datasets
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import files, readers, unpickling
+from irlkit.data import files, readers, unpickling
 
 
 @pytest.fixture(autouse=True)
@@ -402,7 +402,7 @@ def test_file_of_formulas(tmp_path):
 
 
 def test_formulas_are_no_references():
-    from irlkit.metrics import evaluate
+    from irlkit.evaluate.metrics import evaluate
 
     dataset = datasets.load(["NaCl"], z=1)
     assert "1 structures, 1 compositions" in repr(dataset)

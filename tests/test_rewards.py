@@ -11,10 +11,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
-from irlkit.grpo import GRPOConfig
-from irlkit.matching import MatchPool
-from irlkit.policies import AnnealingPolicy
+from irlkit.data import CrystalDataset
+from irlkit.evaluate.matching import MatchPool
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.potentials import CHGNetPotential
 from irlkit.rewards import (
     CompositeReward,
@@ -26,8 +25,9 @@ from irlkit.rewards import (
     as_reward,
 )
 from irlkit.rewards.energy import clip_energies
-from irlkit.schedules import ConstantNoise, LearnedAnnealing
-from irlkit.trainer import GRPOTrainer, NonFiniteRewardError
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
 from tests.toy_potentials import (
     LennardJonesToy,
     volume_but_hangs_on_neon,

@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import runs
-from irlkit.datasets import CrystalDataset
-from irlkit.diagnostics import judge
-from irlkit.grpo import GRPOConfig
-from irlkit.policies import AnnealingPolicy
+from irlkit.data import CrystalDataset
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
+from irlkit.lab import runs
+from irlkit.lab.sweeps import SPACES, SweepFolder, TrialRecord
 from irlkit.pretraining import PretrainingConfig, pretrain
-from irlkit.schedules import ConstantNoise, LearnedAnnealing
-from irlkit.sweeps import SPACES, SweepFolder, TrialRecord
-from irlkit.trainer import GRPOTrainer
+from irlkit.rl.diagnostics import judge
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.trainer import GRPOTrainer
 from tests.toys import ToyModel, crystals, volume_reward
 
 SMALL = {"n_groups": 2, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}

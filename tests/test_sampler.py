@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.model import FlowModel
-from irlkit.policies import VelocityPolicy
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LinearAnnealing
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
-from irlkit.sampler import advance, integrate, rollout
-from irlkit.schedules import ConstantNoise, LearnedAnnealing, LinearAnnealing
+from irlkit.rl.policies import VelocityPolicy
+from irlkit.rl.sampler import advance, integrate, rollout
 from tests.test_policies import generator, kinds, make_policy
 from tests.toys import ToyModel, crystals, flow_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from irlkit.schedules import (
+from irlkit.flows.schedules import (
     ConstantNoise,
     ControlPointNoise,
     LearnedAnnealing,

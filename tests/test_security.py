@@ -15,11 +15,13 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import datasets, download, runs
-from irlkit.datasets import unpickling
-from irlkit.model import FlowModel
+from irlkit import data as datasets
+from irlkit.data import unpickling
+from irlkit.flows.schedules import load_annealing
+from irlkit.lab import runs
+from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.omatg import download
 from irlkit.potentials import MACEPotential
-from irlkit.schedules import load_annealing
 from tests import fuzz
 
 PACKAGE = Path(irlkit.__file__).parent
@@ -334,7 +336,7 @@ def test_small_files_that_ask_for_much_are_refused(kind, tmp_path):
     with pytest.raises(ValueError, match=message):
         if path.suffix == ".yaml":
             (tmp_path / "a.ckpt").write_bytes(b"")
-            irlkit.omatg.config.read_config(path)
+            irlkit.networks.omatg.config.read_config(path)
         elif path.suffix == ".safetensors":
             FlowModel.load(path)
         else:

@@ -14,11 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit import plots
-from irlkit.experiments import sweep_experiment
-from irlkit.grpo import NORMALIZATIONS, GRPOConfig
-from irlkit.schedules import LearnedAnnealing
-from irlkit.sweeps import (
+from irlkit.flows.schedules import LearnedAnnealing
+from irlkit.lab import plots
+from irlkit.lab.experiments import sweep_experiment
+from irlkit.lab.sweeps import (
     POLICIES,
     SPACES,
     Choice,
@@ -32,10 +31,11 @@ from irlkit.sweeps import (
     run_optuna,
     run_ray,
 )
-from irlkit.sweeps import __main__ as command_line
-from irlkit.sweeps import objective as objectives
-from irlkit.sweeps.optuna_backend import propose
-from irlkit.sweeps.trial import below_median, run_trial
+from irlkit.lab.sweeps import __main__ as command_line
+from irlkit.lab.sweeps import objective as objectives
+from irlkit.lab.sweeps.optuna_backend import propose
+from irlkit.lab.sweeps.trial import below_median, run_trial
+from irlkit.rl.grpo import NORMALIZATIONS, GRPOConfig
 from tests.toys import ToyModel, crystals, volume_reward
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +214,7 @@ def test_interrupted_sweep_continues_as_if_it_had_not_been(store, optuna, tmp_pa
 _SCRIPT = """
 import sys
 from tests.test_sweeps import Parabola, make
-from irlkit.sweeps import run_optuna
+from irlkit.lab.sweeps import run_optuna
 run_optuna(make(sys.argv[1]), Parabola(sleep=0.03), 5, store=sys.argv[2], progress=False)
 """
 

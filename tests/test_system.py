@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from irlkit import system
+from irlkit.utils import system
 
 
 def test_missing_folders_are_made(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from irlkit.interpolants import Interpolant, LinearPath, SqrtGamma, TrigonometricPath
-from irlkit.schedules import ConstantNoise
-from irlkit.teaching import (
+from irlkit.flows.interpolants import Interpolant, LinearPath, SqrtGamma, TrigonometricPath
+from irlkit.flows.schedules import ConstantNoise
+from irlkit.lab.teaching import (
     PlaneFlow,
     distance_to_modes,
     integrate,

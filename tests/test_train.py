@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from irlkit.train import DistributedTrainer, ShareOfBatch, main
+from irlkit.lab.train import DistributedTrainer, ShareOfBatch, main
 from tests.test_grpo import make_trainer
 from tests.test_policies import generator
 from tests.toys import volume_reward
@@ -119,7 +119,7 @@ def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
 def test_the_group_of_ranks_ends_with_its_threads(tmp_path):
     code = f"""
 import gc, weakref
-import irlkit.train
+import irlkit.lab.train
 import torch, torch.distributed as dist
 dist.init_process_group("gloo", init_method="file://{tmp_path / "store"}", rank=0, world_size=1)
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
@@ -169,7 +169,7 @@ def test_the_command_line_with_torchrun(tmp_path):
     arguments = ["--out-dir", str(tmp_path), *ARGUMENTS]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", "-m", "irlkit.train", *arguments],
+        [*torchrun, "--nproc-per-node=2", "-m", "irlkit.lab.train", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         cwd=Path(__file__).parents[1],
         capture_output=True,

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from irlkit.grpo import GRPOConfig, grpo_loss
-from irlkit.policies import ScorePolicy, VelocityPolicy
-from irlkit.sampler import rollout
-from irlkit.schedules import ConstantNoise
-from irlkit.updates import PolicyUpdate, split_sizes
+from irlkit.flows.schedules import ConstantNoise
+from irlkit.rl.grpo import GRPOConfig, grpo_loss
+from irlkit.rl.policies import ScorePolicy, VelocityPolicy
+from irlkit.rl.sampler import rollout
+from irlkit.rl.updates import PolicyUpdate, split_sizes
 from tests.test_policies import generator, kinds, make_policy
 from tests.toys import crystals, flow_model
 
@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_bound(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return grpo_loss(policy, trajectory, advantages, config, index)
 
-    monkeypatch.setattr("irlkit.updates.grpo_loss", small_memory)
+    monkeypatch.setattr("irlkit.rl.updates.grpo_loss", small_memory)
     update = make_update(policy)
     with pytest.warns(RuntimeWarning) as caught:
         update(trajectory, ADVANTAGES)
@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_bound(monkeypatch):
     def no_memory(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("irlkit.updates.grpo_loss", no_memory)
+    monkeypatch.setattr("irlkit.rl.updates.grpo_loss", no_memory)
     with pytest.warns(RuntimeWarning), pytest.raises(torch.OutOfMemoryError):
         update(trajectory, ADVANTAGES)
 

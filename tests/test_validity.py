@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from irlkit import validity
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
 
 
 def make_batch(*structures):

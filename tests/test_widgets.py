@@ -10,13 +10,13 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from irlkit import widgets
-from irlkit.datasets import CrystalDataset
-from irlkit.grpo import GRPOConfig
-from irlkit.policies import AnnealingPolicy
-from irlkit.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
-from irlkit.trainer import GRPOTrainer
-from irlkit.widgets import trajectory
+from irlkit.data import CrystalDataset
+from irlkit.flows.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
+from irlkit.lab import widgets
+from irlkit.lab.widgets import trajectory
+from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.policies import AnnealingPolicy
+from irlkit.rl.trainer import GRPOTrainer
 from tests.toys import Result, ToyModel, crystals, volume_reward
 
 

@@ -6,9 +6,9 @@ import pandas as pd
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit.base_distribution import BaseDistribution
-from irlkit.cspnet import CSPNet
-from irlkit.model import FlowModel
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
 
 

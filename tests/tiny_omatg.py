@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from irlkit.cspnet import CSPNet
-from irlkit.omatg import read_config
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.omatg import read_config
 
 GOLDENS = Path(__file__).parent / "goldens"
 SIZES = {"hidden_dim": 8, "num_layers": 1, "num_freqs": 3}

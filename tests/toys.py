@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from irlkit.base_distribution import BaseDistribution
 from irlkit.crystals import CrystalBatch
-from irlkit.cspnet import CSPNet
-from irlkit.model import FlowModel
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from irlkit.checks import checked
 from irlkit.potentials.ase import ASEPotential
 from irlkit.potentials.base import Energies, Potential
 from irlkit.potentials.chgnet import CHGNetPotential
 from irlkit.potentials.mace import MACEPotential
+from irlkit.utils.checks import checked
 
 __all__ = ["ASEPotential", "CHGNetPotential", "Energies", "MACEPotential", "Potential", "get"]
 

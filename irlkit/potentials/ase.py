@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from irlkit._ase_worker import prepare
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
+from irlkit.potentials._ase_worker import prepare
 from irlkit.potentials.base import Computed, Potential
-from irlkit.workers import WorkerPool
+from irlkit.utils.checks import checked
+from irlkit.utils.workers import WorkerPool
 
 
 class ASEPotential(Potential):

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit import validity
-from irlkit.checks import checked
-from irlkit.crystals import CrystalBatch
-from irlkit.workers import WorkersLostError
+from irlkit.crystals import CrystalBatch, validity
+from irlkit.utils.checks import checked
+from irlkit.utils.workers import WorkersLostError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential, check_elements
 from irlkit.potentials.neighbors import (
@@ -27,6 +26,7 @@ from irlkit.potentials.neighbors import (
     select_structures,
     slices,
 )
+from irlkit.utils.checks import checked
 
 MODELS = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential, check_elements
 from irlkit.potentials.mace_contraction import use_polynomials
@@ -23,6 +22,7 @@ from irlkit.potentials.neighbors import (
     select_structures,
     slices,
 )
+from irlkit.utils.checks import checked
 
 _FORCE_PICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _MAX_EDGES = 1 << 17

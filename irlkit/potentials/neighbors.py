@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.validity import reduce_lattices
+from irlkit.crystals.validity import reduce_lattices
 
 _MAX_CANDIDATES = 1 << 20
 """Pairs tried at once; bounds the memory to some 100 MB."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
+from irlkit.utils.checks import checked
 
 
 @checked

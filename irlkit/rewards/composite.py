@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
+from irlkit.utils.checks import checked
 
 
 class CompositeReward(Reward):

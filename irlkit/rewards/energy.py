@@ -7,11 +7,11 @@ import math
 import numpy as np
 import torch
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
+from irlkit.data import CrystalDataset
 from irlkit.potentials import Potential, get
 from irlkit.rewards.base import Reward, RewardResult
+from irlkit.utils.checks import checked
 
 
 class EnergyReward(Reward):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.checks import checked
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
-from irlkit.system import TimeUp, time_limit
-from irlkit.workers import Outcome, WorkerPool
+from irlkit.utils.checks import checked
+from irlkit.utils.system import TimeUp, time_limit
+from irlkit.utils.workers import Outcome, WorkerPool
 
 
 class FunctionReward(Reward):

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from irlkit.checks import checked
-from irlkit.cluster import connect, import_ray
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
 from irlkit.rewards.parts import cut, grouping, joined
-from irlkit.workers import WorkersLostError
+from irlkit.utils.checks import checked
+from irlkit.utils.cluster import connect, import_ray
+from irlkit.utils.workers import WorkersLostError
 
 _TRIES = 2
 """How often a part is tried whose workers are lost: a node may go; twice is no chance."""

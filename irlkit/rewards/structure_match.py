@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from irlkit.checks import check_count, checked
 from irlkit.crystals import CrystalBatch
-from irlkit.datasets import CrystalDataset
-from irlkit.matching import MatchPool
-from irlkit.metrics import best_per_group
+from irlkit.data import CrystalDataset
+from irlkit.evaluate.matching import MatchPool
+from irlkit.evaluate.metrics import best_per_group
 from irlkit.rewards.base import Reward, RewardResult
+from irlkit.utils.checks import check_count, checked
 
 
 class CRMSEReward(Reward):

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from irlkit import validity
-from irlkit.checks import checked
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
 from irlkit.rewards.base import Reward, RewardResult
+from irlkit.utils.checks import checked
 
 Kind = Literal["not_triclinic", "not_centrosymmetric"]
 

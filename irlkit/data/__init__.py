@@ -1,0 +1,17 @@
+"""Data sets of crystal structures: the embedded one, those in files, and formulas."""
+
+from irlkit.data import files, omatg_lmdb, tables  # noqa: F401 (they register readers)
+from irlkit.data.dataset import CrystalDataset, Skipped
+from irlkit.data.formulas import from_formulas
+from irlkit.data.loading import LazyDataset, load
+from irlkit.data.readers import RawRecords, register_reader
+
+__all__ = [
+    "CrystalDataset",
+    "LazyDataset",
+    "RawRecords",
+    "Skipped",
+    "from_formulas",
+    "load",
+    "register_reader",
+]

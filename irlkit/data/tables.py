@@ -1,0 +1,162 @@
+"""Readers of tables with one structure per row: CSV and parquet."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from irlkit.data.parsing import Malformed, fractional
+from irlkit.data.readers import CHUNK_ROWS, RawRecords, register_reader, tidy_table
+
+STRUCTURE_COLUMNS = ("cif", "structure")
+"""Columns that may hold the structure, the preferred one first."""
+
+MAX_COLUMNS = 5000
+
+ARRAY_COLUMNS = {
+    ("species", "pos", "cell"): False,
+    ("atomic_numbers", "positions", "cell"): True,
+}
+"""Columns of arrays that make a structure, and whether the positions are Cartesian (Å)."""
+
+
+def read_csv(path: Path) -> Iterator[RawRecords]:
+    """Reads a CSV table with a column of structures, as CDVAE's data sets have them.
+
+    The column is `cif` or `structure` and holds CIF or POSCAR text or a pymatgen dictionary as
+    JSON. Whether the file is compressed is seen from its content.
+
+    Raises:
+        ValueError: the file is not a CSV table, or has no column of structures.
+    """
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            # pandas takes a millisecond per column.
+            if (n_columns := file.readline(1 << 20).count(b",") + 1) > MAX_COLUMNS:
+                raise _NoStructures(f"{path} has {n_columns} columns, more than {MAX_COLUMNS}")
+            file.seek(0)
+            # pandas takes "NA" or "NaN" for missing, but the latter is also sodium nitride.
+            chunks = pd.read_csv(
+                file,
+                low_memory=False,
+                keep_default_na=False,
+                na_values=["", "nan"],
+                chunksize=CHUNK_ROWS,
+            )
+            start = 0
+            for table in chunks:
+                column = _structure_column(list(table.columns), path)
+                yield RawRecords(
+                    payloads=table.pop(column).tolist(), table=tidy_table(table, path, start)
+                )
+                start += len(table)
+    except _NoStructures as error:
+        raise ValueError(str(error)) from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(
+            f"cannot read {path} as a CSV table, gzipped or not: {error}; "
+            "check that the file is complete and of that kind"
+        ) from error
+
+
+class _NoStructures(Exception):
+    """A table has no column of structures, or too many others, in words."""
+
+
+def _structure_column(columns: list[str], path: Path) -> str:
+    column = next((name for name in STRUCTURE_COLUMNS if name in columns), None)
+    if column is None:
+        raise _NoStructures(
+            f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}, "
+            f"found the columns {columns}"
+        )
+    return column
+
+
+def read_parquet(path: Path) -> Iterator[RawRecords]:
+    """Reads a parquet table with a column or with arrays of structures.
+
+    The structures are in a column `cif` or `structure` (CIF or POSCAR text, or a pymatgen
+    dictionary as such or as JSON); or in the columns `atomic_numbers`, `positions` (Cartesian, Å)
+    and `cell` (Å), as ColabFit has them; or in `species`, `pos` (fractional) and `cell` (Å). Arrays
+    may be nested or flat. Other columns of lists and dictionaries are left out of the table.
+
+    Raises:
+        ValueError: the file is not a parquet table, or has no structures.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = schema.names
+            arrays = next((c for c in ARRAY_COLUMNS if set(c) <= set(names)), None)
+            if arrays is None and not set(STRUCTURE_COLUMNS) & set(names):
+                raise _NoStructures(
+                    f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}, or the "
+                    f"columns {' or '.join(map(str, map(list, ARRAY_COLUMNS)))}, "
+                    f"found the columns {names}"
+                )
+            payload_columns = list(arrays or [_structure_column(names, path)])
+            others = [
+                entry.name
+                for entry in schema
+                if entry.name not in payload_columns
+                and not (pa.types.is_nested(entry.type) or pa.types.is_binary(entry.type))
+            ]
+            start = 0
+            for batch in file.iter_batches(CHUNK_ROWS, columns=[*payload_columns, *others]):
+                lists = [batch.column(name).to_pylist() for name in payload_columns]
+                if arrays is None:
+                    payloads = [_without_missing(entry) for entry in lists[0]]
+                else:
+                    cartesian = ARRAY_COLUMNS[arrays]
+                    payloads = [
+                        _from_arrays(species, pos, cell, cartesian)
+                        for species, pos, cell in zip(*lists, strict=True)
+                    ]
+                table = batch.select(others).to_pandas()
+                table.index = range(len(payloads))
+                yield RawRecords(payloads=payloads, table=tidy_table(table, path, start))
+                start += len(payloads)
+    except _NoStructures as error:
+        raise ValueError(str(error)) from error
+    # A damaged table can make its libraries raise nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"cannot read {path} as a parquet table ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _from_arrays(species: Any, pos: Any, cell: Any, cartesian: bool) -> Any:
+    """Payload of a row of array columns."""
+    try:
+        numbers = np.asarray(species, dtype=np.int64).reshape(-1)
+        positions = np.asarray(pos, dtype=np.float64).reshape(-1, 3)
+        matrix = np.asarray(cell, dtype=np.float64).reshape(3, 3)
+        return numbers, fractional(positions, matrix) if cartesian else positions, matrix
+    except (TypeError, ValueError) as error:
+        return Malformed(f"its arrays do not make a structure: {error}")
+
+
+def _without_missing(entry: Any) -> Any:
+    """A dictionary without the keys that only other rows of the column have."""
+    if isinstance(entry, dict):
+        return {key: _without_missing(value) for key, value in entry.items() if value is not None}
+    if isinstance(entry, list):
+        return [_without_missing(value) for value in entry]
+    return entry
+
+
+register_reader(".csv", read_csv)
+register_reader(".csv.gz", read_csv)
+register_reader(".parquet", read_parquet)

@@ -1,0 +1,477 @@
+"""Stochastic interpolants x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z (Eq. 1).
+
+A `Path` gives alpha and beta, another function gamma; an `Interpolant` combines them for one field
+and knows whether the field lives on a torus. Derivatives come from forward-mode differentiation,
+so a new path is two short functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlkit.utils.checks import checked, fitting
+
+T_MIN = 1e-3
+T_MAX = 1.0 - 1e-3
+
+
+def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt at t, elementwise; shape of `t`."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+
+def _encoder_decoder_phase(t: Tensor, switch_time: float, power: float) -> Tensor:
+    a = (t - switch_time * t).clamp(min=0) ** power
+    b = (switch_time - switch_time * t).clamp(min=0) ** power
+    return a / (a + b)
+
+
+@dataclass(frozen=True)
+class Path:
+    """alpha and beta of an interpolant; subclasses define both as functions of time tensors."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of x_0; shape of `t`."""
+        raise NotImplementedError
+
+    def beta(self, t: Tensor) -> Tensor:
+        """Weight of x_1; shape of `t`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinearPath(Path):
+    """alpha = 1 - t, beta = t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def beta(self, t: Tensor) -> Tensor:
+        # A product, so that forward-mode differentiation sees a tangent.
+        return 1.0 * t
+
+
+@dataclass(frozen=True)
+class TrigonometricPath(Path):
+    """alpha = cos(pi t / 2), beta = sin(pi t / 2)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(0.5 * math.pi * t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+
+@checked
+@dataclass(frozen=True)
+class EncoderDecoderPath(Path):
+    """x_0 fades out until `switch_time`, x_1 fades in after it: cos^2(pi u) on either side."""
+
+    switch_time: float = 0.5
+    power: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
+        return torch.where(t <= self.switch_time, wave, torch.zeros_like(wave))
+
+    def beta(self, t: Tensor) -> Tensor:
+        wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
+        return torch.where(t > self.switch_time, wave, torch.zeros_like(wave))
+
+
+@checked
+@dataclass(frozen=True)
+class VariancePreservingPath(Path):
+    """alpha = sqrt(1 - tau^2), beta = tau with tau(t) constant-rate, linear or cosine.
+
+    Attributes:
+        schedule: "constant" (tau = t), "linear" (of `beta_min`, `beta_max`) or "cosine" (of
+            `offset`).
+    """
+
+    schedule: str = "constant"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    offset: float = 0.008
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"schedule: expected 'constant', 'linear' or 'cosine', got {self.schedule!r}"
+            )
+
+    def beta(self, t: Tensor) -> Tensor:
+        if self.schedule == "constant":
+            return 1.0 * t
+        log_t = torch.log(t)
+        if self.schedule == "linear":
+            slope = self.beta_max - self.beta_min
+            return torch.exp(0.5 * self.beta_min * log_t - 0.25 * slope * log_t**2)
+        c = math.pi / (2 + 2 * self.offset)
+        wave = torch.sin(c * (1 + log_t)) / math.sin(c)
+        return torch.where(t > math.exp(-1), wave, torch.zeros_like(wave))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(1 - self.beta(t) ** 2)
+
+
+@checked
+@dataclass(frozen=True)
+class VarianceExplodingPath(Path):
+    """alpha = sqrt(s(1 - t)^2 - s(0)^2), beta = 1; s(u) = sigma_min (sigma_max / sigma_min)^u."""
+
+    sigma_min: float = 0.005
+    sigma_max: float = 0.5
+
+    def alpha(self, t: Tensor) -> Tensor:
+        sigma = self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
+        return torch.sqrt(sigma**2 - self.sigma_min**2)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1.0 + 0.0 * t
+
+
+@checked
+@dataclass(frozen=True)
+class SqrtGamma:
+    """gamma = sqrt(a t (1 - t))."""
+
+    a: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.sqrt(self.a * t * (1 - t))
+
+
+@checked
+@dataclass(frozen=True)
+class EncoderDecoderGamma:
+    """gamma = sqrt(a) sin^2(pi u), u as in `EncoderDecoderPath`."""
+
+    a: float = 1.0
+    switch_time: float = 0.5
+    power: float = 1.0
+
+    def __call__(self, t: Tensor) -> Tensor:
+        phase = _encoder_decoder_phase(t, self.switch_time, self.power)
+        return math.sqrt(self.a) * torch.sin(math.pi * phase) ** 2
+
+
+@checked
+@dataclass(frozen=True)
+class ConstantEpsilon:
+    """epsilon = c; the noise of the SDE is sqrt(2 epsilon)."""
+
+    c: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.c)
+
+
+@checked
+@dataclass(frozen=True)
+class VanishingEpsilon:
+    """epsilon = c f(t - mu) f(1 - mu - t), f(y) = 1 / (1 + exp(-y / sigma)).
+
+    The noise of the SDE is sqrt(2 epsilon).
+    """
+
+    c: float = 1.0
+    mu: float = 0.075
+    sigma: float = 0.01
+
+    def __call__(self, t: Tensor) -> Tensor:
+        rise = torch.sigmoid((t - self.mu) / self.sigma)
+        return self.c * rise * torch.sigmoid((1 - self.mu - t) / self.sigma)
+
+
+PATHS = {
+    c.__name__: c
+    for c in (
+        LinearPath,
+        TrigonometricPath,
+        EncoderDecoderPath,
+        VariancePreservingPath,
+        VarianceExplodingPath,
+    )
+}
+GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
+EPSILONS = {c.__name__: c for c in (ConstantEpsilon, VanishingEpsilon)}
+
+
+@checked
+def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
+    """The object that `named` described.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    arguments = dict(entry)
+    name = arguments.pop("name", None)
+    if name not in kinds:
+        raise ValueError(
+            f"interpolant: the entry is of an unknown kind {name!r}, kinds has {sorted(kinds)}"
+        )
+    try:
+        return kinds[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"interpolant: the entry does not make a {name}: {error}") from error
+
+
+def named(item: Any) -> dict[str, Any]:
+    """Class name and arguments of a path, gamma or epsilon, as plain data."""
+    return {"name": type(item).__name__, **asdict(item)}
+
+
+@dataclass(frozen=True)
+class InterpolantSample:
+    """One draw of an interpolant.
+
+    Attributes:
+        x_t: State, wrapped to [0, 1) for periodic fields.
+        target: Velocity target d/dt x_t, never wrapped, shape of `x_t`.
+    """
+
+    x_t: Tensor
+    target: Tensor
+
+
+@checked
+@dataclass(frozen=True)
+class Interpolant:
+    """The interpolant of one field.
+
+    Attributes:
+        path: alpha and beta.
+        gamma: Latent-noise coefficient or None.
+        periodic: Whether the field is a fractional coordinate.
+        center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom
+            fields only).
+        one_sided: x_0 is Gaussian and also plays z, with alpha in the place of gamma.
+        trained_heads: Which of the network's outputs "velocity" and "denoiser" were trained. None:
+            the velocity, and with latent noise the denoiser. Without the velocity it follows from
+            the denoiser, for one-sided interpolants only.
+
+    Raises:
+        ValueError: latent noise besides a one-sided path, no or unknown heads, or no velocity for
+            an interpolant that is not one-sided.
+    """
+
+    path: Path = field(default_factory=LinearPath)
+    gamma: SqrtGamma | EncoderDecoderGamma | None = None
+    periodic: bool = False
+    center_of_mass_free: bool = False
+    one_sided: bool = False
+    trained_heads: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.one_sided and self.gamma is not None:
+            raise ValueError("gamma: with one_sided=True there is no latent noise besides x_0")
+        if not self.heads or set(self.heads) - {"velocity", "denoiser"}:
+            raise ValueError(
+                f"trained_heads: expected 'velocity', 'denoiser' or both, got {self.trained_heads}"
+            )
+        if "velocity" not in self.heads and not self.one_sided:
+            raise ValueError(
+                "trained_heads: only a one-sided interpolant can do without the velocity, "
+                f"got {self.trained_heads}"
+            )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The trained outputs of the network."""
+        if self.trained_heads is not None:
+            return self.trained_heads
+        return ("velocity",) if self.gamma is None else ("velocity", "denoiser")
+
+    @fitting
+    def velocity_from_denoiser(self, t: Tensor, x_t: Tensor, denoiser: Tensor) -> Tensor:
+        """b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
+
+        Args:
+            t: Times, broadcastable to `x_t`.
+            x_t: State, wrapped if periodic.
+            denoiser: z(t, x_t), shape of `x_t`.
+
+        Returns:
+            Shape and dtype of `x_t`.
+        """
+        # In double precision: beta spans many orders of magnitude, and only the ratio matters.
+        time = t.double()
+        beta, rate = self.path.beta(time), time_derivative(self.path.beta, time)
+        ratio = torch.where(beta > 0, rate / beta, torch.zeros_like(beta)).to(x_t.dtype)
+        alpha = self.path.alpha(time).to(x_t.dtype)
+        alpha_rate = time_derivative(self.path.alpha, time).to(x_t.dtype)
+        return alpha_rate * denoiser + ratio * (x_t - alpha * denoiser)
+
+    @fitting
+    def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
+        """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
+        if not self.periodic:
+            return x_1
+        difference = x_1 - x_0
+        return x_0 + difference - difference.round()
+
+    @fitting
+    def sample(
+        self, t: Tensor, x_0: Tensor, x_1: Tensor, z: Tensor | None = None
+    ) -> InterpolantSample:
+        """x_t of Eq. 1 and its time derivative.
+
+        Args:
+            t: Time of each row, broadcastable to `x_0`.
+            x_0: Base sample; wrapped to [0, 1) if periodic.
+            x_1: Data, same shape.
+            z: Standard normal, same shape; needed with latent noise.
+
+        Returns:
+            State and velocity target.
+
+        Raises:
+            ValueError: latent noise without `z`.
+        """
+        if self.periodic:
+            x_0 = x_0 % 1.0
+        x_1 = self.nearest_image(x_0, x_1)
+        x_t = self.path.alpha(t) * x_0 + self.path.beta(t) * x_1
+        target = time_derivative(self.path.alpha, t) * x_0
+        target = target + time_derivative(self.path.beta, t) * x_1
+        if self.gamma is not None:
+            if z is None:
+                raise ValueError("z: this interpolant has latent noise and needs z, got None")
+            x_t = x_t + self.gamma(t) * z
+            target = target + time_derivative(self.gamma, t) * z
+        return InterpolantSample(x_t % 1.0 if self.periodic else x_t, target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `from_dict` makes the same interpolant."""
+        data: dict[str, Any] = {
+            "path": named(self.path),
+            "gamma": None if self.gamma is None else named(self.gamma),
+            "periodic": self.periodic,
+            "center_of_mass_free": self.center_of_mass_free,
+        }
+        if self.one_sided:
+            data["one_sided"] = True
+        if self.trained_heads is not None:
+            data["trained_heads"] = list(self.trained_heads)
+        return data
+
+    @classmethod
+    @checked
+    def from_dict(cls, data: dict[str, Any]) -> Interpolant:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: the path or the latent noise has an unknown name.
+        """
+        if missing := sorted({"path", "gamma", "periodic", "center_of_mass_free"} - set(data)):
+            raise ValueError(f"data: an interpolant needs {missing} as well, got {sorted(data)}")
+        heads = data.get("trained_heads")
+        return cls(
+            path=build_named(PATHS, data["path"]),
+            gamma=None if data["gamma"] is None else build_named(GAMMAS, data["gamma"]),
+            periodic=bool(data["periodic"]),
+            center_of_mass_free=bool(data["center_of_mass_free"]),
+            one_sided=bool(data.get("one_sided", False)),
+            trained_heads=None if heads is None else tuple(heads),
+        )
+
+
+@fitting
+def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
+    """`values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
+    total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
+    return values - (total / n_atoms[:, None].to(values.dtype))[batch]
+
+
+@fitting
+def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
+    """Shift each structure's base positions as a whole to a least total squared periodic distance.
+
+    A network that sees only coordinate differences cannot tell a shifted base sample from the
+    original, so the shift is free. Without it the displacements of two atoms can wind around the
+    cell in different directions, and the velocity of one relative position becomes an average.
+
+    Args:
+        x_0: Base fractional positions, shape (n, 3).
+        x_1: Data fractional positions, shape (n, 3).
+        batch: Structure of each atom, shape (n,).
+        n_atoms: Atoms per structure, shape (B,).
+
+    Returns:
+        Shifted `x_0`, shape (n, 3), not wrapped; the mean displacement to the nearest images of
+        `x_1` is zero to rounding.
+    """
+    difference = x_1 - x_0
+    angle = 2 * math.pi * difference
+    sums = difference.new_zeros(2, len(n_atoms), x_0.shape[1])
+    sums[0].index_add_(0, batch, angle.sin())
+    sums[1].index_add_(0, batch, angle.cos())
+    shift = torch.atan2(sums[0], sums[1]) / (2 * math.pi)
+    last = n_atoms.cumsum(0) - 1
+    for _ in range(4):  # the circular mean is close; the nearest images settle in a few rounds
+        rest = difference - shift[batch]
+        rest = rest - rest.round()
+        # What centring takes away is the mean of each structure, here read at its last atom.
+        shift = shift + (rest - center(rest, batch, n_atoms))[last]
+    return x_0 + shift[batch]
+
+
+@fitting
+def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tensor) -> Tensor:
+    """Reorder base positions of equal atoms to the smallest total squared periodic distance.
+
+    Only atoms of one species in one structure are exchangeable: reordering across species would
+    train on a part of the base distribution alone.
+
+    Args:
+        x_0: Base fractional positions, shape (n, 3).
+        x_1: Data fractional positions, shape (n, 3).
+        species: Atomic numbers, shape (n,).
+        n_atoms: Atoms per structure, shape (B,).
+
+    Returns:
+        Permuted `x_0`, shape (n, 3).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if species.shape != x_0.shape[:1]:
+        raise ValueError(
+            "x_0 and species must have one entry per atom, got shapes "
+            f"{tuple(x_0.shape)} and {tuple(species.shape)}"
+        )
+    order = np.arange(len(x_0))
+    base, data = x_0.detach().cpu().numpy(), x_1.detach().cpu().numpy()
+    kinds = species.cpu().numpy()
+    start = 0
+    for n in n_atoms.tolist():  # an assignment problem per structure has no batched form
+        atoms = slice(start, start + n)
+        kind = kinds[atoms]
+        if len(np.unique(kind)) < n:
+            difference = base[None, atoms] - data[atoms, None]
+            difference -= difference.round()
+            cost = (difference**2).sum(-1) + 1e3 * (kind[:, None] != kind)
+            order[atoms] = linear_sum_assignment(cost)[1] + start
+        start += n
+    return x_0[torch.from_numpy(order).to(x_0.device)]
+
+
+@fitting
+def pair_with_data(
+    x_0: Tensor, x_1: Tensor, species: Tensor, batch: Tensor, n_atoms: Tensor
+) -> Tensor:
+    """Shift and reorder base positions towards the data, by what the network cannot see.
+
+    Alternates `align_translation` and `pair_by_permutation`; arguments as there.
+    """
+    for _ in range(2):
+        x_0 = align_translation(x_0, x_1, batch, n_atoms)
+        x_0 = pair_by_permutation(x_0, x_1, species, n_atoms)
+    return align_translation(x_0, x_1, batch, n_atoms)

@@ -1,0 +1,56 @@
+"""Schedules over time: noise sigma(t) and velocity annealing s(t).
+
+A noise schedule maps a time to the noise scale of the dynamics (Eqs. 7, 13, 14). An annealing maps
+a time and a step size to one scalar ``s`` per field; it multiplies a velocity by ``1 + s`` (15).
+"""
+
+from irlkit.flows.schedules.annealing import (
+    Annealing,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    annealing_on_grid,
+)
+from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
+from irlkit.flows.schedules.files import (
+    annealing_from_dict,
+    annealing_to_dict,
+    load_annealing,
+    read_annealing_metadata,
+    save_annealing,
+)
+from irlkit.flows.schedules.grid import FIELD_NAMES, check_n_steps, time_grid
+from irlkit.flows.schedules.noise import (
+    ConstantNoise,
+    LearnedNoise,
+    NoiseSchedule,
+    ScaledNoise,
+    SquareRootNoise,
+    noise_from_dict,
+    noise_to_dict,
+)
+
+__all__ = [
+    "FIELD_NAMES",
+    "Annealing",
+    "ConstantNoise",
+    "ControlPointAnnealing",
+    "ControlPointNoise",
+    "LearnedAnnealing",
+    "LearnedNoise",
+    "LinearAnnealing",
+    "NoAnnealing",
+    "NoiseSchedule",
+    "ScaledNoise",
+    "SquareRootNoise",
+    "annealing_from_dict",
+    "annealing_on_grid",
+    "annealing_to_dict",
+    "check_n_steps",
+    "load_annealing",
+    "noise_from_dict",
+    "noise_to_dict",
+    "read_annealing_metadata",
+    "save_annealing",
+    "time_grid",
+]

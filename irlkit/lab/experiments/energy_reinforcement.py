@@ -1,0 +1,632 @@
+"""The experiment of notebook 03: reinforcing low energies (section 4.2, Figs. 3, 6)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irlkit import potentials
+from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
+from irlkit.evaluate.metrics import MatchPool
+from irlkit.flows.schedules import (
+    Annealing,
+    LearnedAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    SquareRootNoise,
+    load_annealing,
+    save_annealing,
+)
+from irlkit.lab.experiments.base import (
+    Job,
+    annealing_labels,
+    means_for_people,
+)
+from irlkit.lab.experiments.changes import atom_changes, count_distinct
+from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.energies import METRIC_NAMES, EnergyExperiment
+from irlkit.lab.experiments.energy_claims import (
+    ANNEALED,
+    PRETRAINED,
+    energy_claims,
+    energy_conclusion,
+    rows_of,
+)
+from irlkit.lab.experiments.energy_presets import EnergyPreset
+from irlkit.lab.experiments.training import Run, annealing_policy
+from irlkit.potentials import Potential
+from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
+from irlkit.rl.diagnostics import judge
+from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
+from irlkit.utils.checks import checked
+from irlkit.utils.system import available_cores
+
+_POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
+    "score": ScorePolicy,
+    "velocity": VelocityPolicy,
+}
+ANNEALING = "annealing"
+"""What the training of the annealing is called beside those of the policies."""
+
+POLYMORPH_TOLERANCE = 1e-3
+"""eV/atom above the lowest polymorph that count as none."""
+VALIDATION_COLUMNS = {
+    "validation_info_energy_energy_above_reference": "energy_above_lowest",
+    "validation_info_match_matched": "polymorph_match_rate",
+    "validation_info_match_rmsd": "polymorph_rmse",
+    "validation_info_energy_valid": "valid_rate",
+}
+"""Column of a trainer's history -> metric."""
+CURVES = ("energy_above_lowest", "polymorph_match_rate", "polymorph_rmse", "invalid_rate")
+"""Metrics of validations that are compared with those on the test split."""
+
+
+class EnergyReinforcement(EnergyExperiment):
+    """Trains score- and velocity-based policies on energies, and compares them.
+
+    All start from the same pretrained model, and all energies are of one potential.
+
+    Args:
+        checkpoint: name of a shipped model or path of a checkpoint; with a denoiser for the
+            reinforced fields.
+        dataset: name of a shipped data set or path of a data file.
+        preset: size and settings.
+        potential: a potential, or its name for ``potentials.get``.
+        device: of the network.
+        out_dir: folder for results; made when needed.
+        progress: show bars.
+
+    Attributes:
+        policies: (name, seed) -> trained policy.
+        annealing: that the policies keep; None: it is to be learned and was not yet.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, data file or weights of the potential.
+        ValueError: see ``EnergyExperiment``; or a policy does not fit the model.
+    """
+
+    @checked
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        dataset: str | Path,
+        preset: EnergyPreset,
+        *,
+        potential: Potential | str = "chgnet",
+        device: str | torch.device = "cpu",
+        out_dir: str | Path = "runs/03",
+        progress: bool = True,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            dataset,
+            preset,
+            potential=potential,
+            device=device,
+            out_dir=out_dir,
+            progress=progress,
+        )
+        self.preset = preset
+        self.policies: dict[tuple[str, int], Policy] = {}
+        self._diversity = pd.DataFrame()
+        self._annealing_policies: dict[tuple[str, int], AnnealingPolicy] = {}
+        self.annealing, self._schedule = _find_annealing(preset.annealing)
+        if isinstance(self.annealing, LearnedAnnealing):
+            self.annealing.to(next(self.model.parameters())).requires_grad_(False)
+        for name in preset.variants:
+            self._make_policy(name)  # Fails now if it does not fit the model.
+
+    def _summary(self) -> dict[str, str]:
+        config = self.preset.config(next(iter(self.preset.policies)), 0)
+        return {
+            **super()._summary(),
+            "training": f"{', '.join(self.preset.policies)}: {self.preset.iterations} iterations "
+            f"of {config.n_groups} groups of {config.group_size} at {config.n_steps} steps, "
+            f"seeds {', '.join(map(str, self.preset.seeds))}",
+            "reinforced": ", ".join(self.preset.fields),
+            "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
+        }
+
+    # ----------------------------------------------------------------------------------------------
+    # Training
+    # ----------------------------------------------------------------------------------------------
+
+    def learn_annealing(self) -> pd.DataFrame:
+        """Learn the annealing that the policies keep, if the preset says so (notebook 04).
+
+        The reward is cRMSE, with no energy in it; the best by validation is kept. Once finished, a
+        further call begins anew; after an interruption, it goes on from there.
+
+        Returns:
+            The history of the training; empty if the preset has the annealing learned elsewhere or
+            none.
+
+        Raises:
+            KeyboardInterrupt: interrupted; says how far training was.
+        """
+        if self.preset.annealing != "learn":
+            return pd.DataFrame()
+        key, training = (ANNEALING, self.preset.seeds[0]), self.preset.annealing_training
+        config = self.preset.annealing_config()
+        run = Run(
+            key=key,
+            name=ANNEALING,
+            folder=ANNEALING,
+            labels={"policy": ANNEALING, "seed": key[1]},
+            make=self._make_annealing_policy,
+            config=config,
+            iterations=training.iterations,
+        )
+        self._train_annealings([run], self._annealing_policies, "training of the annealing")
+        self.annealing = self._annealing_policies[key].annealing.eval().requires_grad_(False)
+        return self._histories[key]
+
+    def _make_annealing_policy(self) -> AnnealingPolicy:
+        training = self.preset.annealing_training
+        return annealing_policy(self.model, training.schedule, training.noise, self.preset.seeds[0])
+
+    def _kept_annealing(self) -> Annealing:
+        if self.annealing is None:
+            raise ValueError(
+                "the annealing that the policies keep is not learned yet; call learn_annealing"
+            )
+        return self.annealing
+
+    def train_policies(self) -> pd.DataFrame:
+        """Train every policy of the main comparison with every seed; the best are kept.
+
+        Once finished, a further call begins anew; after an interruption, it goes on from there.
+
+        Returns:
+            The history of all runs.
+
+        Raises:
+            KeyboardInterrupt: interrupted; says how far training was.
+            ValueError: the annealing that the policies keep is not learned yet.
+        """
+        return self._train(self.preset.policies, "training")
+
+    def study_noise(self) -> pd.DataFrame:
+        """Train the policies with other scales of the noise (Fig. 6); see ``train_policies``."""
+        return self._train(self.preset.noise_study, "training with other noise")
+
+    def _train(self, names: Iterable[str], what: str) -> pd.DataFrame:
+        self._kept_annealing()  # Fails now if there is none yet.
+        runs = [
+            Run(
+                key=(name, seed),
+                name=f"{name}, seed {seed}",
+                folder=f"{file_name(name)}_seed_{seed}",
+                labels={"policy": name, "seed": seed},
+                make=partial(self._make_policy, name),
+                config=self.preset.config(name, seed),
+                iterations=self.preset.iterations,
+            )
+            for name in names
+            for seed in self.preset.seeds_of(name)
+        ]
+        validation = self.validation.subset(self.preset.grpo.get("validation_size"))
+        rewards = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
+        elsewhere = None
+        if self._potential_name is not None and self.device.type == "cpu":
+            elsewhere = partial(rewards, self._potential_name)
+        n_processes = available_cores() if self.preset.n_workers is None else self.preset.n_workers
+        reward, validation_reward = rewards(self.potential, self.pool)
+        with reward, validation_reward:
+            return self._train_all(
+                runs,
+                reward,
+                validation,
+                validation_reward,
+                self.policies,
+                what,
+                n_processes=n_processes,
+                make_rewards=elsewhere,
+            )
+
+    def _make_policy(self, name: str) -> Policy:
+        variant = self.preset.variants[name]
+        noise, ref_noise = (
+            {
+                field: SquareRootNoise(self.preset.noise[level][field])
+                for field in self.preset.fields
+            }
+            for level in (variant.noise, variant.ref_noise or variant.noise)
+        )
+        same = variant.ref_noise is None
+        return _POLICIES[variant.policy](
+            self.model, noise, None if same else ref_noise, self.annealing
+        )
+
+    def validation_curves(self, names: Iterable[str]) -> pd.DataFrame:
+        """Metrics of the validations during training (Figs. 3, 6).
+
+        Args:
+            names: of policies.
+
+        Returns:
+            Columns policy, seed, iteration, energy_above_lowest (eV/atom above the composition's
+            lowest polymorph), polymorph_match_rate, polymorph_rmse and invalid_rate.
+        """
+        table = self.history
+        table = table[table["policy"].isin(list(names)) & table["validation_reward"].notna()]
+        table = table.rename(columns=VALIDATION_COLUMNS)
+        table = table.assign(invalid_rate=1.0 - table["valid_rate"])
+        return table[["policy", "seed", "iteration", *CURVES]].reset_index(drop=True)
+
+    def findings(self) -> pd.DataFrame:
+        """What the diagnostics say of each run, worst first.
+
+        Returns:
+            Columns policy, seed, severity, finding and advice.
+        """
+        rows = []
+        for (name, seed), history in self._histories.items():
+            config = (
+                self.preset.annealing_config()
+                if name == ANNEALING
+                else self.preset.config(name, seed)
+            )
+            for found in judge(history, config):
+                rows.append({"policy": name, "seed": seed, **vars(found)})
+        return pd.DataFrame(rows)
+
+    # ----------------------------------------------------------------------------------------------
+    # Evaluation
+    # ----------------------------------------------------------------------------------------------
+
+    def evaluate_pretrained(self) -> pd.DataFrame:
+        """Evaluate the pretrained model on the test split: with few and with many steps.
+
+        Without annealing and with the best handcrafted one; call ``sweep_reference`` first.
+
+        Returns:
+            The new rows of ``evaluation``.
+        """
+        many = self.preset.reference_steps
+        jobs = []
+        for k in (self.preset.n_steps, many):
+            for seed in self.preset.seeds_for(k):
+                for schedule, tuned_at in (("none", None), ("handcrafted", many)):
+                    annealing: Annealing = (
+                        NoAnnealing() if tuned_at is None else self.best_handcrafted(tuned_at)
+                    )
+                    labels = annealing_labels(schedule, annealing, tuned_at)
+                    steps = {"n_steps": k, "seed": seed}
+                    jobs.append(Job({"policy": PRETRAINED, **labels, **steps}, annealing))
+        return self._run("the pretrained model", jobs)
+
+    def evaluate_annealing(self) -> pd.DataFrame:
+        """Evaluate the pretrained model with the learned annealing that the policies keep.
+
+        Returns:
+            The new rows of ``evaluation``; none if the policies keep no learned annealing.
+
+        Raises:
+            ValueError: it was not learned yet.
+        """
+        if self._schedule != "learned":
+            return pd.DataFrame()
+        annealing, _ = self.deployed(ANNEALED, self.preset.seeds[0])
+        labels = {"policy": PRETRAINED, **annealing_labels("learned", annealing)}
+        jobs = [
+            Job({**labels, "n_steps": k, "seed": seed}, annealing)
+            for k in (self.preset.n_steps, self.preset.reference_steps)
+            for seed in self.preset.seeds_for(k)
+        ]
+        return self._run("the learned annealing", jobs)
+
+    def evaluate_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
+        """Evaluate trained policies on the test split, each seed with base samples of its own.
+
+        Args:
+            names: None: those of the main comparison.
+
+        Returns:
+            The new rows of ``evaluation``.
+
+        Raises:
+            ValueError: one was not trained yet.
+        """
+        jobs = []
+        for name in self.preset.policies if names is None else names:
+            for seed in self.preset.seeds_of(name):
+                annealed = annealing_labels(self._schedule, self._kept_annealing())
+                labels = {"n_steps": self.preset.n_steps, "seed": seed}
+                annealing, options = self.deployed(name, seed)
+                jobs.append(Job({"policy": name, **annealed, **labels}, annealing, options))
+        return self._run("policies", jobs)
+
+    def deployed(self, name: str, seed: int) -> tuple[Annealing, dict[str, Any]]:
+        """Annealing and further arguments of ``generate``.
+
+        Args:
+            name: of a policy; "pretrained", without annealing; or "pretrained, annealed", with the
+                annealing that the policies keep.
+            seed: of training.
+
+        Raises:
+            ValueError: it was not trained yet.
+        """
+        if name == PRETRAINED:
+            return NoAnnealing(), {"model": self.model}
+        if name == ANNEALED:
+            return self._kept_annealing(), {"model": self.model}
+        if (name, seed) not in self.policies:
+            raise ValueError(
+                f"{name!r} of seed {seed} is not trained yet; call train_policies or study_noise "
+                f"(there are {sorted(self.policies)})"
+            )
+        dynamics = self.policies[name, seed].deploy()
+        options = {"model": dynamics.model, "noise": dynamics.noise, "kind": dynamics.kind}
+        return dynamics.annealing, options
+
+    def metrics_table(self) -> pd.DataFrame:
+        """Means over seeds on the test split, for people."""
+        table = means_for_people(self.evaluation, ("policy", "schedule", "n_steps"), METRIC_NAMES)
+        return table.rename_axis(index={"n_steps": "steps", "schedule": "annealing"})
+
+    def polymorphs(self) -> pd.DataFrame:
+        """Which polymorphs the structures of the test split match, for people.
+
+        A model that seeks low energies may generate a composition's lowest polymorph where the
+        reference is another one. Then the match rate with other polymorphs falls.
+
+        Returns:
+            A row per policy, annealing and number of steps, means over seeds: match rates of
+            references that are the lowest polymorph of their composition in the test split, and of
+            other references; and the share of structures that match any polymorph.
+        """
+        table = self.structures
+        lowest = table.groupby("formula")["reference_energy"].transform("min")
+        is_lowest = table["reference_energy"] <= lowest + POLYMORPH_TOLERANCE
+        matched = table["rmsd"].notna().astype(float)
+        columns = {
+            "lowest polymorph": matched.where(is_lowest),
+            "other polymorphs": matched.mask(is_lowest),
+            "any polymorph": table["polymorph_rmsd"].notna().astype(float),
+        }
+        keys = {"policy": "policy", "schedule": "annealing", "n_steps": "steps"}
+        groups = table[list(keys)].rename(columns=keys).assign(**columns)
+        return groups.groupby(list(keys.values()), sort=False).mean().round(4)
+
+    def test_lines(self, names: Iterable[str]) -> pd.DataFrame:
+        """Means over seeds on the test split, to be compared with the validation (Fig. 3).
+
+        Args:
+            names: of policies; the annealed pretrained model is added.
+
+        Returns:
+            A row per policy, with the column "policy" and the metrics.
+        """
+        many = self.preset.reference_steps
+        best = rows_of(self.evaluation, PRETRAINED, many, "handcrafted")
+        rows = {f"pretrained, annealed, {many} steps": best}
+        for name in names:
+            rows[name] = rows_of(self.evaluation, name, self.preset.n_steps)
+        means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
+        return pd.DataFrame(means).T.rename_axis("policy").reset_index()
+
+    # ----------------------------------------------------------------------------------------------
+    # What has changed
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def start(self) -> str:
+        """What the policies were before training: "pretrained", or "pretrained, annealed"."""
+        return ANNEALED if self._schedule == "learned" else PRETRAINED
+
+    def energies(self, seed: int | None = None) -> dict[str, np.ndarray]:
+        """Energies above the reference (eV/atom) of test structures, nan where there is none."""
+        table = self.structures
+        seed = self.preset.seeds[0] if seed is None else seed
+        few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
+        annealed = (few["policy"] == PRETRAINED) & (few["schedule"] == "learned")
+        few = few[(few["policy"] != PRETRAINED) | (few["schedule"] == "none") | annealed]
+        few = few.assign(policy=few["policy"].mask(annealed, ANNEALED))
+        names = dict.fromkeys((PRETRAINED, self.start, *self.preset.policies))
+        return {
+            name: few.loc[few["policy"] == name, "energy_above_reference"].to_numpy()
+            for name in names
+        }
+
+    def examples(self, name: str, seed: int | None = None) -> CrystalDataset:
+        """Three test structures: of the largest, the median and the smallest gain in energy.
+
+        Args:
+            name: of a policy that was evaluated.
+            seed: None: the first.
+
+        Raises:
+            ValueError: fewer than three structures have an energy before and after.
+        """
+        energies = self.energies(seed)
+        gain = energies[self.start] - energies[name]
+        small = self.test.batch.n_atoms.numpy() <= 10
+        rows = np.flatnonzero(np.isfinite(gain) & small)
+        if len(rows) < 3:
+            raise ValueError(
+                f"{len(rows)} test structures have an energy before and after; three are needed"
+            )
+        order = rows[np.argsort(-gain[rows], kind="stable")]
+        chosen = order[[0, len(order) // 2, -1]]
+        return self.test.select(torch.from_numpy(chosen))
+
+    def before_and_after(
+        self, name: str, seed: int | None = None
+    ) -> tuple[dict[str, CrystalBatch], pd.DataFrame]:
+        """The examples before and after training, from the same noise, atom by atom.
+
+        Args:
+            name: of a policy that was evaluated.
+            seed: None: the first.
+
+        Returns:
+            Title -> structure (before, after and reference of each), and a row per atom; see
+            ``changes.atom_changes``.
+        """
+        seed = self.preset.seeds[0] if seed is None else seed
+        data = self.examples(name, seed)
+        ids = list(self.test.table["material_id"])
+        rows = [ids.index(entry) for entry in data.table["material_id"]]
+        # Drawn for all of the split, so that it is that of the evaluation.
+        x_0 = self.base_sample(self.test.batch, seed)[rows]
+        generated = {}
+        for when, policy in (("before", self.start), ("after", name)):
+            annealing, options = self.deployed(policy, seed)
+            generated[when] = self.generate(
+                data.batch, self.preset.n_steps, annealing, seed, x_0=x_0, **options
+            ).to("cpu")
+        reference = self.reference_energies(data).energy_per_atom
+        above = {
+            when: self.potential(batch).energy_per_atom - reference
+            for when, batch in generated.items()
+        }
+        panels: dict[str, CrystalBatch] = {}
+        for i, formula in enumerate(data.batch.reduced_formulas()):
+            for when, batch in generated.items():
+                panels[f"{i + 1}. {formula} {when}: {above[when][i]:+.2f} eV/atom"] = batch[i]
+            panels[f"{i + 1}. {formula}: reference"] = data.batch[i]
+        return panels, atom_changes(generated["before"], generated["after"], data.batch)
+
+    def diversity(self, seed: int | None = None) -> pd.DataFrame:
+        """How many structures of a composition differ, before and after training.
+
+        Args:
+            seed: of training and base samples; None: the first.
+
+        Returns:
+            Columns policy, formula, n_generated, n_valid, n_distinct (of the valid ones, by
+            matching) and energy_std (eV/atom, of the composition's structures).
+        """
+        seed = self.preset.seeds[0] if seed is None else seed
+        n_compositions, size = self.preset.diversity
+        first = [rows[0] for rows in self.test.references().values()]
+        chosen = np.random.default_rng(0).permutation(first)[:n_compositions]
+        groups = self.test.batch[np.sort(chosen)].repeat(size)
+        tables = []
+        with self._timed("diversity"):
+            for name in (self.start, *self.preset.policies):
+                annealing, options = self.deployed(name, seed)
+                generated = self.generate(
+                    groups, self.preset.n_steps, annealing, seed, **options
+                ).to("cpu")
+                energy = self.potential(generated).energy_per_atom.reshape(-1, size)
+                table = count_distinct(generated, size, self.pool)
+                deviation = [
+                    np.std(e[np.isfinite(e)]) if np.isfinite(e).any() else np.nan for e in energy
+                ]
+                tables.append(table.assign(energy_std=deviation, policy=name))
+        self._diversity = pd.concat(tables, ignore_index=True)
+        return self._diversity
+
+    # ----------------------------------------------------------------------------------------------
+    # Results
+    # ----------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Claim]:
+        """What holds of the paper's claims."""
+        return energy_claims(self.evaluation, self.preset)
+
+    def conclusion(self, claims: Sequence[Claim]) -> str:
+        """What was learned, in Markdown, from the results."""
+        return energy_conclusion(self.evaluation, self.preset, self.potential.name, claims)
+
+    def save_learned(self) -> list[Path]:
+        """Write the networks of all trained policies to `out_dir`."""
+        paths = []
+        for (name, seed), policy in self.policies.items():
+            path = self.out_dir / f"{file_name(name)}_seed_{seed}.safetensors"
+            policy.save(path)
+            paths.append(path)
+        if isinstance(self.annealing, LearnedAnnealing):
+            path = self.out_dir / "annealing.safetensors"
+            steps = list(self.preset.annealing_config().step_choices)
+            metadata = {"checkpoint": self.checkpoint, "dataset": self.dataset}
+            save_annealing(self.annealing, path, {**metadata, "train_steps": steps})
+            paths.append(path)
+        return paths
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {**super().tables(), "diversity": self._diversity}
+
+    def results(self) -> dict[str, Any]:
+        """Potential, how training went, and diversity."""
+        best: dict[str, dict[int, float]] = {}
+        for (name, seed), table in self._histories.items():
+            best.setdefault(name, {})[seed] = float(table["validation_reward"].max())
+        iterations: dict[str, dict[int, int]] = {}
+        for (name, seed), iteration in self.best_iteration.items():
+            iterations.setdefault(name, {})[seed] = iteration
+        means = (
+            self._diversity.groupby("policy")[["n_valid", "n_distinct"]].mean()
+            if len(self._diversity)
+            else pd.DataFrame()
+        )
+        return {
+            **super().results(),
+            "training": {
+                "iterations": self.preset.iterations,
+                "seconds": self.seconds.get("training"),
+                "best_iteration": iterations,
+                "best_validation_reward": best,
+            },
+            "diversity": {
+                "group_size": self.preset.diversity[1],
+                "means": means.to_dict("index"),
+            },
+        }
+
+
+def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | None, str]:
+    """The annealing of a preset, None if it is to be learned, and what tables call it."""
+    if annealing == "none":
+        return NoAnnealing(), "none"
+    if annealing == "learn":
+        return None, "learned"
+    if isinstance(annealing, str):
+        return load_annealing(annealing), "learned"
+    return LinearAnnealing(*annealing), "handcrafted"
+
+
+def energy_rewards(
+    group_size: int | None,
+    validation: CrystalDataset,
+    potential: Potential | str,
+    pool: MatchPool | None = None,
+) -> tuple[Reward, Reward]:
+    """The rewards of rollouts and of the validation.
+
+    Only the energy counts; matches are there to be looked at. Validation structures are judged one
+    by one: nothing is clipped.
+
+    Args:
+        group_size: structures per group.
+        validation: compositions of the validation.
+        potential: a potential, or its name for ``potentials.get``.
+        pool: matches structures; None does it in this process.
+    """
+    potential = potentials.get(potential)
+    pool = MatchPool(0) if pool is None else pool
+    validation_reward = CompositeReward(
+        {
+            "energy": EnergyReward(potential, clip=math.inf, references=validation),
+            "match": CRMSEReward(validation, pool),
+        },
+        {"energy": 1.0, "match": 0.0},
+    )
+    return EnergyReward(potential, group_size), validation_reward
+
+
+def file_name(name: str) -> str:
+    """A policy's name as part of a file name: "score-based, small noise" -> "score_based_..."."""
+    return "_".join(re.findall("[a-z0-9]+", name.lower()))

@@ -1,0 +1,344 @@
+"""The experiment of notebook 02: how much noise generation bears (Fig. 2, Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import isotonic_regression
+
+from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
+from irlkit.lab.experiments.base import Job, annealing_labels, means_for_people
+from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.energies import METRIC_NAMES, EnergyExperiment
+from irlkit.lab.experiments.noise_claims import noise_claims, noise_conclusion
+from irlkit.lab.experiments.noise_presets import NoisePreset
+from irlkit.networks.flow_model import FlowModel
+from irlkit.potentials import Potential
+from irlkit.utils.checks import checked
+
+KINDS: Mapping[str, type[ConstantNoise] | type[SquareRootNoise]] = {
+    "constant": ConstantNoise,
+    "square root": SquareRootNoise,
+}
+"""Name -> schedule with a scale."""
+ODE, SDE, PERTURBED = "ODE", "SDE", "perturbed ODE"
+LINE = ["model", "integration", "noise"]
+"""Columns that tell the lines of Fig. 2 from each other."""
+
+
+class NoiseSchedules(EnergyExperiment):
+    """Compares SDE and perturbed ODE under noise schedules of several scales.
+
+    Args:
+        checkpoint: name of a shipped model or path of a checkpoint; with a denoiser for the fields
+            that get noise, which the SDE needs.
+        dataset: name of a shipped data set or path of a data file.
+        preset: size and settings.
+        velocity_checkpoint: a second model, integrated as a perturbed ODE; None: none.
+        potential: a potential, or its name for ``potentials.get``.
+        device: of the network.
+        out_dir: folder for results; made when needed.
+        progress: show bars.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, data file or weights of the potential.
+        ValueError: see ``EnergyExperiment``; or the model has no denoiser for a field.
+    """
+
+    @checked
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        dataset: str | Path,
+        preset: NoisePreset,
+        *,
+        velocity_checkpoint: str | Path | None = None,
+        potential: Potential | str = "chgnet",
+        device: str | torch.device = "cpu",
+        out_dir: str | Path = "runs/02",
+        progress: bool = True,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            dataset,
+            preset,
+            potential=potential,
+            device=device,
+            out_dir=out_dir,
+            progress=progress,
+        )
+        self.preset = preset
+        if preset.split == "val":
+            self.test = self.validation.subset(preset.test_size)
+        missing = [name for name in preset.fields if name not in self.model.has_denoiser]
+        if missing:
+            raise ValueError(
+                f"checkpoint: {checkpoint} has no denoiser for {missing}, which an SDE with noise "
+                "on them needs; take another checkpoint or other fields"
+            )
+        self.second: FlowModel | None = None
+        self.second_name = None if velocity_checkpoint is None else str(velocity_checkpoint)
+        if velocity_checkpoint is not None:
+            self.second = self._load(velocity_checkpoint, self.device)
+
+    def _summary(self) -> dict[str, str]:
+        rows = super()._summary()
+        if self.second is not None:
+            rows["second model"] = f"{self.second_name}, perturbed ODE only"
+        rows["split"] = self.preset.split
+        rows["noise"] = f"on {', '.join(self.preset.fields)}, scales {self.preset.scales}"
+        rows["steps"] = f"with noise: {self.preset.n_steps}, many: {self.preset.reference_steps}"
+        return rows
+
+    def schedules(self, scale: float) -> dict[str, NoiseSchedule]:
+        """The kinds of schedules at one scale, by name."""
+        return {name: kind(scale) for name, kind in KINDS.items()}
+
+    # ----------------------------------------------------------------------------------------------
+    # Evaluations
+    # ----------------------------------------------------------------------------------------------
+
+    def scan(self) -> pd.DataFrame:
+        """Evaluate every way to integrate under every schedule and scale (Fig. 2).
+
+        Returns:
+            The new rows of ``evaluation``.
+        """
+        ways = [(self.model, SDE), (self.model, PERTURBED)]
+        if self.second is not None:
+            ways.append((self.second, PERTURBED))
+        n_steps = self.preset.n_steps
+        jobs = []
+        for seed in self.preset.seeds:
+            for model, way in ways:
+                if way == PERTURBED:  # Without noise, both are one.
+                    jobs.append(self._job(n_steps, seed, model))
+                jobs += [
+                    self._job(n_steps, seed, model, way, kind, scale)
+                    for kind in KINDS
+                    for scale in self.preset.scales
+                ]
+        return self._run("noise", jobs)
+
+    def compare_annealing(self) -> pd.DataFrame:
+        """Evaluate with and without annealing at several numbers of steps (Table 1).
+
+        The SDE gets its small scale of the square-root schedule.
+
+        Returns:
+            The new rows of ``evaluation``.
+
+        Raises:
+            ValueError: ``scan`` or ``sweep_reference`` was not called before.
+        """
+        many = self.preset.reference_steps
+        scale = self.scale(SDE, "square root", "small")
+        jobs = []
+        for k in self.preset.evaluation_steps:
+            for seed in self.preset.seeds_for(k):
+                jobs.append(self._job(k, seed, self.model))
+                jobs.append(self._job(k, seed, self.model, tuned_at=many))
+        for seed in self.preset.seeds_for(many):
+            jobs.append(self._job(many, seed, self.model, SDE, "square root", scale, tuned_at=many))
+        return self._run("annealing", jobs)
+
+    def _job(
+        self,
+        n_steps: int,
+        seed: int,
+        model: FlowModel,
+        integration: str = ODE,
+        noise: str = "none",
+        scale: float = 0.0,
+        tuned_at: int | None = None,
+    ) -> Job:
+        """An evaluation; with the best handcrafted annealing if `tuned_at` says for what."""
+        annealing = None if tuned_at is None else self.best_handcrafted(tuned_at)
+        labels = {
+            "model": self.checkpoint if model is self.model else self.second_name,
+            "integration": integration,
+            "noise": noise,
+            "scale": scale,
+            **annealing_labels("none" if annealing is None else "handcrafted", annealing, tuned_at),
+            "n_steps": n_steps,
+            "seed": seed,
+        }
+        options: dict[str, Any] = {"model": model}
+        if noise != "none":
+            options["noise"] = dict.fromkeys(self.preset.fields, KINDS[noise](scale))
+            options["kind"] = "sde" if integration == SDE else "ode"
+        return Job(labels, annealing, options)
+
+    # ----------------------------------------------------------------------------------------------
+    # What it says
+    # ----------------------------------------------------------------------------------------------
+
+    def scanned(self) -> pd.DataFrame:
+        """Rows of ``scan``, those without noise once for each line that begins there.
+
+        A column "line" says of which figure's line a row is a point.
+        """
+        rows = self.evaluation
+        if not len(rows):
+            raise ValueError("nothing was evaluated yet; call scan")
+        rows = rows[(rows["schedule"] == "none") & (rows["n_steps"] == self.preset.n_steps)]
+        noisy = rows[rows["noise"] != "none"]
+        parts = []
+        for model, way, noise in noisy[LINE].drop_duplicates().itertuples(index=False):
+            line = f"{way} of {model}, {noise}" if self.second is not None else f"{way}, {noise}"
+            own = noisy[(noisy[LINE] == [model, way, noise]).all(axis=1)]
+            start = rows[(rows["noise"] == "none") & (rows["model"] == model)]
+            start = start.assign(integration=way, noise=noise)
+            parts.append(pd.concat([start, own]).assign(line=line))
+        return pd.concat(parts, ignore_index=True)
+
+    def losses(self) -> pd.DataFrame:
+        """Which share of the quality without noise a scale costs, mean over seeds.
+
+        Quality is stol - cRMSE. A loss never falls with the scale: what dips is averaged with its
+        neighbours (isotonic regression).
+
+        Returns:
+            Columns model, integration, noise, line, scale and loss.
+        """
+        rows = self.scanned()
+        rows = rows.assign(quality=self.pool.stol - rows["crmse"])
+        means = rows.groupby([*LINE, "line", "scale"], sort=False)["quality"].mean().reset_index()
+        means = means.sort_values("scale", kind="stable")
+        groups = means.groupby(LINE, sort=False)["quality"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means["loss"] = 1.0 - means["quality"] / groups.transform("first")
+        means["loss"] = means.groupby(LINE, sort=False)["loss"].transform(_monotonic)
+        return means.drop(columns="quality")
+
+    def scales(self) -> pd.DataFrame:
+        """At which scales the loss reaches that of each level, between those that were tried.
+
+        Returns:
+            Columns model, integration, noise, line, and one per level: the scale, inf where even
+            the largest one that was tried costs less.
+        """
+        rows = []
+        for key, of_line in self.losses().groupby([*LINE, "line"], sort=False):
+            scales, losses = of_line["scale"].to_numpy(), of_line["loss"].to_numpy()
+            found = {
+                level: scale_at(scales, losses, loss) for level, loss in self.preset.levels.items()
+            }
+            rows.append({**dict(zip([*LINE, "line"], key, strict=True)), **found})
+        return pd.DataFrame(rows)
+
+    def scale(self, integration: str, noise: str, level: str) -> float:
+        """The scale of a level for the first model; at most the largest that was tried."""
+        table = self.scales()
+        chosen = (table[LINE] == [self.checkpoint, integration, noise]).all(axis=1)
+        return min(float(table.loc[chosen, level].iloc[0]), self.preset.scales[-1])
+
+    def scales_table(self) -> pd.DataFrame:
+        """Small, medium and large scale of every line, for people."""
+        largest = self.preset.scales[-1]
+        table = self.scales().set_index("line")[list(self.preset.levels)]
+        text = table.map(lambda x: f"{x:.3f}" if np.isfinite(x) else f"above {largest:g}")
+        names = {level: f"{level} ({loss:.0%} lost)" for level, loss in self.preset.levels.items()}
+        return text.rename(columns=names).rename_axis(index=None)
+
+    def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
+        """Energies above the reference (eV/atom) of structures without noise and with each scale.
+
+        Args:
+            integration: "SDE" or "perturbed ODE", of the first model.
+            noise: kind of the schedule.
+
+        Returns:
+            Scale in words -> energies of the first seed, nan where there is none.
+        """
+        table = self.structures
+        table = table[
+            (table["model"] == self.checkpoint)
+            & (table["schedule"] == "none")
+            & (table["n_steps"] == self.preset.n_steps)
+            & (table["seed"] == self.preset.seeds[0])
+        ]
+        chosen = {"no noise": table[table["noise"] == "none"]}
+        for scale in self.preset.scales:
+            same = (table["integration"] == integration) & (table["noise"] == noise)
+            chosen[f"scale {scale:g}"] = table[same & (table["scale"] == scale)]
+        return {name: rows["energy_above_reference"].to_numpy() for name, rows in chosen.items()}
+
+    def annealing_rows(self) -> pd.DataFrame:
+        """Rows of ``compare_annealing`` without noise."""
+        rows = self.evaluation
+        return rows[(rows["noise"] == "none") & (rows["model"] == self.checkpoint)]
+
+    def annealing_table(self) -> pd.DataFrame:
+        """Means over seeds with and without annealing (Table 1), for people."""
+        rows = self.evaluation
+        rows = rows[rows["model"] == self.checkpoint]
+        rows = rows[(rows["noise"] == "none") | (rows["schedule"] != "none")]
+        rows = rows.sort_values(
+            ["integration", "schedule", "n_steps"], ascending=[False, True, False]
+        )
+        by = ("integration", "schedule", "n_steps")
+        table = means_for_people(rows, by, METRIC_NAMES)
+        return table.rename_axis(index={"n_steps": "steps", "schedule": "annealing"})
+
+    # ----------------------------------------------------------------------------------------------
+    # Results
+    # ----------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Claim]:
+        """What holds of the paper's claims."""
+        medium = {
+            (way, kind): self.scale(way, kind, "medium")
+            for way in (SDE, PERTURBED)
+            for kind in KINDS
+        }
+        reached = medium[PERTURBED, "constant"] < self.preset.scales[-1]
+        rows = self.evaluation
+        return noise_claims(rows[rows["model"] == self.checkpoint], self.preset, medium, reached)
+
+    def conclusion(self, claims: Sequence[Claim]) -> str:
+        """What was learned, in Markdown, from the results."""
+        return noise_conclusion(self.scales_table(), self.annealing_table(), self.preset, claims)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {**super().tables(), "losses": self.losses()}
+
+    def results(self) -> dict[str, Any]:
+        """Potential, and the scales that were chosen."""
+        scales = self.scales().drop(columns="line")
+        return {**super().results(), "noise_scales": scales.to_dict("records")}
+
+
+def _monotonic(losses: pd.Series) -> np.ndarray:
+    if not np.isfinite(losses).all():
+        return losses.to_numpy()
+    return np.maximum(isotonic_regression(losses.to_numpy()).x, 0.0)
+
+
+def scale_at(scales: np.ndarray, losses: np.ndarray, level: float) -> float:
+    """Where a loss that does not fall reaches a level.
+
+    Between two scales the loss is taken as linear in the logarithm of the scale, between 0 and the
+    first one as linear in the scale.
+
+    Args:
+        scales: ascending, the first one 0.
+        losses: not falling, the first one 0.
+        level: above 0.
+
+    Returns:
+        The scale; inf if the level is not reached.
+    """
+    above = np.flatnonzero(losses >= level)
+    if not len(above):
+        return float("inf")
+    i = int(above[0])
+    share = (level - losses[i - 1]) / (losses[i] - losses[i - 1])
+    if scales[i - 1] == 0:
+        return float(share * scales[i])
+    return float(scales[i - 1] * (scales[i] / scales[i - 1]) ** share)

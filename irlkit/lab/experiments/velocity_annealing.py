@@ -1,0 +1,350 @@
+"""The experiment of notebook 04: velocity annealing, none, handcrafted, learned (section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
+from irlkit.flows.schedules import (
+    FIELD_NAMES,
+    Annealing,
+    LearnedAnnealing,
+    NoAnnealing,
+    annealing_on_grid,
+    save_annealing,
+    time_grid,
+)
+from irlkit.lab.experiments.base import (
+    SWEEP_SEED,
+    Experiment,
+    Job,
+    Measured,
+    annealing_labels,
+    means_for_people,
+)
+from irlkit.lab.experiments.claims import Claim, annealing_claims, annealing_conclusion
+from irlkit.lab.experiments.finished import some_found
+from irlkit.lab.experiments.handcrafted import best_of
+from irlkit.lab.experiments.presets import Preset, Rung
+from irlkit.lab.experiments.training import Run, annealing_policy
+from irlkit.rl.policies import AnnealingPolicy, Policy
+from irlkit.rl.sampler import integrate
+from irlkit.utils.checks import checked
+
+
+class VelocityAnnealing(Experiment):
+    """Compares annealing schedules of one pretrained model on one data set.
+
+    Args:
+        checkpoint: name of a shipped model or path of a checkpoint.
+        dataset: name of a shipped data set or path of a data file.
+        preset: size and settings.
+        device: of the network; structures are matched on the CPU.
+        out_dir: folder for results; made when needed.
+        progress: show bars.
+
+    Raises:
+        FileNotFoundError: no such checkpoint or data file.
+        ValueError: a checkpoint or data file that is none, a device that is not there, or a folder
+            for results that cannot be made.
+    """
+
+    @checked
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        dataset: str | Path,
+        preset: Preset,
+        *,
+        device: str | torch.device = "cpu",
+        out_dir: str | Path = "runs/04",
+        progress: bool = True,
+    ) -> None:
+        super().__init__(
+            checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
+        )
+        self.preset = preset
+        self._policies: dict[int, AnnealingPolicy] = {}
+
+    @property
+    def learned(self) -> dict[int, LearnedAnnealing]:
+        """Seed -> trained schedule."""
+        return {seed: policy.annealing for seed, policy in self._policies.items()}
+
+    def _summary(self) -> dict[str, str]:
+        config = self.preset.config(0)
+        return {
+            "training": f"{self.preset.iterations} iterations of "
+            f"{config.n_groups} groups of {config.group_size}, "
+            f"seeds {', '.join(map(str, self.preset.seeds))}",
+            "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
+        }
+
+    def evaluate(
+        self, schedule: str, n_steps: int | Iterable[int] | None = None, tuned_at: int | None = None
+    ) -> pd.DataFrame:
+        """Evaluate a schedule on the test split for every seed, and keep the results.
+
+        What was evaluated before is evaluated again and replaced.
+
+        Args:
+            schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
+                "learned", of each training seed.
+            n_steps: numbers of steps; None takes those of the preset.
+            tuned_at: None means the many steps of the reference.
+
+        Returns:
+            The new rows of ``evaluation``.
+
+        Raises:
+            ValueError: an unknown schedule, or its sweep or training was not run yet.
+        """
+        if schedule not in ("none", "handcrafted", "learned"):
+            raise ValueError(f"schedule must be none, handcrafted or learned, got {schedule!r}")
+        if n_steps is None:
+            n_steps = self.preset.evaluation_steps
+        counts = [n_steps] if isinstance(n_steps, int) else sorted(n_steps)
+        if schedule == "handcrafted":
+            tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
+        name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
+        jobs = []
+        for k in counts:
+            for seed in self.preset.seeds_for(schedule, k):
+                annealing = self.annealing(schedule, seed, tuned_at)
+                labels = annealing_labels(schedule, annealing, tuned_at)
+                jobs.append(Job({**labels, "n_steps": k, "seed": seed}, annealing))
+        return self._run(name, jobs)
+
+    def annealing(self, schedule: str, seed: int = 0, tuned_at: int | None = None) -> Annealing:
+        """A schedule by its name; see ``evaluate``."""
+        if schedule == "none":
+            return NoAnnealing()
+        if schedule == "handcrafted":
+            return self.best_handcrafted(
+                self.preset.reference_steps if tuned_at is None else tuned_at
+            )
+        if seed not in self.learned:
+            raise ValueError(f"schedule of seed {seed} is not learned yet; call train_schedules")
+        return self.learned[seed]
+
+    def metrics_table(self, *n_steps: int) -> pd.DataFrame:
+        """Mean metrics over seeds, for people.
+
+        Args:
+            *n_steps: numbers of steps; none: all.
+        """
+        rows = self.evaluation
+        if n_steps:
+            rows = rows[rows["n_steps"].isin(n_steps)]
+        names = {
+            "metre": "METRe",
+            "crmse": "cRMSE",
+            "match_rate": "match rate",
+            "rmse": "RMSE",
+            "valid_rate": "valid",
+        }
+        rows = rows.assign(
+            annealing=[
+                schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
+                for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
+            ]
+        )
+        table = means_for_people(rows, ("annealing", "n_steps"), names)
+        return table.rename_axis(index={"n_steps": "steps"})
+
+    def named_schedules(self) -> dict[str, Annealing]:
+        """The schedules of the comparison, by what they are called; the learned one first."""
+        seed = self.preset.seeds[0]
+        handcrafted = {f"handcrafted, for {k} steps": best_of(t) for k, t in self.sweeps.items()}
+        return {"learned": self.learned[seed], **handcrafted, "none": NoAnnealing()}
+
+    def few_structures(self, size: int = 8) -> CrystalDataset:
+        """Some test structures: half that the learned schedule finds in few steps, half others."""
+        found = np.isfinite(self._rmsd("learned", self.preset.seeds[0]))
+        return self.test.select(some_found(found, size))
+
+    # ----------------------------------------------------------------------------------------------
+    # Handcrafted schedules
+    # ----------------------------------------------------------------------------------------------
+
+    def sweep_few_steps(self) -> pd.DataFrame:
+        """Seek the best handcrafted annealing for n_steps (Appendix H)."""
+        n_trials, n_structures = self.preset.few_step_sweep
+        return self._sweep((Rung(n_trials, n_structures, self.preset.n_steps),))
+
+    def learned_on_sweep(self, n_steps: int) -> Measured:
+        """Metrics of the first learned schedule on the structures of a sweep's last round."""
+        n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
+        data = self.validation.subset(n_structures)
+        return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
+
+    # ----------------------------------------------------------------------------------------------
+    # Learned schedules
+    # ----------------------------------------------------------------------------------------------
+
+    def train_schedules(self) -> pd.DataFrame:
+        """Learn a schedule with GRPO for every seed and keep the best by validation reward.
+
+        Once finished, a further call begins anew; after an interruption, it goes on from there.
+
+        Returns:
+            The history of all seeds.
+
+        Raises:
+            KeyboardInterrupt: interrupted; says how far training was.
+        """
+        runs = [
+            Run(
+                key=seed,
+                name=f"seed {seed}",
+                folder=f"seed_{seed}",
+                labels={"seed": seed},
+                make=partial(self._make_policy, seed),
+                config=self.preset.config(seed),
+                iterations=self.preset.iterations,
+            )
+            for seed in self.preset.seeds
+        ]
+        return self._train_annealings(runs, self._policies)
+
+    def _make_policy(self, seed: int) -> Policy:
+        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
+
+    def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
+        """1 + s(t) of all schedules (Fig. 5).
+
+        Args:
+            *n_steps: grids, whose step size learned schedules may depend on; handcrafted ones are
+                given on the first alone. None: few steps, and where the step size matters, the
+                smallest and largest numbers of steps as well.
+
+        Returns:
+            Columns schedule, tuned_at, seed, n_steps, field, t, factor.
+        """
+        if not n_steps:
+            few, counts = self.preset.n_steps, self.preset.evaluation_steps
+            more = (counts[0], counts[-1]) if self.preset.annealing.get("condition_on_dt") else ()
+            n_steps = (few, *(k for k in more if k != few))
+        entries: list[tuple[str, float, float, int, Annealing]] = [
+            ("learned", np.nan, seed, k, annealing)
+            for k in n_steps
+            for seed, annealing in self.learned.items()
+        ]
+        entries += [
+            ("handcrafted", k, np.nan, n_steps[0], self.best_handcrafted(k)) for k in self.sweeps
+        ]
+        parts = []
+        for schedule, tuned_at, seed, k, annealing in entries:
+            times = time_grid(k, self.model.dtype, self.device)
+            labels = {"schedule": schedule, "tuned_at": tuned_at, "seed": seed, "n_steps": k}
+            with torch.no_grad():
+                s = annealing_on_grid(annealing, times)
+            for field in FIELD_NAMES:
+                curve = {
+                    "t": times[:-1].cpu().double().numpy(),
+                    "factor": 1.0 + s[field].cpu().double().numpy(),
+                }
+                parts.append(pd.DataFrame({**labels, "field": field, **curve}))
+        return pd.concat(parts, ignore_index=True)
+
+    def smallest_factor(self) -> float:
+        """Smallest 1 + s(t) of the learned schedules on the grids of all numbers of steps."""
+        curves = self.schedule_curves(*self.preset.evaluation_steps)
+        return float(curves.loc[curves["schedule"] == "learned", "factor"].min())
+
+    # ----------------------------------------------------------------------------------------------
+    # Results
+    # ----------------------------------------------------------------------------------------------
+
+    def example(self, seed: int | None = None) -> tuple[int, dict[str, list[CrystalBatch]]]:
+        """A test structure that the learned schedule finds in few steps and no annealing does not.
+
+        Returns:
+            Its number, and per title the states of the integration; the last is the reference.
+        """
+        few = self.preset.n_steps
+        seed = self.preset.seeds[0] if seed is None else seed
+        rmsd = {schedule: self._rmsd(schedule, seed) for schedule in ("learned", "none")}
+        n_atoms = self.test.batch.n_atoms.numpy()
+        # Best first: found by the learned schedule only; then several atoms, but not too many.
+        found = {schedule: np.isfinite(values) for schedule, values in rmsd.items()}
+        score = (
+            4.0 * found["learned"]
+            + 2.0 * ~found["none"]
+            + ((n_atoms >= 4) & (n_atoms <= 10))
+            - np.nan_to_num(rmsd["learned"], nan=0.5)
+        )
+        number = int(score.argmax())
+        reference = self.test.batch[number]
+        # Drawn for all of the split, so that it is that of the evaluation.
+        x_0 = self.base_sample(self.test.batch, seed)[number]
+        shown = {}
+        for schedule, title in (("none", "no annealing"), ("learned", "learned annealing")):
+            _, states = integrate(
+                self.model,
+                reference.to(self.device),
+                few,
+                annealing=self.annealing(schedule, seed),
+                x_0=x_0,
+                record=True,
+            )
+            displacement = rmsd[schedule][number]
+            outcome = f"RMSD {displacement:.2f}" if found[schedule][number] else "no match"
+            shown[f"{title}: {outcome}"] = [state.to("cpu") for state in states]
+        return number, {**shown, "reference": [reference]}
+
+    def claims(self) -> list[Claim]:
+        """What holds of the paper's claims."""
+        return annealing_claims(self.evaluation, self.preset, self.smallest_factor())
+
+    def conclusion(self, claims: Sequence[Claim]) -> str:
+        """What was learned, in Markdown, from the results."""
+        return annealing_conclusion(self.evaluation, self.preset, claims)
+
+    def save_learned(self) -> list[Path]:
+        """Write the learned schedules to `out_dir`."""
+        paths = []
+        for seed, annealing in self.learned.items():
+            path = self.out_dir / f"schedule_seed_{seed}.safetensors"
+            metadata = {
+                "seed": seed,
+                "checkpoint": self.checkpoint,
+                "dataset": self.dataset,
+                "iteration": self.best_iteration[seed],
+                "train_steps": list(self.preset.config(seed).step_choices),
+            }
+            save_annealing(annealing, path, metadata)
+            paths.append(path)
+        return paths
+
+    def results(self) -> dict[str, Any]:
+        """How training went."""
+        rewards = self.history
+        return {
+            "training": {
+                "iterations": self.preset.iterations,
+                "seconds": self.seconds.get("training"),
+                "best_iteration": self.best_iteration,
+                "best_validation_reward": (
+                    rewards.groupby("seed")["validation_reward"].max().to_dict()
+                    if len(rewards)
+                    else {}
+                ),
+            }
+        }
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _rmsd(self, schedule: str, seed: int) -> np.ndarray:
+        """Displacement of each test structure in few steps, nan where unmatched."""
+        table = self.structures
+        keep = (table["schedule"] == schedule) & (table["n_steps"] == self.preset.n_steps)
+        return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()

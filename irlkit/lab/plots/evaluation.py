@@ -1,0 +1,99 @@
+"""Metrics of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from irlkit.lab.plots.schedules import by_schedule
+from irlkit.lab.plots.style import COLORS, GREY, METRIC_LABELS, line_with_band, need, style
+from irlkit.utils.checks import checked
+
+
+@checked
+def metrics_vs_steps(
+    evaluation: pd.DataFrame,
+    metrics: Sequence[str] = ("metre", "crmse"),
+    mark: int | None = None,
+) -> go.Figure:
+    """Metrics against the number of integration steps, a line per schedule (Fig. 4).
+
+    Args:
+        evaluation: columns schedule, n_steps, seed, the metrics, and optionally tuned_at; seeds
+            make a band.
+        metrics: a panel each.
+        mark: draw a line at this number of steps; handcrafted schedules tuned there have another
+            colour than the rest.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    if not len(metrics):
+        raise ValueError("metrics must name at least one column, got none")
+    need(evaluation, "schedule", "n_steps", *metrics)
+    titles = [METRIC_LABELS.get(metric, metric) for metric in metrics]
+    figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
+    if "tuned_at" not in evaluation:
+        evaluation = evaluation.assign(tuned_at=np.nan)
+    for name, color, rows in by_schedule(evaluation, mark):
+        for column, metric in enumerate(metrics, start=1):
+            traces = line_with_band(rows, "n_steps", metric, name, color, legend=column == 1)
+            figure.add_traces(traces, rows=1, cols=column)
+    ticks = sorted(evaluation["n_steps"].unique())
+    figure.update_xaxes(type="log", tickvals=ticks, title="number of integration steps")
+    for column, metric in enumerate(metrics, start=1):
+        if metric not in ("crmse", "rmse"):
+            figure.update_yaxes(range=[0, 1], row=1, col=column)
+    if mark is not None:
+        figure.add_vline(mark, line={"color": GREY, "dash": "dot", "width": 1})
+    return style(figure, 450, legend_below=True)
+
+
+@checked
+def metrics_vs_noise(
+    evaluation: pd.DataFrame,
+    metrics: Sequence[str] = ("match_rate", "rmse"),
+    *,
+    noise: str = "noise",
+    group: str = "schedule",
+    labels: Mapping[str, str] | None = None,
+) -> go.Figure:
+    """Metrics against the scale of the noise, a line per schedule (Fig. 2).
+
+    Args:
+        evaluation: columns `noise`, `group`, optionally seed, and the metrics; rows with equal
+            noise and group make a band, nan metrics are left out.
+        metrics: a panel each.
+        noise: column of the noise scale; zero is drawn at the left end of a logarithmic axis.
+        group: column that a line is drawn for each value of.
+        labels: metric -> title of its panel, with the unit, where the common ones do not do.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    if not len(metrics):
+        raise ValueError("metrics must name at least one column, got none")
+    need(evaluation, noise, group, *metrics)
+    names = {**METRIC_LABELS, **(labels or {})}
+    titles = [names.get(metric, metric) for metric in metrics]
+    figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
+    scales = np.sort(evaluation[noise].unique())
+    positive = scales[scales > 0]
+    logarithmic = len(positive) > 1 and positive[-1] / positive[0] > 20
+    place = positive[0] / 3 if logarithmic else 0.0
+    shifted = evaluation.assign(**{noise: evaluation[noise].where(evaluation[noise] > 0, place)})
+    groups = list(shifted.groupby(group, sort=False))
+    for (name, rows), color in zip(groups, COLORS * len(groups), strict=False):
+        for column, metric in enumerate(metrics, start=1):
+            traces = line_with_band(rows, noise, metric, str(name), color, legend=column == 1)
+            figure.add_traces(traces, rows=1, cols=column)
+    figure.update_xaxes(title="noise scale")
+    if logarithmic:
+        ticks = np.where(scales > 0, scales, place)
+        text = [f"{value:g}" for value in scales]
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=text)
+    return style(figure, 450, legend_below=True)

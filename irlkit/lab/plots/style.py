@@ -1,0 +1,127 @@
+"""The common look of figures: colours, labels, axes, bands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from irlkit.utils.checks import checked
+
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#888888"
+COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+SCALE = [[0.0, BLUE], [0.5, "#8C8C86"], [1.0, ORANGE]]
+"""From low to high: neither end vanishes on a light or a dark page."""
+FIELD_LABELS = {"pos": "atomic positions", "cell": "lattice vectors"}
+METRIC_LABELS = {
+    "metre": "METRe (share of references)",
+    "crmse": "cRMSE, in (V/N)<sup>1/3</sup>",
+    "match_rate": "match rate",
+    "rmse": "RMSE, in (V/N)<sup>1/3</sup>",
+    "polymorph_match_rate": "match rate with any polymorph",
+    "polymorph_rmse": "RMSE from the closest polymorph, in (V/N)<sup>1/3</sup>",
+    "valid_rate": "share of valid structures",
+}
+
+
+@checked
+def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> go.Figure:
+    """Give a figure the common look; changes and returns it.
+
+    Args:
+        figure: to change.
+        height: in pixels.
+        legend_below: put the legend in two rows or fewer at the lower edge, in a margin that is
+            large enough for it and the axis titles whatever the width.
+    """
+    axis = {"gridcolor": "rgba(136,136,136,0.25)", "zerolinecolor": "rgba(136,136,136,0.5)"}
+    # Between a title and the titles of panels below it.
+    top = 80 if figure.layout.title.text else 50
+    figure.update_layout(
+        height=height + top - 50,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 13},
+        margin={"l": 65, "r": 20, "t": top, "b": 115 if legend_below else 60},
+        hoverlabel={"namelength": -1},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+    )
+    if legend_below:
+        below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+        figure.update_layout(legend=below)
+    figure.update_xaxes(**axis, linecolor=GREY, ticks="outside")
+    figure.update_yaxes(**axis, linecolor=GREY, ticks="outside")
+    return figure
+
+
+@checked
+def line_with_band(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    name: str,
+    color: str,
+    *,
+    legend: bool = True,
+    dash: str | None = None,
+) -> list[go.Scatter]:
+    """Mean over rows with equal `x`, and a band from the smallest to the largest of them.
+
+    Args:
+        table: rows of all seeds; those where `y` is nan are left out.
+        x: column of the abscissa.
+        y: column of the ordinate.
+        name: in the legend.
+        color: hexadecimal.
+        legend: show it there.
+        dash: of the line.
+
+    Returns:
+        The band, if any `x` has several rows, and the line; with a single `x`, a point with an
+        error bar instead of the band.
+    """
+    need(table, x, y)
+    groups = table.dropna(subset=[y]).groupby(x)[y]
+    counts, mean, low, high = groups.size(), groups.mean(), groups.min(), groups.max()
+    traces = []
+    error = None
+    if len(mean) == 1:
+        error = {"array": (high - mean).to_numpy(), "arrayminus": (mean - low).to_numpy()}
+    elif len(mean) and counts.to_numpy().max() > 1:
+        red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+        traces.append(
+            go.Scatter(
+                x=np.concatenate([low.index, high.index[::-1]]),
+                y=np.concatenate([low, high[::-1]]),
+                fill="toself",
+                fillcolor=f"rgba({red},{green},{blue},0.2)",
+                line={"width": 0},
+                mode="lines",
+                name=f"{name}: range of seeds",
+                legendgroup=name,
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        )
+    line = {"color": color, "width": 2} | ({} if dash is None else {"dash": dash})
+    mode = "lines+markers" if len(mean) <= 25 else "lines"
+    traces.append(
+        go.Scatter(
+            x=mean.index.to_numpy(),
+            y=mean.to_numpy(),
+            mode=mode,
+            name=name,
+            legendgroup=name,
+            showlegend=legend,
+            line=line,
+            error_y=error,
+        )
+    )
+    return traces
+
+
+def need(table: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing}; it has {list(table.columns)}")

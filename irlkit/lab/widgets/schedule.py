@@ -1,0 +1,388 @@
+"""Draw a schedule by its control points and see what it makes of a few structures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from irlkit.evaluate import metrics
+from irlkit.flows.schedules import (
+    FIELD_NAMES,
+    ControlPointAnnealing,
+    ControlPointNoise,
+    NoiseSchedule,
+    annealing_on_grid,
+    check_n_steps,
+    save_annealing,
+    time_grid,
+)
+from irlkit.lab import plots
+from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
+from irlkit.rl.sampler import integrate
+from irlkit.utils.checks import check_count, check_finite, check_kind, checked
+
+if TYPE_CHECKING:
+    from irlkit.data import CrystalDataset
+    from irlkit.networks.flow_model import FlowModel
+
+
+class ScheduleExplorer(Explorer):
+    """Change a schedule and the number of steps, and see what becomes of a few structures.
+
+    Making one generates the structures of the first schedule, a matter of a fraction of a second.
+    ``show`` displays the result as an ordinary figure and the controls below it. When somebody
+    moves a slider, or asks to drag the points in the figure, a live figure appears and follows;
+    nothing waits for that.
+
+    Args:
+        model: pretrained model.
+        dataset: a few structures (at most some dozen).
+        schedules: name -> schedule to begin with; the first is shown.
+        n_steps: number of steps to begin with.
+        n_points: control points per field.
+        seed: of the base sample, the same for every schedule.
+        max_factor: upper end of the sliders for 1 + s; None: somewhat above all schedules.
+        step_counts: numbers of steps to choose from, besides `n_steps`.
+        files: whether the schedule can be written to a file; not on a page for others.
+
+    Attributes:
+        annealing: the schedule in the sliders.
+        result: metrics of the structures.
+        controls: the widgets.
+
+    Raises:
+        ValueError: no schedule.
+    """
+
+    _offset = 1.0
+    _symbol = "1 + s(t)"
+    _step = 0.05
+
+    @checked
+    def __init__(
+        self,
+        model: FlowModel,
+        dataset: CrystalDataset,
+        schedules: Mapping[str, Any],
+        *,
+        n_steps: int = 10,
+        n_points: int = 5,
+        seed: int = 0,
+        max_factor: float | None = None,
+        step_counts: Sequence[int] = (3, 5, 10, 20, 50),
+        files: bool = True,
+    ) -> None:
+        if not schedules:
+            raise ValueError("schedules must hold at least one schedule to begin with, got none")
+        self._check(schedules)
+        check_n_steps(n_steps)
+        check_count("n_points", n_points, least=2)
+        if max_factor is not None:
+            check_finite("max_factor", max_factor, above=0.0)
+        super().__init__()
+        self.model, self.dataset, self.schedules = model, dataset, dict(schedules)
+        self._seed = int(seed)
+        generator = torch.Generator().manual_seed(self._seed)
+        self._x_0 = model.sample_base(dataset.batch, generator).to(model.device)
+        self._pool = metrics.MatchPool(0)
+        self._follow = True
+        self._drawing: int | None = None
+        if max_factor is None:
+            values = [
+                value
+                for schedule in self.schedules.values()
+                for points in self._points(schedule, n_points, n_steps).values()
+                for value in points
+            ]
+            max_factor = self._top(self._offset + max(values))
+        self.start = ipywidgets.Dropdown(options=list(self.schedules), description="begin with")
+        counts = sorted({*step_counts, n_steps})
+        self.n_steps = ipywidgets.SelectionSlider(
+            options=counts, value=n_steps, description="steps", continuous_update=False
+        )
+        self.sliders = {
+            field: [
+                ipywidgets.FloatSlider(
+                    min=0.0,
+                    max=max_factor,
+                    step=self._step,
+                    description=f"t = {t:.2f}",
+                    orientation="vertical",
+                    continuous_update=False,
+                    layout={"height": "150px", "width": "62px"},
+                )
+                for t in np.linspace(0, 1, n_points)
+            ]
+            for field in FIELD_NAMES
+        }
+        self.drag = ipywidgets.Button(description="Drag the points in a figure")
+        self.drag.layout.width = "220px"
+        self.path = ipywidgets.Text(value="my_schedule.safetensors", description="file")
+        self.save_button = ipywidgets.Button(description="Save schedule")
+        self.annealing: Any = self.schedules[self.start.value]
+        self._set_sliders()
+        self.result = self._measure(None)
+        self.controls = ipywidgets.VBox(
+            [
+                ipywidgets.HBox([self.start, self.n_steps, self.drag]),
+                ipywidgets.HBox(
+                    [
+                        ipywidgets.VBox(
+                            [
+                                ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}"),
+                                ipywidgets.HBox(sliders),
+                            ],
+                            layout={"margin": "0 24px 0 0"},
+                        )
+                        for field, sliders in self.sliders.items()
+                    ]
+                ),
+                *([ipywidgets.HBox([self.path, self.save_button])] if files else []),
+                self.message,
+                self.status,
+            ]
+        )
+        self.start.observe(self._on_start, names="value")
+        self.n_steps.observe(self._on_steps, names="value")
+        self.drag.on_click(lambda _: self.show_live())
+        if files:
+            self.save_button.on_click(self._on_save)
+        for sliders in self.sliders.values():
+            for slider in sliders:
+                slider.observe(self._on_slider, names="value")
+
+    # ----------------------------------------------------------------------------------------------
+    # What another quantity than s(t) does differently
+    # ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check(schedules: Mapping[str, Any]) -> None:
+        check_kind("schedules", schedules, Mapping[str, Callable])
+
+    @staticmethod
+    def _top(largest: float) -> float:
+        return float(max(8.0, np.ceil(1.25 * largest)))
+
+    @staticmethod
+    def _points(schedule: Any, n_points: int, n_steps: int) -> dict[str, tuple[float, ...]]:
+        points = ControlPointAnnealing.from_annealing(schedule, n_points, n_steps)
+        return {field: getattr(points, field) for field in FIELD_NAMES}
+
+    @staticmethod
+    def _schedule(points: Mapping[str, tuple[float, ...]]) -> Any:
+        return ControlPointAnnealing(**points)
+
+    def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            s = annealing_on_grid(self.annealing, times.float().to(self.model.device))
+        return {field: 1.0 + s[field].cpu().double().numpy() for field in FIELD_NAMES}
+
+    def _options(self, annealing: Any) -> dict[str, Any]:
+        return {"annealing": annealing}
+
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write the schedule of the sliders, for ``irlkit.flows.schedules.load_annealing``.
+
+        Args:
+            path: safetensors file.
+        """
+        save_annealing(self.annealing, path, {"made by": "ScheduleExplorer"})
+        return Path(path)
+
+    # ----------------------------------------------------------------------------------------------
+
+    def figure(self) -> go.Figure:
+        """The schedule and the displacement of each structure from its reference."""
+        times = time_grid(self.n_steps.value)
+        figure = plots.schedule_and_structures(
+            times[:-1].numpy(), self._curves(times), self.result.table, label=self._symbol
+        )
+        figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
+        return figure
+
+    def on_live(self, live: go.FigureWidget) -> None:
+        """Let the control points be dragged."""
+        live._config = {**live._config, "edits": {"shapePosition": True}}
+        live.layout.on_change(self._on_drag, "shapes")
+
+    def _handles(self) -> list[dict[str, Any]]:
+        handles = []
+        for (_, sliders), color in zip(self.sliders.items(), (plots.BLUE, plots.RED), strict=True):
+            for t, slider in zip(np.linspace(0, 1, len(sliders)), sliders, strict=True):
+                handles.append(
+                    {
+                        "type": "circle",
+                        "xref": "x",
+                        "yref": "y",
+                        "xsizemode": "pixel",
+                        "ysizemode": "pixel",
+                        "xanchor": float(t),
+                        "yanchor": float(slider.value),
+                        **{"x0": -9, "x1": 9, "y0": -9, "y1": 9},
+                        "fillcolor": color,
+                        "opacity": 0.6,
+                        "line": {"color": color},
+                    }
+                )
+        return handles
+
+    def show_live(self, figure: go.Figure | None = None) -> None:
+        """As of any explorer, with the control points as handles."""
+        new = self.figure() if figure is None else figure
+        new.update_layout(shapes=self._handles())
+        # What this thread changes is no drag; somebody may drag meanwhile, in another.
+        self._drawing = threading.get_ident()
+        super().show_live(new)
+        self._drawing = None
+
+    def _on_drag(self, layout: Any, shapes: Sequence[Any]) -> None:
+        """Handles were moved: their heights become the sliders' values."""
+        sliders = [slider for of_field in self.sliders.values() for slider in of_field]
+        if self._drawing == threading.get_ident() or len(shapes) != len(sliders):
+            return
+        self._follow = False
+        for shape, slider in zip(shapes, sliders, strict=True):
+            slider.value = float(np.clip(shape.yanchor, slider.min, slider.max))
+        self._follow = True
+        self._on_slider(None)
+
+    def _measure(self, job: Job | None) -> metrics.Metrics:
+        started = time.perf_counter()
+        n_steps = self.n_steps.value
+        model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
+        generated = integrate(
+            model,
+            self.dataset.batch.to(self.model.device),
+            n_steps,
+            x_0=self._x_0,
+            **self._options(self.annealing),
+        )
+        result = metrics.evaluate(generated.to("cpu"), self.dataset, self._pool)
+        self.message.value = (
+            f"{result.n_structures} structures in {n_steps} steps: METRe "
+            f"{result.metre:.0%}, cRMSE {result.crmse:.3f} "
+            f"({time.perf_counter() - started:.2f} s)"
+        )
+        return result
+
+    def _set_sliders(self) -> None:
+        points = self._points(self.annealing, len(self.sliders["pos"]), self.n_steps.value)
+        self._follow = False
+        for field, sliders in self.sliders.items():
+            for slider, value in zip(sliders, points[field], strict=True):
+                slider.value = float(np.clip(self._offset + value, slider.min, slider.max))
+        self._follow = True
+
+    def _on_start(self, change: Any) -> None:
+        self.annealing = self.schedules[change["new"]]
+        self._set_sliders()
+        self._update()
+
+    def _on_steps(self, change: Any) -> None:
+        self._update()
+
+    def _on_slider(self, change: Any) -> None:
+        if self._follow:
+            self.annealing = self._schedule(
+                {
+                    field: tuple(slider.value - self._offset for slider in sliders)
+                    for field, sliders in self.sliders.items()
+                }
+            )
+            self._update()
+
+    def _on_save(self, _: Any) -> None:
+        try:
+            path = self.save(self.path.value)
+        except (OSError, ValueError) as error:
+            self.message.value = f"not saved: {error}"
+        else:
+            self.message.value = f"saved as {path}"
+
+    def _update(self) -> None:
+        self.compute(self._measure, self._on_measured)
+
+    def _on_measured(self, result: metrics.Metrics) -> None:
+        self.result = result
+        self.show_live()
+
+
+class NoiseExplorer(ScheduleExplorer):
+    """The same for noise: sigma(t) of a perturbation of every coordinate (Eq. 13).
+
+    Args:
+        model: pretrained model.
+        dataset: a few structures.
+        schedules: name -> field -> noise schedule, with both fields.
+        **options: of ``ScheduleExplorer``; ``max_factor`` is the upper end for sigma.
+    """
+
+    _offset = 0.0
+    _symbol = "σ(t)"
+    _step = 0.005
+
+    @staticmethod
+    def _check(schedules: Mapping[str, Any]) -> None:
+        check_kind("schedules", schedules, Mapping[str, Mapping[str, NoiseSchedule]])
+        for name, schedule in schedules.items():
+            if set(schedule) != set(FIELD_NAMES):
+                raise ValueError(
+                    f"schedules[{name!r}] must be for {FIELD_NAMES}, got {sorted(schedule)}"
+                )
+
+    @staticmethod
+    def _top(largest: float) -> float:
+        return float(max(0.2, np.ceil(12.5 * largest) / 10))
+
+    @staticmethod
+    def _points(schedule: Any, n_points: int, n_steps: int) -> dict[str, tuple[float, ...]]:
+        return {
+            field: ControlPointNoise.from_noise(schedule[field], n_points).values
+            for field in FIELD_NAMES
+        }
+
+    @staticmethod
+    def _schedule(points: Mapping[str, tuple[float, ...]]) -> dict[str, NoiseSchedule]:
+        # Exactly zero everywhere is no noise schedule; a millionth is none in effect.
+        return {
+            field: ControlPointNoise(tuple(max(v, 1e-6) for v in p)) for field, p in points.items()
+        }
+
+    def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
+        return {field: self.annealing[field](times[:-1]).numpy() for field in FIELD_NAMES}
+
+    def _options(self, annealing: Any) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        return {"noise": annealing, "generator": generator}
+
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write the schedules as JSON, for ``irlkit.flows.schedules.ControlPointNoise(**entry)``.
+
+        Args:
+            path: JSON file.
+        """
+        import json
+        from dataclasses import asdict
+
+        from irlkit.utils.system import write_atomically
+
+        n_points = len(self.sliders["pos"])
+        noise = {
+            field: entry
+            if isinstance(entry, ControlPointNoise)
+            else ControlPointNoise.from_noise(entry, n_points)
+            for field, entry in self.annealing.items()
+        }
+        text = json.dumps({field: asdict(entry) for field, entry in noise.items()}, indent=1)
+        write_atomically(path, text.encode())
+        return Path(path)

@@ -1,0 +1,192 @@
+"""Watch a structure come into being: composition, schedule, steps, noise and seed at will."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.flows.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
+from irlkit.lab import plots
+from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
+from irlkit.rewards import as_reward
+from irlkit.rl.sampler import integrate
+from irlkit.utils.checks import checked
+
+if TYPE_CHECKING:
+    from irlkit.networks.flow_model import FlowModel
+
+
+SECONDS_PER_STEP = 0.15
+"""Of the player, at least."""
+
+
+class TrajectoryExplorer(Explorer):
+    """One structure from noise to crystal, with the reward of every state beside it.
+
+    The ordinary figure can be played and scrubbed without a kernel. Below it, controls generate
+    another one; the live figure is played with "Play" and scrubbed with the
+    slider "step".
+
+    Args:
+        model: pretrained model.
+        compositions: structures whose compositions can be chosen; shown as references where their
+            cells are more than placeholders.
+        schedules: name -> annealing; the first is shown.
+        reward: structures -> ``RewardResult``, or one number per structure; None shows the
+            smallest distance instead.
+        n_steps: to begin with.
+        seed: of the base sample, to begin with.
+        label: of the reward.
+
+    Attributes:
+        states: of what is shown, on the CPU.
+        values: reward of each state.
+
+    Raises:
+        ValueError: no composition or no schedule.
+    """
+
+    @checked
+    def __init__(
+        self,
+        model: FlowModel,
+        compositions: CrystalBatch,
+        schedules: Mapping[str, Annealing],
+        reward: Callable[[CrystalBatch], Any] | None = None,
+        *,
+        n_steps: int = 20,
+        seed: int = 0,
+        label: str = "reward",
+    ) -> None:
+        if not len(compositions) or not schedules:
+            raise ValueError("compositions and schedules must hold at least one entry each")
+        check_n_steps(n_steps)
+        super().__init__()
+        self.model, self.compositions, self.schedules = model, compositions, dict(schedules)
+        self.reward = None if reward is None else as_reward(reward)
+        self.label = label if reward is not None else "smallest distance, Å"
+        formulas = compositions.reduced_formulas()
+        options = [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]
+        late = {"continuous_update": False}
+        self.composition = ipywidgets.Dropdown(options=options, description="formula")
+        self.policy = ipywidgets.Dropdown(options=list(self.schedules), description="annealing")
+        counts = sorted({5, 10, 20, 50, 100, n_steps})
+        self.n_steps = ipywidgets.SelectionSlider(
+            options=counts, value=n_steps, description="steps", **late
+        )
+        self.noise = ipywidgets.FloatSlider(
+            min=0, max=0.5, step=0.01, value=0, description="noise σ", **late
+        )
+        self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=10**6, description="seed")
+        self.scrub = ipywidgets.IntSlider(min=0, max=n_steps, value=n_steps, description="step")
+        self.play = ipywidgets.ToggleButton(description="Play", icon="play")
+        self._player: threading.Thread | None = None
+        self.states, self.values = self._generate(None)
+        self.controls = ipywidgets.VBox(
+            [
+                ipywidgets.HBox([self.composition, self.policy, self.n_steps]),
+                ipywidgets.HBox([self.noise, self.seed]),
+                ipywidgets.HBox([self.play, self.scrub]),
+                self.message,
+                self.status,
+            ]
+        )
+        for widget in (self.composition, self.policy, self.n_steps, self.noise, self.seed):
+            widget.observe(self._on_change, names="value")
+        self.scrub.observe(self._on_scrub, names="value")
+        self.play.observe(self._on_play, names="value")
+
+    def figure(self) -> go.Figure:
+        """The structure with a player, and the reward of each state."""
+        return self._figure(self.states, self.values)
+
+    def _figure(self, states: Sequence[CrystalBatch], values: np.ndarray) -> go.Figure:
+        chosen = self.compositions[self.composition.value]
+        placeholder = float(chosen.volume[0]) < 2.0  # A cell of 1 Å stands for none.
+        return plots.trajectory_and_curves(
+            states,
+            {self.policy.value: values},
+            self.label,
+            times=time_grid(self.n_steps.value).numpy()[: len(states)],
+            reference=None if placeholder else chosen.to("cpu"),
+            title=f"{chosen.reduced_formulas()[0]}, {self.policy.value}",
+        )
+
+    def _generate(self, job: Job | None) -> tuple[list[CrystalBatch], np.ndarray]:
+        n_steps = self.n_steps.value
+        batch = self.compositions[self.composition.value].to(self.model.device)
+        generator = torch.Generator().manual_seed(self.seed.value)
+        x_0 = self.model.sample_base(batch, generator).to(self.model.device)
+        model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
+        noise = None
+        if self.noise.value > 0:
+            noise = {"pos": ConstantNoise(self.noise.value)}
+        _, states = integrate(
+            model,
+            batch,
+            n_steps,
+            annealing=self.schedules[self.policy.value],
+            x_0=x_0,
+            noise=noise,
+            generator=generator,
+            record=True,
+        )
+        states = [state.to("cpu") for state in states]
+        together = CrystalBatch.concatenate(states)
+        if self.reward is None:
+            from irlkit.crystals.validity import check
+
+            values = check(together, min_distance=20.0).min_distance
+        else:
+            try:
+                values = np.asarray(self.reward(together).values, dtype=float)
+            except TypeError as error:
+                raise ValueError(f"reward cannot judge structures: {error}") from error
+        last = f"{values[-1]:.3f}" if np.isfinite(values[-1]) else "none"
+        self.message.value = f"{n_steps} steps; {self.label} at the end: {last}"
+        return states, values
+
+    def _on_change(self, change: Any) -> None:
+        self.compute(self._generate, self._on_generated)
+
+    def _on_generated(self, result: tuple[list[CrystalBatch], np.ndarray]) -> None:
+        self.states, self.values = result
+        n = len(self.states) - 1
+        self.play.value = False
+        self.scrub.max = n
+        self.scrub.value = n
+        self.show_live()
+
+    def _on_play(self, change: Any) -> None:
+        """Go through the steps, from the first if at the last, in a thread until told to stop."""
+        if change.new and (self._player is None or not self._player.is_alive()):
+            run = contextvars.copy_context().run
+            self._player = threading.Thread(target=run, args=(self._play,), daemon=True)
+            self._player.start()
+
+    def _play(self) -> None:
+        step = self.scrub.value if self.scrub.value < self.scrub.max else -1
+        while self.play.value and step < self.scrub.max:
+            began = time.monotonic()
+            step += 1
+            self.scrub.value = step
+            time.sleep(max(SECONDS_PER_STEP - (time.monotonic() - began), 0.0))
+        self.play.value = False
+
+    def _on_scrub(self, change: Any) -> None:
+        """Move the live figure, if there is one, to a state."""
+        i = min(self.scrub.value, len(self.states) - 1)
+        figure = self.figure()
+        if figure.frames:
+            for trace, number in zip(figure.frames[i].data, figure.frames[i].traces, strict=True):
+                figure.data[number].update(trace.to_plotly_json(), overwrite=False)
+        self.show_live(figure)

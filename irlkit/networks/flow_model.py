@@ -1,0 +1,292 @@
+"""`FlowModel`: network, interpolants and base distribution in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irlkit.crystals import CrystalBatch
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.interpolants import Interpolant
+from irlkit.networks.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
+from irlkit.utils.checks import checked
+from irlkit.utils.system import write_atomically
+
+FORMAT = "irlkit-flow-model-1"
+PRETRAINED = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What stays fixed while structures are generated.
+
+    Attributes:
+        species: Atomic numbers, shape (n,).
+        topology: Pairs of atoms.
+    """
+
+    species: Tensor
+    topology: PairTopology
+
+
+class FlowModel(nn.Module):
+    """A generative model of crystals for given compositions.
+
+    Args:
+        network: Velocity (and denoiser) of positions and cell.
+        interpolants: Interpolant of each of the fields "pos" and "cell".
+        base: Base distribution.
+        info: Plain data about training, kept with the weights.
+
+    Raises:
+        ValueError: the interpolants are not those of the two fields.
+    """
+
+    @checked
+    def __init__(
+        self,
+        network: CSPNet,
+        interpolants: Mapping[str, Interpolant],
+        base: BaseDistribution,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if set(interpolants) != {"pos", "cell"}:
+            raise ValueError(
+                f"interpolants: expected those of 'pos' and 'cell', got {sorted(interpolants)}"
+            )
+        self.network = network
+        self.interpolants = dict(interpolants)
+        self.base = base
+        self.info = dict(info or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.network.coord_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.network.coord_out.weight.dtype
+
+    @property
+    def has_denoiser(self) -> tuple[str, ...]:
+        """Fields with a trained denoiser, in general those whose interpolant has latent noise."""
+        if "denoiser" not in self.network.heads:
+            return ()
+        return tuple(name for name, entry in self.interpolants.items() if "denoiser" in entry.heads)
+
+    @checked
+    def prepare(self, batch: CrystalBatch) -> Conditioning:
+        """Pairs and species of a batch, made once and used at every step.
+
+        Raises:
+            ValueError: the batch is empty.
+        """
+        if not len(batch):
+            raise ValueError("batch must hold at least one structure, got none")
+        return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
+
+    def pair_features(self, pos: Tensor, conditioning: Conditioning) -> PairFeatures:
+        """Pair features at `pos` (n, 3), to be shared by several evaluations at one state."""
+        return PairFeatures.from_positions(pos, conditioning.topology, self.network.n_freqs)
+
+    def velocity(
+        self,
+        t: float | Tensor,
+        pos: Tensor,
+        cell: Tensor,
+        conditioning: Conditioning,
+        heads: Sequence[str] = ("velocity",),
+        features: PairFeatures | None = None,
+    ) -> NetworkOutput:
+        """Velocity b(t, x) and, on request, denoiser z(t, x).
+
+        Args:
+            t: Time in [0, 1], a number or of shape () or (B,).
+            pos: Fractional coordinates, shape (n, 3).
+            cell: Lattice vectors as rows in Å, shape (B, 3, 3).
+            conditioning: Of `prepare`.
+            heads: Which of "velocity" and "denoiser" to compute.
+            features: Pair features at `pos`, if already computed.
+
+        Returns:
+            Per head and field, tensors of the fields' shapes, per unit of time.
+        """
+        time = torch.as_tensor(t, dtype=pos.dtype, device=pos.device)
+        derived = [
+            name for name, entry in self.interpolants.items() if "velocity" not in entry.heads
+        ]
+        wanted = tuple(heads)
+        if derived and "velocity" in wanted:
+            wanted = ("velocity", "denoiser")
+        output = self.network(
+            time, conditioning.species, pos, cell, conditioning.topology, features, wanted
+        )
+        if not derived or "velocity" not in wanted:
+            return output
+        batch = conditioning.topology.batch
+        per_field = {
+            "pos": (pos, time if time.ndim == 0 else time[batch, None]),
+            "cell": (cell, time if time.ndim == 0 else time[:, None, None]),
+        }
+        for name in derived:
+            x_t, at = per_field[name]
+            output.velocity[name] = self.interpolants[name].velocity_from_denoiser(
+                at, x_t, output.denoiser[name]
+            )
+        return NetworkOutput(output.velocity, output.denoiser if "denoiser" in heads else {})
+
+    @checked
+    def gamma(self, field: str, t: Tensor) -> Tensor:
+        """Latent-noise coefficient gamma(t) of a field, shape of `t`; alpha(t) if one-sided.
+
+        Raises:
+            ValueError: the field has no latent noise.
+        """
+        if field not in self.interpolants:
+            raise ValueError(f"field must be one of {sorted(self.interpolants)}, got {field!r}")
+        entry = self.interpolants[field]
+        scale = entry.path.alpha if entry.one_sided else entry.gamma
+        if scale is None:
+            raise ValueError(f"field: the interpolant of {field!r} has no latent noise gamma")
+        return scale(t)
+
+    @checked
+    def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        """Draw x_0 for the compositions of `batch`, whose positions and cells are ignored.
+
+        Draws are made on the generator's device, so a CPU generator gives one x_0 for all devices.
+        """
+        pos = self.base.sample_pos(len(batch.species), generator, self.dtype)
+        cell = self.base.sample_cell(len(batch.n_atoms), generator, self.dtype)
+        return batch.to(dtype=self.dtype).replace(
+            pos=pos.to(batch.device), cell=cell.to(batch.device)
+        )
+
+    @checked
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and description to one safetensors file."""
+        from safetensors.torch import save
+
+        description = {
+            "format": FORMAT,
+            "network": self.network.sizes,
+            "interpolants": {name: entry.to_dict() for name, entry in self.interpolants.items()},
+            "base": self.base.to_dict(),
+            "info": self.info,
+        }
+        tensors = {
+            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
+        }
+        write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
+
+    @classmethod
+    @checked
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> FlowModel:
+        """Read a model that `save` wrote.
+
+        Args:
+            path: safetensors file.
+            device: Where to put the weights.
+
+        Returns:
+            Model in evaluation mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a checkpoint of this package, or its tensors do not fit.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        source = Path(path)
+        if not source.is_file():
+            raise FileNotFoundError(f"path: no checkpoint at {source}")
+        try:
+            with safe_open(source, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"path: {source} is not a safetensors checkpoint ({error}); expected a file "
+                "written by FlowModel.save"
+            ) from error
+        try:
+            description = json.loads(metadata["irlkit"])
+            if description["format"] != FORMAT:
+                raise ValueError(f"format {description['format']!r}, expected {FORMAT!r}")
+            model = cls(
+                CSPNet(**description["network"]),
+                {k: Interpolant.from_dict(v) for k, v in description["interpolants"].items()},
+                BaseDistribution.from_dict(description["base"]),
+                description["info"],
+            )
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"path: {source} is a safetensors file, but not a model of this package "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        try:
+            model.to(next(iter(tensors.values())).dtype if tensors else None)
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"path: the tensors in {source} do not fit its description: {error}"
+            ) from error
+        return model.to(device).eval()
+
+
+def pretrained_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+
+
+@checked
+def load_pretrained(
+    name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> FlowModel:
+    """Load a model that comes with the package, a published one, or a checkpoint from a path.
+
+    Args:
+        name_or_path: For instance "linear-ode"; a safetensors file written by `FlowModel.save`; a
+            downloaded model of OMatG, such as "omatg/MP-20-CSP/Linear-ODE"; or a `.ckpt` of
+            OMatG, or its folder, with the configuration beside it (see `irlkit.load_omatg`).
+        device: Where to put the weights.
+
+    Returns:
+        Model in evaluation mode.
+
+    Raises:
+        FileNotFoundError: neither a shipped model nor a file, or not downloaded; the message says
+            how to get it.
+        ValueError: the file is not a checkpoint of this package or of OMatG.
+    """
+    if _is_omatg(name_or_path):
+        from irlkit.networks.omatg import load_omatg
+
+        return load_omatg(name_or_path, device=device)
+    shipped = PRETRAINED / f"{name_or_path}.safetensors"
+    if os.sep not in str(name_or_path) and shipped.is_file():
+        return FlowModel.load(shipped, device)
+    if not Path(name_or_path).is_file():
+        raise FileNotFoundError(
+            f"name_or_path: {str(name_or_path)!r} is neither a file nor one of the models in the "
+            f"package, {pretrained_names()}"
+        )
+    return FlowModel.load(name_or_path, device)
+
+
+def _is_omatg(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether it is a published model's name, a Lightning checkpoint, or a folder with one."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return any(path.glob("*.ckpt"))
+    return path.suffix == ".ckpt" or str(name_or_path).startswith("omatg/")

@@ -1,0 +1,153 @@
+"""Lightning checkpoints of OMatG, read without Lightning and without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlkit.networks.cspnet import CSPNet
+from irlkit.utils.checks import checked
+
+PREFIX = "model.encoder."
+"""Where a checkpoint keeps the network."""
+
+# DiffCSP's network makes so many layers before OMatG's replaces them.
+N_PLACEHOLDER_LAYERS = 4
+
+
+def _allowed_classes() -> list[Any]:
+    """What a Lightning checkpoint may hold besides tensors and plain data; none of it acts."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)]
+    return [
+        # Lightning's dictionaries with attributes, as dictionaries.
+        (dict, "lightning.fabric.utilities.data.AttributeDict"),
+        (dict, "lightning_fabric.utilities.data.AttributeDict"),
+        (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+        # Paths that cannot touch a file, whatever system they were stored on.
+        (PurePosixPath, "pathlib.PosixPath"),
+        (PurePosixPath, "pathlib._local.PosixPath"),
+        (PureWindowsPath, "pathlib.WindowsPath"),
+        (PureWindowsPath, "pathlib._local.WindowsPath"),
+        np.dtype,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        *dtypes,
+    ]
+
+
+@checked
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a Lightning checkpoint without executing anything in it.
+
+    Args:
+        path: File made by `torch.save`.
+
+    Returns:
+        Its content; `state_dict` is a mapping from names to tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no checkpoint, is broken, or holds an object that is not plain data,
+            which is named.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"checkpoint: no file at {source}")
+    try:
+        with torch.serialization.safe_globals(_allowed_classes()):
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {refused[1]}, which is neither a tensor nor plain data and was not loaded"
+            if refused
+            else str(error).splitlines()[0]
+        )
+        raise ValueError(f"checkpoint: {source} is refused: {reason}") from error
+    # A broken file can raise almost anything.
+    except Exception as error:
+        raise ValueError(f"checkpoint: {source} cannot be read as a checkpoint: {error}") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"checkpoint: {source} has no state_dict of tensors, found {found}")
+    return content
+
+
+@checked
+def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, Tensor]:
+    """Tensors for a network, checked against its sizes.
+
+    Args:
+        state: State dictionary of an OMatG checkpoint.
+        network: With denoiser, of the sizes that a configuration asks for.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or belongs to nothing.
+    """
+    weights = {
+        name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)
+    }
+    if not weights:
+        raise ValueError(
+            f"checkpoint: no tensor of its state is named {PREFIX}...; found "
+            f"{sorted(state)[:3]}. It must be "
+            "one of an OMatG model with the encoder CSPNetFull"
+        )
+    expected = network.state_dict()
+    problems = []
+    for name, value in expected.items():
+        if name not in weights:
+            problems.append(f"{PREFIX}{name} is missing")
+        elif weights[name].shape != value.shape:
+            problems.append(
+                f"{PREFIX}{name} has shape {tuple(weights[name].shape)}, the configuration asks "
+                f"for {tuple(value.shape)}"
+            )
+    for name, value in weights.items():
+        if name in expected or name.startswith("type_out"):
+            continue
+        layer = re.match(r"csp_layer_(\d+)\.(.*)", name)
+        if layer and network.n_layers <= int(layer[1]) < N_PLACEHOLDER_LAYERS:
+            used = weights.get(f"csp_layer_0.{layer[2]}")
+            if used is None or used.shape != value.shape or "edge_mlp" not in name:
+                continue
+        problems.append(f"{PREFIX}{name} belongs to nothing that the configuration asks for")
+    for name in state:
+        if name.startswith("model.") and not name.startswith(PREFIX):
+            problems.append(f"{name} is of a part that is not supported")
+    if problems:
+        shown = "; ".join(problems[:4]) + (
+            f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        )
+        raise ValueError(
+            f"checkpoint and config do not fit each other: {shown}. The configuration's sizes are "
+            f"{network.sizes}, the checkpoint's {_sizes_of(weights)}"
+        )
+    return {name: weights[name] for name in expected}
+
+
+def _sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of a network as far as its tensors tell."""
+    embedding = weights.get("node_embedding.weight")
+    if embedding is None or embedding.ndim != 2:
+        return {}
+    n_species, hidden_dim = embedding.shape
+    sizes = {"hidden_dim": hidden_dim, "n_species": n_species}
+    sizes["n_layers"] = len({n.split(".")[0] for n in weights if n.startswith("csp_layer_")})
+    edge = weights.get("csp_layer_0.edge_mlp.0.weight")
+    if edge is not None:
+        sizes["n_freqs"] = (edge.shape[1] - 2 * hidden_dim - 9) // 6
+    latent = weights.get("atom_latent_emb.weight")
+    if latent is not None:
+        sizes["time_dim"] = latent.shape[1] - hidden_dim
+    return sizes

@@ -1,0 +1,46 @@
+"""Policies: what is sampled at a step of the generation, and what is learned.
+
+A policy says, for every reinforced field, from which Gaussian the next action is drawn, what one
+event of it is (an atom's three coordinates, a cell's nine numbers, one scalar per structure) and
+how an action becomes an increment of the field. The rollout, the integrator and the loss loop over
+the fields and know no policy by name.
+
+| policy | action | mean | increment |
+|---|---|---|---|
+| annealing (15) | scalar per structure | s dt | (dt + action) b_ref |
+| velocity (13) | increment - b_ref dt | (b - b_ref) dt | b_ref dt + action |
+| score (7) | increment | (b - sigma^2 z / (2 gamma)) dt | action |
+
+The standard deviation is sigma(t) sqrt(dt) in every case. Actions and increments are never wrapped.
+"""
+
+from irlkit.rl.policies.annealing import AnnealingPolicy
+from irlkit.rl.policies.base import (
+    Dynamics,
+    FieldStep,
+    Gaussian,
+    Outputs,
+    Policy,
+    StepInputs,
+    VelocityField,
+    evaluate,
+    standard_normal,
+)
+from irlkit.rl.policies.network import NetworkPolicy, ScorePolicy, VelocityPolicy, load_dynamics
+
+__all__ = [
+    "AnnealingPolicy",
+    "Dynamics",
+    "FieldStep",
+    "Gaussian",
+    "NetworkPolicy",
+    "Outputs",
+    "Policy",
+    "ScorePolicy",
+    "StepInputs",
+    "VelocityField",
+    "VelocityPolicy",
+    "evaluate",
+    "load_dynamics",
+    "standard_normal",
+]

@@ -1,0 +1,300 @@
+"""Policies that train a copy of the network, with or without a score."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from irlkit.crystals import CrystalBatch
+from irlkit.flows.schedules import (
+    FIELD_NAMES,
+    Annealing,
+    NoAnnealing,
+    NoiseSchedule,
+    SquareRootNoise,
+    annealing_from_dict,
+    annealing_to_dict,
+    noise_from_dict,
+    noise_to_dict,
+)
+from irlkit.rl.policies.base import (
+    Dynamics,
+    FieldStep,
+    Gaussian,
+    Outputs,
+    Policy,
+    StepInputs,
+    VelocityField,
+    evaluate,
+)
+from irlkit.utils.checks import checked
+
+if TYPE_CHECKING:
+    from irlkit.networks.flow_model import FlowModel
+
+
+class NetworkPolicy(Policy):
+    """Trains a copy of the network; what velocity- and score-based policies share."""
+
+    test_kind: ClassVar[Literal["ode", "sde"]] = "ode"
+
+    @checked
+    def __init__(
+        self,
+        model: FlowModel,
+        noise: Mapping[str, NoiseSchedule] | None = None,
+        ref_noise: Mapping[str, NoiseSchedule] | None = None,
+        annealing: Annealing | None = None,
+    ) -> None:
+        # The reinforced field and scale of the paper's section 4.2.
+        noise = {"pos": SquareRootNoise(0.16681)} if noise is None else noise
+        super().__init__(model, noise, ref_noise)
+        self._annealing = (NoAnnealing() if annealing is None else annealing,)
+        self.network = copy.deepcopy(model).requires_grad_(True)
+
+    def schedule(self) -> Annealing:
+        return self._annealing[0]
+
+    def deploy(self) -> Dynamics:
+        model: VelocityField = self.network
+        if set(self.fields) != set(FIELD_NAMES):
+            model = _FieldwiseModel(self.network, self.model, self.fields)
+        if self.test_kind == "ode":
+            return Dynamics(model, self.schedule())
+        return Dynamics(model, self.schedule(), self._kept_noise(), self.test_kind)
+
+    def _kept_noise(self) -> dict[str, NoiseSchedule]:
+        """The noise that is saved with the policy; an SDE is also deployed with it."""
+        return self.exploration()
+
+    @checked
+    def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
+        """Write the network as ``FlowModel.save`` does; ``load_dynamics`` reads the rest.
+
+        Args:
+            path: file to write.
+            metadata: anything JSON can hold; it becomes part of the model's ``info``.
+
+        Raises:
+            ValueError: metadata that JSON cannot hold.
+        """
+        try:
+            json.dumps(metadata and dict(metadata))
+        except TypeError as error:
+            raise ValueError(f"metadata must be what JSON can hold: {error}") from error
+        network = copy.copy(self.network)
+        policy = {
+            "fields": list(self.fields),
+            "kind": self.test_kind,
+            "annealing": annealing_to_dict(self.schedule()),
+            "noise": {name: noise_to_dict(entry) for name, entry in self._kept_noise().items()},
+        }
+        network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
+        network.save(path)
+
+
+class VelocityPolicy(NetworkPolicy):
+    """Trains the velocity of the reinforced fields, without a score (Eq. 13).
+
+    Args:
+        model: frozen pretrained model; the trained network starts as a copy.
+        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
+        ref_noise: field -> sigma_ref(t); None means ``noise``.
+        annealing: multiplies trained and frozen velocities by 1 + s; not trained.
+
+    Raises:
+        ValueError: see ``Policy``.
+    """
+
+    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
+        velocity = evaluate(self.network, inputs, self.heads)["velocity"]
+        steps = {}
+        for field in self.fields:
+            change = velocity[field] - inputs.frozen["velocity"][field]
+            ndim = change.ndim
+            std, ref_std = self._stds(field, inputs, ndim)
+            mean = self._annealed(change, field, inputs) * inputs.dt(ndim)
+            steps[field] = FieldStep(
+                Gaussian(mean, std, ndim - 2),
+                Gaussian(torch.zeros_like(mean), ref_std, ndim - 2),
+                per_atom=field == "pos",
+                **_drift_squares(velocity[field], inputs.frozen["velocity"][field]),
+            )
+        return steps
+
+    def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
+        return self.frozen_increment(field, inputs) + action
+
+
+class ScorePolicy(NetworkPolicy):
+    """Trains velocity and denoiser together (Eqs. 7, 12).
+
+    What is trained is an SDE, whose drift is right only together with its noise: without the noise
+    the denoiser's term contracts the distribution, and without that term a part of what was
+    learned is missing. So the SDE is also what is deployed, with the noise of the exploration (the
+    paper integrates the score-based model in SDE mode as well, section 4.2 and Fig. 2).
+
+    A reinforced field without a denoiser, beside others with one, is reinforced by its velocity
+    alone (13), and is deployed without noise.
+
+    Args:
+        model: frozen pretrained model with a denoiser for at least one of the reinforced fields.
+        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
+        ref_noise: field -> sigma_ref(t); None means ``noise``.
+        annealing: multiplies the velocities (not the denoisers) by 1 + s; not trained.
+
+    Raises:
+        ValueError: see ``Policy``; or the model has no denoiser for any reinforced field.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("velocity", "denoiser")
+    test_kind: ClassVar[Literal["ode", "sde"]] = "sde"
+
+    def __init__(
+        self,
+        model: FlowModel,
+        noise: Mapping[str, NoiseSchedule] | None = None,
+        ref_noise: Mapping[str, NoiseSchedule] | None = None,
+        annealing: Annealing | None = None,
+    ) -> None:
+        super().__init__(model, noise, ref_noise, annealing)
+        self.scored = tuple(field for field in self.fields if field in model.has_denoiser)
+        if not self.scored:
+            raise ValueError(
+                f"noise reinforces {list(self.fields)}, for which the model has no denoiser (it "
+                f"has them for {model.has_denoiser}); use VelocityPolicy or another model"
+            )
+
+    def _kept_noise(self) -> dict[str, NoiseSchedule]:
+        return {name: entry for name, entry in self.exploration().items() if name in self.scored}
+
+    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
+        trained = evaluate(self.network, inputs, self.heads)
+        steps = {}
+        for field in self.fields:
+            ndim = trained["velocity"][field].ndim
+            std, ref_std = self._stds(field, inputs, ndim)
+            sigmas = self._sigmas(field, inputs)
+            means = [
+                self._drift(field, output, sigma, inputs) * inputs.dt(ndim)
+                for output, sigma in zip((trained, inputs.frozen), sigmas, strict=True)
+            ]
+            distillation = None
+            if field in self.scored:
+                distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
+                distillation = distance.square().flatten(2).sum(-1)
+            steps[field] = FieldStep(
+                Gaussian(means[0], std, ndim - 2),
+                Gaussian(means[1], ref_std, ndim - 2),
+                per_atom=field == "pos",
+                distillation=distillation,
+                **_drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),
+            )
+        return steps
+
+    def _drift(
+        self,
+        field: str,
+        output: Outputs,
+        sigma: Tensor,
+        inputs: StepInputs,
+    ) -> Tensor:
+        velocity = self._annealed(output["velocity"][field], field, inputs)
+        if field not in self.scored:
+            return velocity
+        factor = sigma.square() / (2.0 * self.model.gamma(field, inputs.times[:-1]))
+        return velocity - inputs.on_grid(factor, velocity.ndim) * output["denoiser"][field]
+
+    def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
+        return action
+
+
+def _drift_squares(velocity: Tensor, frozen: Tensor) -> dict[str, Tensor]:
+    """Squares of the change of a velocity and of the frozen one, per event (k, events)."""
+    change = velocity.detach() - frozen
+    return {
+        "drift_change": change.square().flatten(2).sum(-1),
+        "drift_reference": frozen.square().flatten(2).sum(-1),
+    }
+
+
+class _FieldwiseModel:
+    """A model that takes what moves some fields from a trained network, the rest from a frozen."""
+
+    def __init__(self, network: FlowModel, frozen: FlowModel, fields: tuple[str, ...]) -> None:
+        self.network = network
+        self.frozen = frozen
+        self.fields = fields
+
+    @property
+    def has_denoiser(self) -> tuple[str, ...]:
+        return tuple(field for field in self.network.has_denoiser if field in self.fields)
+
+    def prepare(self, batch: CrystalBatch) -> Any:
+        return self.frozen.prepare(batch)
+
+    def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        return self.frozen.sample_base(batch, generator)
+
+    def gamma(self, field: str, t: Tensor) -> Tensor:
+        return self.frozen.gamma(field, t)
+
+    def velocity(
+        self,
+        t: Tensor,
+        pos: Tensor,
+        cell: Tensor,
+        conditioning: Any,
+        heads: tuple[str, ...] = ("velocity",),
+    ) -> Any:
+        shared: dict[str, Any] = {}
+        if hasattr(self.frozen, "pair_features"):
+            shared["features"] = self.frozen.pair_features(pos, conditioning)
+        output = self.frozen.velocity(t, pos, cell, conditioning, **shared)
+        trained = self.network.velocity(t, pos, cell, conditioning, heads=heads, **shared)
+        for head in heads:
+            values = getattr(trained, head)
+            getattr(output, head).update({field: values[field] for field in self.fields})
+        return output
+
+
+@checked
+def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
+    """How the policy generates that ``NetworkPolicy.save`` has written.
+
+    Args:
+        path: safetensors file.
+        model: the pretrained model; it moves the fields that were not reinforced.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no model of this package, or one that no policy has written.
+    """
+    from irlkit.networks.flow_model import FlowModel
+
+    network = FlowModel.load(path, model.device)
+    description = network.info.get("policy")
+    if not isinstance(description, Mapping):
+        raise ValueError(
+            f"{path} is a model, but was not saved by a policy; use load_pretrained to read it"
+        )
+    try:
+        fields = tuple(description["fields"])
+        annealing = annealing_from_dict(description["annealing"])
+        noise = {name: noise_from_dict(entry) for name, entry in description["noise"].items()}
+        kind = description["kind"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the description of the policy is incomplete: {error}") from error
+    for entry in (annealing, *noise.values()):
+        if isinstance(entry, nn.Module):
+            entry.to(model.device)
+    deployed: VelocityField = network
+    if set(fields) != set(FIELD_NAMES):
+        deployed = _FieldwiseModel(network, model, fields)
+    return Dynamics(deployed, annealing, {} if kind == "ode" else noise, kind)

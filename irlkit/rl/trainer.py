@@ -1,0 +1,512 @@
+"""Training a policy with GRPO: iterate, validate, keep the best, stop and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from irlkit.crystals import CrystalBatch
+from irlkit.rewards import Reward, as_reward
+from irlkit.rl import scoring
+from irlkit.rl.averaging import ParameterAverage
+from irlkit.rl.checkpoints import (
+    CHECKPOINT,
+    annealing_digest,
+    composition_digest,
+    model_digest,
+    read_checkpoint,
+    write_checkpoint,
+)
+from irlkit.rl.diagnostics import Finding, group_statistics, judge
+from irlkit.rl.grpo import GRPOConfig, group_advantages
+from irlkit.rl.policies import Policy
+from irlkit.rl.sampler import Trajectory, rollout
+from irlkit.rl.scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
+from irlkit.rl.updates import PolicyUpdate, halve_until_it_fits
+from irlkit.utils.checks import checked
+from irlkit.utils.progress import progress_bar
+from irlkit.utils.system import check_writable, remove_leftovers, write_atomically
+
+if TYPE_CHECKING:
+    from irlkit.data import CrystalDataset
+
+__all__ = ["CHECKPOINT", "GRPOTrainer", "NonFiniteRewardError"]
+
+T = TypeVar("T")
+
+
+class GRPOTrainer:
+    """Trains a policy on the compositions of a data set.
+
+    Each iteration draws compositions, generates a group of structures for each with the policy,
+    scores them, and takes ``n_ppo_epochs`` gradient steps. Structures that are not finite numbers
+    are judged by the reward, saved and counted; where the update would need their numbers, they are
+    left out of it. Whatever ends an iteration early (an
+    interrupt, an error in the reward) leaves the trainer as it was after the last complete one.
+
+    Args:
+        policy: trained in place.
+        reward: structures -> ``RewardResult`` or one number per structure, higher is better; any
+            function will do. If it has a method ``check``, that is asked whether it can judge the
+            compositions; a ``group_size``, if it has one, must be that of the configuration. An
+            error in it ends the run, which can be continued; ``FunctionReward`` says what is done
+            about functions that fail or hang. A value that is not finite is an error, unless the
+            reward has a number ``on_non_finite`` to take its place.
+        dataset: compositions to train on; its structures are not used.
+        config: settings.
+        validation: compositions to validate on; None means no validation and no best policy.
+        validation_reward: judges the validation; None takes ``reward``.
+        out_dir: folder for the checkpoint, history and best policy; None writes nothing.
+        resume: continue from the checkpoint in ``out_dir`` if there is one. The run then ends with
+            the same bits as one that was never stopped (on a CPU). Without it, a run starts anew
+            and overwrites what is there.
+
+    Raises:
+        ValueError: no compositions, some that the reward cannot judge, ``resume`` without
+            ``out_dir``, or a checkpoint that is not one of this run.
+    """
+
+    @checked
+    def __init__(
+        self,
+        policy: Policy,
+        reward: RewardFunction,
+        dataset: CrystalDataset | CrystalBatch,
+        config: GRPOConfig | None = None,
+        *,
+        validation: CrystalDataset | CrystalBatch | None = None,
+        validation_reward: RewardFunction | None = None,
+        out_dir: str | Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.reward = as_reward(reward)
+        self.validation_reward = (
+            self.reward if validation_reward is None else as_reward(validation_reward)
+        )
+        self.config = GRPOConfig() if config is None else config
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        parameter = next(policy.parameters())
+        self._device = parameter.device
+        self.compositions = _compositions("dataset", dataset, parameter)
+        self.validation = None
+        if validation is not None:
+            self.validation = _compositions("validation", validation, parameter)
+            self.validation = self.validation[: self.config.validation_size]
+        for asked, batch in (
+            (self.reward, self.compositions),
+            (self.validation_reward, self.validation),
+        ):
+            if batch is not None and hasattr(asked, "check"):
+                asked.check(batch)
+        check_groups(self.reward, self.config.group_size)
+        if self.config.overlap_rewards:
+            check_threads(self.reward)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
+        # On the CPU, so that data, base samples and noise are the same on every device.
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._update = PolicyUpdate(policy, self.optimizer, self.config, self._generator)
+        self.max_batch = self.config.max_batch
+        self._average = None
+        if self.config.average_decay is not None:
+            self._average = ParameterAverage(policy)
+        self.iteration = 0
+        # Only for those who look at the checkpoint: how far the run is.
+        self._planned: int | None = self.config.iterations
+        self.best: dict[str, Any] | None = None
+        self._history: list[dict[str, float]] = []
+        if resume:
+            if self.out_dir is None:
+                raise ValueError("resume=True needs out_dir, the folder of the run to continue")
+            remove_leftovers(self.out_dir)
+            if (self.out_dir / CHECKPOINT).exists():
+                self.load_checkpoint(self.out_dir / CHECKPOINT)
+
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per iteration; row 0 is the validation before the first.
+
+        Columns: iteration, n_steps, reward (mean), reward_std, validation_reward (nan where there
+        was none), those of ``group_statistics``, non_finite (structures), those of
+        ``PolicyUpdate`` (with the terms of ``grpo_loss`` per field), learning_rate, noise_scale of
+        each field, info_* (means of the reward's own information), validation_info_* (the same of
+        the validation reward), and the seconds of rollout, reward and update.
+        """
+        return pd.DataFrame(self._history)
+
+    def diagnose(self) -> list[Finding]:
+        """What is wrong with the run so far and what to change, worst first."""
+        return judge(self.history, self.config)
+
+    @checked
+    def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
+        """Train until ``iterations`` are done in total, those before a resume included.
+
+        Args:
+            iterations: total number of iterations; None takes the planned number of the
+                configuration.
+            progress: show a bar with reward and clip fraction.
+
+        Returns:
+            The history; after a KeyboardInterrupt, what there is of it.
+
+        Raises:
+            ValueError: ``iterations`` is negative.
+            NonFiniteRewardError: a reward is nan or infinite.
+            OSError: ``out_dir`` cannot be written to.
+        """
+        iterations = self.config.iterations if iterations is None else iterations
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+            raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
+        if self.out_dir is not None:
+            check_writable(self.out_dir)
+        self._planned = iterations
+        complete = self._state()
+        bar = progress_bar(
+            total=iterations, initial=self.iteration, disable=not progress, unit="it"
+        )
+        try:
+            if not self._history and self.validation is not None:
+                self._record({"iteration": 0, **self._validate_and_keep_best()})
+                complete = self._finish_iteration()
+            while self.iteration < iterations:
+                row = self._iterate()
+                self.iteration += 1
+                row["validation_reward"] = math.nan
+                if self.validation is not None and self.iteration % self.config.validate_every == 0:
+                    row |= self._validate_and_keep_best()
+                self._record({"iteration": self.iteration, **row})
+                complete = self._finish_iteration()
+                bar.update()
+                shown = {"reward": row["reward"], "clip": row["clip_fraction"]}
+                if self.best is not None:
+                    shown["best"] = self.best["validation_reward"]
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+        except KeyboardInterrupt:
+            self._restore(complete)
+        except BaseException:
+            self._restore(complete)
+            with contextlib.suppress(OSError):  # such as the error that is on its way
+                self._write_history()
+            raise
+        finally:
+            bar.close()
+        self._write_history()
+        return self.history
+
+    @checked
+    def validate(self, seed: int | None = None) -> float:
+        """Mean reward of what the policy (its average, if kept) generates as it is deployed.
+
+        Args:
+            seed: of the base samples; None takes that of the configuration.
+
+        Raises:
+            ValueError: the trainer has no validation set.
+            NonFiniteRewardError: a reward is nan or infinite.
+        """
+        if self.validation is None:
+            raise ValueError("validation was not given to the trainer")
+        return self._validate(self.config.validation_seed if seed is None else int(seed))[0]
+
+    def _validate(self, seed: int) -> tuple[float, dict[str, float]]:
+        """Mean reward, and the means of the reward's information."""
+        compositions = self.validation
+        assert compositions is not None
+        rewards, infos = [], []
+        with self.averaged():
+            dynamics = self.policy.deploy()
+            for n_steps in self.config.validation_step_choices:
+
+                def generate(limit: int | None, n_steps: int = n_steps) -> CrystalBatch:
+                    draws = torch.Generator().manual_seed(seed)
+                    return dynamics.generate(
+                        compositions, n_steps, generator=draws, max_batch=limit
+                    )
+
+                generated = self._within_memory(generate, len(compositions))
+                values, info = self._score(self.validation_reward, generated)
+                rewards.append(values.mean())
+                infos.append(info)
+        means = {f"validation_{k}": float(np.mean([i[k] for i in infos])) for k in infos[0]}
+        return float(torch.stack(rewards).mean()), means
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Policy]:
+        """The policy with its averaged parameters, where an average is kept.
+
+        After the block it has the parameters back that are being trained.
+        """
+        with contextlib.nullcontext() if self._average is None else self._average.applied():
+            yield self.policy
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """Name -> averaged parameter; None where no average is kept."""
+        return None if self._average is None else self._average.values
+
+    def restore_best(self) -> Policy:
+        """Give the policy the weights with the best validation reward, and return it.
+
+        Raises:
+            ValueError: there was no validation yet.
+        """
+        if self.best is None:
+            raise ValueError("there is no best policy yet: give a validation set and call run")
+        self.policy.load_state_dict(self.best["policy"])
+        self.policy.noise_scale = dict(self.best["noise_scale"])
+        return self.policy
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _iterate(self) -> dict[str, float]:
+        config = self.config
+        started = time.perf_counter()
+        learning_rate = config.learning_rate_at(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._set_noise_scale(self.iteration)
+        choices = config.step_choices
+        n_steps = choices[self._draw(len(choices), 1)[0]]
+        groups = self.compositions[self._draw(len(self.compositions), config.n_groups)]
+        with torch.no_grad():
+            if config.shared_x_0:
+                x_0 = self.policy.model.sample_base(groups, self._generator)
+                x_0 = x_0.repeat(config.group_size)
+            else:
+                x_0 = self.policy.model.sample_base(
+                    groups.repeat(config.group_size), self._generator
+                )
+            x_0 = self._share(x_0)
+        parts = None
+        if config.overlap_rewards:
+            parts = scoring.RewardsInParts(self.reward, config.group_size)
+
+        def roll_out(limit: int | None) -> Trajectory:
+            if parts is not None:
+                parts.restart()
+            return rollout(
+                self.policy,
+                x_0,
+                n_steps,
+                self._generator,
+                max_batch=limit,
+                on_part=None if parts is None else parts.add,
+            )
+
+        try:
+            trajectory = self._within_memory(roll_out, len(x_0))
+            rolled_out = time.perf_counter()
+            usable, n_bad = self._usable(trajectory, x_0)
+            answer = None if parts is None else parts.answer()
+        finally:
+            if parts is not None:
+                parts.close()
+        rewards, info = self._score(self.reward, trajectory.final, answer)
+        scored = time.perf_counter()
+        advantages = group_advantages(rewards, config.group_size)
+        statistics = group_statistics(trajectory.final, rewards.numpy(), config.group_size)
+        if not bool(usable.all()):
+            trajectory = trajectory.select(usable.nonzero().flatten())
+            advantages = advantages[usable.cpu()]
+        update = self._update(trajectory, advantages)
+        if self._average is not None:
+            self._average.update(config.average_decay_at(self.iteration))
+        return {
+            "n_steps": n_steps,
+            "reward": float(rewards.mean()),
+            "reward_std": float(rewards.std(correction=0)),
+            **statistics,
+            "non_finite": n_bad,
+            **update,
+            "learning_rate": learning_rate,
+            **{f"{f}_noise_scale": self.policy.noise_scale[f] for f in self.policy.fields},
+            **info,
+            "rollout_seconds": rolled_out - started,
+            "reward_seconds": scored - rolled_out,
+            "update_seconds": time.perf_counter() - scored,
+        }
+
+    def _share(self, x_0: CrystalBatch) -> CrystalBatch:
+        """The groups that this process works on: all of them, unless there are others."""
+        return x_0
+
+    def _set_noise_scale(self, iteration: int) -> None:
+        self.policy.noise_scale = self.config.noise_scale_at(iteration)
+
+    def _within_memory(self, generate: Callable[[int | None], T], n_structures: int) -> T:
+        """Generate with max_batch, halved until it fits in the memory of the device."""
+        generator = self._generator.get_state()
+
+        def attempt(limit: int | None) -> T:
+            self._generator.set_state(generator)
+            return generate(limit)
+
+        result, self.max_batch = halve_until_it_fits(
+            attempt, self.max_batch, n_structures, "max_batch", "structures"
+        )
+        return result
+
+    def _draw(self, n: int, count: int) -> Tensor:
+        """Indices below n, without repetition where there are enough."""
+        if count <= n:
+            return torch.randperm(n, generator=self._generator)[:count]
+        return torch.randint(n, (count,), generator=self._generator)
+
+    def _score(
+        self, reward: RewardFunction, structures: CrystalBatch, answer: scoring.Answer | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Checked rewards (float64, on the CPU) and the means of the reward's information."""
+        folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
+        values, info = scoring.score(
+            reward, structures, folder, f"iteration {self.iteration + 1:05d}", answer
+        )
+        return values, scoring.means(info)
+
+    def _usable(self, trajectory: Trajectory, x_0: CrystalBatch) -> tuple[Tensor, int]:
+        """Structures that an update can use, and how many are not finite; those are saved."""
+        usable = trajectory.is_finite()
+        final = trajectory.final
+        finite = final.cell.isfinite().flatten(1).all(1)
+        finite[final.batch[~final.pos.isfinite().all(1)]] = False
+        bad = ~(usable & finite)
+        n_bad = int(bad.sum())
+        if n_bad and self.out_dir is not None:
+            index = bad.nonzero().flatten()
+            scoring.save_numbers(
+                self.out_dir / "non_finite" / f"iteration_{self.iteration + 1:05d}.json",
+                {"x_0": x_0[index], "final": final[index]},
+            )
+        if not bool(usable.any()):
+            raise FloatingPointError(
+                f"no structure of iteration {self.iteration + 1} consists of finite numbers: the "
+                "policy has diverged; restore_best returns to the best one, and a lower "
+                "learning_rate or max_kl avoids it"
+            )
+        return usable, n_bad
+
+    def _validate_and_keep_best(self) -> dict[str, float]:
+        reward, info = self._validate(self.config.validation_seed)
+        if self.best is None or reward > self.best["validation_reward"]:
+            with self.averaged():
+                self.best = {
+                    "validation_reward": reward,
+                    "iteration": self.iteration,
+                    "noise_scale": dict(self.policy.noise_scale),
+                    "policy": copy.deepcopy(self.policy.state_dict()),
+                }
+                if self.out_dir is not None:
+                    self.policy.save(
+                        self.out_dir / "best.safetensors",
+                        {"validation_reward": reward, "iteration": self.iteration},
+                    )
+        return {"validation_reward": reward, **info}
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _record(self, row: Mapping[str, float]) -> None:
+        self._history.append(dict(row))
+
+    def _finish_iteration(self) -> dict[str, Any]:
+        """Write the checkpoint; returns the state, to which a failing iteration goes back."""
+        state = self._state()
+        if self.out_dir is not None:
+            write_checkpoint(self.out_dir / CHECKPOINT, state)
+            if self.iteration % self.config.validate_every == 0:
+                self._write_history()
+        return state
+
+    def _write_history(self) -> None:
+        if self.out_dir is not None and self._history:
+            data = self.history.to_parquet(index=False)
+            write_atomically(self.out_dir / "history.parquet", data)
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with."""
+        return {
+            "policy": type(self.policy).__name__,
+            "noise": f"{self.policy.noise} {self.policy.ref_noise}",
+            "annealing": annealing_digest(self.policy.schedule()),
+            "energies": self.reward.energies() if isinstance(self.reward, Reward) else "",
+            "data": composition_digest(self.compositions, self.validation),
+            "model": model_digest(self.policy.model),
+            "config": json.dumps(self.config.to_dict(), sort_keys=True),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """All that a run consists of, apart from what later iterations will change.
+
+        Rows of the history and the best policy are never changed once they are there.
+        """
+        return {
+            "identity": self._identity,
+            "iteration": self.iteration,
+            "planned": self._planned,
+            "policy": copy.deepcopy(self.policy.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self._generator.get_state(),
+            "history": list(self._history),
+            "best": self.best,
+            "average": self.average,
+            "max_minibatch": self._update.max_minibatch,
+            "max_batch": self.max_batch,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        # Copied: the optimizer would go on in the tensors it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._generator.set_state(state["generator"].cpu())
+        self.iteration = state["iteration"]
+        self._history = list(state["history"])
+        self.best = state["best"]
+        if self._average is not None:
+            self._average.values = dict(state["average"])
+        self._update.max_minibatch = state["max_minibatch"]
+        self.max_batch = state["max_batch"]
+        self._set_noise_scale(max(self.iteration - 1, 0))
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Continue from a checkpoint of the same run.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is no checkpoint of this trainer, or one of another policy, data
+                set or configuration (the message says what differs).
+        """
+        state = read_checkpoint(path, self._identity, self._device)
+        # What younger versions have added.
+        bounds = {"max_minibatch": self.config.max_minibatch, "max_batch": self.config.max_batch}
+        state = {"average": None, **bounds, **state}
+        try:
+            if state["best"] is not None:
+                state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
+            self._restore(state)
+        except Exception as error:  # what is missing or of another kind fails in its own way
+            raise ValueError(
+                f"{path} does not fit this policy: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _compositions(
+    name: str, data: CrystalDataset | CrystalBatch, parameter: Tensor
+) -> CrystalBatch:
+    batch = data if isinstance(data, CrystalBatch) else data.batch
+    if not len(batch):
+        raise ValueError(f"{name} must hold at least one composition, got none")
+    return batch.to(parameter.device, parameter.dtype)

@@ -1,0 +1,271 @@
+"""The PPO epochs of an iteration: minibatches, optimizer steps, and when to stop."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlkit.rl.grpo import GRPOConfig, grpo_loss
+from irlkit.rl.policies import Policy
+from irlkit.rl.sampler import Trajectory
+from irlkit.utils.checks import checked
+
+T = TypeVar("T")
+
+
+class PolicyUpdate:
+    """Gradient steps on a trajectory.
+
+    Args:
+        policy: trained in place.
+        optimizer: of its parameters.
+        config: settings.
+        generator: draws the time steps of an epoch, where it does not use all in order.
+
+    Attributes:
+        max_minibatch: the bound on (step, structure) pairs per backward pass. It starts as the
+            configuration's and is halved where the memory of the device is too small.
+        combine: called between the backward passes of an update and its step, with the loss's
+            terms and the number of structures; it may change the gradients and returns the terms
+            to go on with. Several processes combine theirs here.
+    """
+
+    @checked
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        config: GRPOConfig,
+        generator: torch.Generator,
+    ) -> None:
+        self.policy = policy
+        self.optimizer = optimizer
+        self.config = config
+        self.generator = generator
+        self.max_minibatch = config.max_minibatch
+        self.combine: Callable[[dict[str, float], int], dict[str, float]] | None = None
+
+    def __call__(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
+        """Update the policy.
+
+        Args:
+            trajectory: sampled by the policy as it is now.
+            advantages: shape (B,).
+
+        Returns:
+            Means over the updates of the loss's terms, of grad_norm (before clipping) and of
+            clip_fraction (mean over fields); drift_ratio of each field, |b_theta - b_ref| / |b_ref|
+            as the root of mean squares; approx_kl, the largest of any field and update, also of
+            one that was not made because of it; and n_updates, those made.
+
+        Raises:
+            RuntimeError: a gradient is not finite.
+        """
+        config = self.config
+        sample = _Sample(trajectory, advantages.to(trajectory.times))
+        if config.mixed_precision:
+            # A rollout computes in full precision. The ratio must start from 1, so that the old
+            # probabilities are those that the updates see.
+            sample = self._rescore(sample)
+        parameters = list(self.policy.parameters())
+        rows: list[dict[str, float]] = []
+        largest_kl = 0.0
+        for index in self._draw_steps(trajectory):
+            terms = self._fit(sample, index, self._gradient)
+            if self.combine is not None:
+                terms = self.combine(terms, len(sample.advantages))
+            kls = [value for name, value in terms.items() if name.endswith("approx_kl")]
+            largest_kl = max(largest_kl, *kls)
+            if rows and config.max_kl is not None and max(kls) > config.max_kl:
+                self.optimizer.zero_grad()
+                break
+            norm = torch.nn.utils.clip_grad_norm_(
+                parameters, config.max_grad_norm, error_if_nonfinite=True
+            )
+            self.optimizer.step()
+            rows.append({**terms, "grad_norm": float(norm)})
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        for name in [name for name in means if name.endswith("_drift_change")]:
+            of = name.removesuffix("_change")
+            change, reference = means.pop(name), means.pop(f"{of}_reference")
+            means[f"{of}_ratio"] = math.sqrt(change / reference) if reference else math.nan
+        clipped = [value for name, value in means.items() if name.endswith("clip_fraction")]
+        return {
+            "clip_fraction": float(np.mean(clipped)),
+            "approx_kl": largest_kl,
+            "n_updates": len(rows),
+            **means,
+        }
+
+    def _draw_steps(self, trajectory: Trajectory) -> list[Tensor]:
+        """The time steps of every update, one after the other."""
+        config, n_steps = self.config, trajectory.n_steps
+        device = trajectory.times.device
+        n_used = max(round(config.step_fraction * n_steps), 1)
+        if n_used == n_steps and config.minibatch_updates == 1:
+            return [torch.arange(n_steps, device=device)] * config.n_ppo_epochs
+        return [
+            index.to(device)
+            for _ in range(config.n_ppo_epochs)
+            for index in torch.randperm(n_steps, generator=self.generator)[:n_used].tensor_split(
+                min(config.minibatch_updates, n_used)
+            )
+        ]
+
+    def _gradient(self, minibatches: list[Minibatch]) -> dict[str, float]:
+        """Gradient of the loss, accumulated; returns its terms."""
+        self.optimizer.zero_grad()
+        terms: dict[str, Tensor] = {}
+        for part in minibatches:
+            loss = grpo_loss(self.policy, part.trajectory, part.advantages, self.config, part.index)
+            (part.share * loss.total).backward()
+            for name, value in loss.terms.items():
+                terms[name] = terms.get(name, 0.0) + part.share * value
+        return {name: float(value) for name, value in terms.items()}
+
+    def _rescore(self, sample: _Sample) -> _Sample:
+        """The sample with the log-probabilities that an update computes before it changes anything.
+
+        Those of the rollout may differ from them by rounding.
+        """
+
+        @torch.no_grad()
+        def score(minibatches: list[Minibatch]) -> dict[str, Tensor]:
+            new = {name: x.clone() for name, x in sample.trajectory.log_probs.items()}
+            for part in minibatches:
+                inputs = part.trajectory.inputs(
+                    self.policy, part.index, self.config.mixed_precision
+                )
+                for name, step in self.policy.steps(inputs).items():
+                    events = part.structures
+                    if step.per_atom:
+                        events = sample.trajectory.final.atom_indices(events)
+                    action = part.trajectory.actions[name][part.index]
+                    new[name][part.index[:, None], events] = step.policy.log_prob(action)
+            return new
+
+        everything = torch.arange(sample.trajectory.n_steps, device=sample.advantages.device)
+        log_probs = self._fit(sample, everything, score)
+        return _Sample(replace(sample.trajectory, log_probs=log_probs), sample.advantages)
+
+    def _fit(self, sample: _Sample, index: Tensor, compute: Callable[[list[Minibatch]], T]) -> T:
+        """``compute`` on minibatches of all structures at some steps, that fit in the memory."""
+        result, self.max_minibatch = halve_until_it_fits(
+            lambda limit: compute(sample.minibatches(index, limit)),
+            self.max_minibatch,
+            len(sample.advantages) * len(index),
+            "max_minibatch",
+            "(step, structure) pairs",
+        )
+        return result
+
+
+def halve_until_it_fits(
+    compute: Callable[[int | None], T], limit: int | None, size: int, name: str, unit: str
+) -> tuple[T, int | None]:
+    """Halve a bound on what is done at once, as often as the memory of the device is too small.
+
+    Args:
+        compute: does it with a bound.
+        limit: the bound to try first; None: no bound.
+        size: what is done at once without a bound.
+        name: of the bound, for a warning.
+        unit: what it counts.
+
+    Returns:
+        The result, and the bound that it was computed with.
+
+    Raises:
+        torch.OutOfMemoryError: the memory is too small even for one at a time.
+    """
+    while True:
+        try:
+            return compute(limit), limit
+        except torch.OutOfMemoryError:
+            largest = size if limit is None else min(size, limit)
+            if largest <= 1:
+                raise
+        # Only here, after the error, is the memory of its frames free.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        limit = largest // 2
+        warnings.warn(
+            f"out of memory with {largest} {unit} at once: {name} is {limit} from now on",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Some steps of some structures.
+
+    Attributes:
+        trajectory: the episodes of the structures.
+        advantages: theirs, shape (m,).
+        structures: their indices in the batch, shape (m,).
+        index: the steps, shape (k,).
+        share: of all pairs that are used; the shares sum to 1.
+    """
+
+    trajectory: Trajectory
+    advantages: Tensor
+    structures: Tensor
+    index: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A trajectory with advantages, and its parts as they were needed."""
+
+    trajectory: Trajectory
+    advantages: Tensor
+    _parts: dict[int, list[tuple[Tensor, Trajectory]]] = field(default_factory=dict)
+
+    def minibatches(self, index: Tensor, limit: int | None) -> list[Minibatch]:
+        """All structures at the steps of ``index`` (k,), at most ``limit`` pairs at a time."""
+        n_structures = len(self.advantages)
+        m, k = split_sizes(n_structures, len(index), limit)
+        if m not in self._parts:
+            everything = torch.arange(n_structures, device=self.advantages.device)
+            self._parts[m] = [
+                (s, self.trajectory if m == n_structures else self.trajectory.select(s))
+                for s in everything.split(m)
+            ]
+        total = n_structures * len(index)
+        return [
+            Minibatch(part, self.advantages[s], s, steps, len(s) * len(steps) / total)
+            for s, part in self._parts[m]
+            for steps in index.split(k)
+        ]
+
+
+def split_sizes(n_structures: int, n_steps: int, limit: int | None) -> tuple[int, int]:
+    """How to cut a (step, structure) table into the fewest minibatches of even size.
+
+    Args:
+        n_structures: structures.
+        n_steps: steps.
+        limit: largest number of pairs in a minibatch, at least 1; None: no limit.
+
+    Returns:
+        Structures and steps per minibatch (the last ones may have fewer).
+    """
+    if limit is None or limit >= n_structures * n_steps:
+        return n_structures, n_steps
+
+    def cost(k: int) -> tuple[int, int]:
+        per_part = min(limit // k, n_structures)
+        return math.ceil(n_structures / per_part) * math.ceil(n_steps / k), -k
+
+    k = min(range(1, min(n_steps, limit) + 1), key=cost)
+    n_parts = math.ceil(n_structures / min(limit // k, n_structures))
+    return math.ceil(n_structures / n_parts), math.ceil(n_steps / math.ceil(n_steps / k))
