@@ -47,7 +47,8 @@ def find_downloaded(name: str) -> Path:
     found = _complete(local_folder(name)) or _in_hub_cache(repository, folder)
     if found is None:
         raise FileNotFoundError(
-            f"{name} has not been downloaded. Run `python -m irlkit.networks.omatg.download {name}`, or "
+            f"{name} has not been downloaded. Run "
+            f"`python -m irlkit.networks.omatg.download {name}`, or "
             + _by_hand(name, repository, folder)
         )
     return found
