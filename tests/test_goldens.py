@@ -81,7 +81,7 @@ UPDATES = [
 
 
 def test_every_file_belongs_to_a_test():
-    known = set()
+    known = {"loop.safetensors"}  # of test_loop_goldens.py
     for stem in [*UPDATES, *stems("cspnet*.json")]:
         known |= {f"{stem}.json", f"{stem}.safetensors"}
     for pattern in ("interpolants*.json", "metrics*.json", "omatg*.ckpt", "omatg*.yaml"):
