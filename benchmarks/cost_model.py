@@ -28,12 +28,13 @@ from scipy.optimize import nnls
 from benchmarks.common import parser, process_peak, random_crystals, random_model, report, start
 from benchmarks.network import operations
 from benchmarks.rl_iteration import volume_reward
-from irlkit.lab.train import DistributedTrainer, ShareOfBatch
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.pairs import PairTopology
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.communicator import Communicator, DistributedCommunicator
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
+from irlkit.utils.draws import standard_normal
 
 DAY = 86400.0
 PAPER = {"width": 512, "n_layers": 6, "n_steps": 50, "n_epochs": 4}
@@ -205,10 +206,10 @@ def memory_terms(case: Case) -> np.ndarray:
 
 
 def make_trainer(
-    case: Case, device: torch.device, kind: type[GRPOTrainer] = GRPOTrainer
+    case: Case, device: torch.device, communicator: Communicator | None = None
 ) -> GRPOTrainer:
     """A trainer whose iterations are the case's. Groups of two: their size changes no cost."""
-    config = GRPOConfig(
+    config = TrainerConfig(
         n_groups=case.n_structures // 2,
         group_size=2,
         n_steps=case.n_steps,
@@ -218,7 +219,7 @@ def make_trainer(
     )
     policy = VelocityPolicy(random_model("linear-ode", case.width, case.n_layers).to(device))
     compositions = random_crystals(case.n_structures // 2, n_atoms=case.n_atoms)
-    return kind(policy, volume_reward, compositions, config)
+    return GRPOTrainer(policy, volume_reward, compositions, config, communicator=communicator)
 
 
 def iterate(trainer: GRPOTrainer, clock: str) -> dict[str, float]:
@@ -268,12 +269,12 @@ def fit(measured: dict[Case, dict[str, float]], per_draw: float) -> Model:
 
 def drawing_seconds() -> float:
     """Of one normal number, as every rank draws them."""
-    generator = ShareOfBatch().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     like = torch.empty(1, 100_000, 3)
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        generator.standard_normal(like)
+        standard_normal(like, generator)
         times.append(time.perf_counter() - began)
     return statistics.median(times) / like.numel()
 
@@ -314,7 +315,7 @@ def work(
         world_size=n_ranks,
         timeout=timedelta(minutes=10),
     )
-    trainer = make_trainer(case, torch.device("cpu"), DistributedTrainer)
+    trainer = make_trainer(case, torch.device("cpu"), DistributedCommunicator())
     iterate(trainer, "wall")
     dist.barrier()
     before = loopback_bytes()

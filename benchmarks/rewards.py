@@ -18,11 +18,11 @@ import torch
 from benchmarks.common import in_turns, parser, report, start
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset, load
+from irlkit.flows.dynamics import Dynamics
 from irlkit.networks.flow_model import load_pretrained
 from irlkit.potentials import CHGNetPotential, MACEPotential, Potential
 from irlkit.potentials.mace import _mace
 from irlkit.rewards import CRMSEReward
-from irlkit.rl.sampler import integrate
 
 MACE_SIZES: dict[str, Any] = {
     "channels": 128,
@@ -141,8 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.structures, options.matched = 4, 6
     data = load("prototypes", split="val", progress=False)
     few = data.subset(options.matched)
-    generated = integrate(
-        load_pretrained("linear-ode"),
+    generated = Dynamics(load_pretrained("linear-ode")).generate(
         few.batch.to(dtype=torch.float32),
         10 if options.quick else 50,
         generator=torch.Generator().manual_seed(0),

@@ -31,7 +31,7 @@ from benchmarks.edge_list import with_edge_list
 from irlkit.crystals import CrystalBatch
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards.base import RewardResult
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
 
@@ -51,7 +51,7 @@ def volume_reward(batch: CrystalBatch) -> RewardResult:
 
 
 def make_trainer(
-    name: str, baseline: bool, sizes: tuple[int, int], config: GRPOConfig, device: torch.device
+    name: str, baseline: bool, sizes: tuple[int, int], config: TrainerConfig, device: torch.device
 ) -> GRPOTrainer:
     """A trainer of a policy, with the network of irlkit or that of the baseline."""
     policy, kind = POLICIES[name]
@@ -68,7 +68,12 @@ def iterate(trainer: GRPOTrainer) -> None:
 
 
 def peak_memory(
-    name: str, baseline: bool, sizes: tuple[int, int], config: GRPOConfig, device: str, threads: int
+    name: str,
+    baseline: bool,
+    sizes: tuple[int, int],
+    config: TrainerConfig,
+    device: str,
+    threads: int,
 ) -> float:
     """MB that an iteration adds to the process (or takes on the device) at its peak."""
     torch.set_num_threads(threads)
@@ -101,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = start(options)
     sizes = (16, 1) if options.quick else (WIDTH, N_LAYERS)
     n_groups, group_size, n_steps = (2, 2, 2) if options.quick else (options.groups, 32, 50)
-    full = GRPOConfig(
+    full = TrainerConfig(
         n_groups=n_groups,
         group_size=group_size,
         n_steps=n_steps,

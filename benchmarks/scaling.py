@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.common import in_turns, parser, random_crystals, random_model, report, slope, start
+from irlkit.flows.dynamics import Dynamics
 from irlkit.networks.cspnet import PairTopology
-from irlkit.rl.sampler import integrate
 
 WIDTH, N_LAYERS = 128, 4
 STRUCTURES = (64, 128, 256, 512)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     def generate(n_structures: int, n_steps: int) -> Callable[[], object]:
         # Of one size each, or the mix of sizes would change with their number.
         batch = random_crystals(n_structures, n_atoms=8).to(device)
-        return lambda: integrate(model, batch, n_steps, x_0=batch)
+        return lambda: Dynamics(model).generate(batch, n_steps, x_0=batch)
 
     def evaluate(n_atoms: int) -> Callable[[], object]:
         batch = random_crystals(max(400 // n_atoms, 2), n_atoms=n_atoms).to(device)

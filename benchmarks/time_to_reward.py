@@ -24,7 +24,7 @@ from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNo
 from irlkit.lab.experiments import ENERGY_PRESETS, PRESETS
 from irlkit.networks.flow_model import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy, VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
 
@@ -66,7 +66,7 @@ def make_policy(name: str, edge_list: bool, device: torch.device) -> Policy:
 def train(
     name: str,
     edge_list: bool,
-    config: GRPOConfig,
+    config: TrainerConfig,
     iterations: int,
     data: dict[str, Any],
     device: torch.device,

@@ -496,14 +496,14 @@ def metre_evaluation(
     check_count("n_structures", n_structures)
     check_count("n_steps", n_steps)
     from irlkit.evaluate.metrics import MatchPool, evaluate
-    from irlkit.rl.sampler import integrate
+    from irlkit.flows.dynamics import Dynamics
 
     references = validation.subset(n_structures)
 
     def compute(model: FlowModel) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
         batch = references.batch.to(model.device)
-        generated = integrate(model, batch, n_steps, generator=generator).to("cpu")
+        generated = Dynamics(model).generate(batch, n_steps, generator=generator).to("cpu")
         with MatchPool(n_workers=0) as pool:
             metrics = evaluate(generated, references, pool)
         return {"validation_metre": metrics.metre, "validation_crmse": metrics.crmse}

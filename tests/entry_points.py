@@ -75,7 +75,7 @@ MODULES = [
         "irlkit.rl.scoring",
         "irlkit.lab.teaching",
         "irlkit.lab.train",
-        "irlkit.rl.updates",
+        "irlkit.rl.update",
         "irlkit.crystals.validity",
     ),
     "irlkit.data.writers",
@@ -146,7 +146,7 @@ class Kit:
 
     @cached_property
     def config(self):
-        return grpo.GRPOConfig(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
+        return grpo.trainer_config(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
 
     @cached_property
     def noise(self):
@@ -360,7 +360,7 @@ def entries(kit):
         ),
         "grpo.group_advantages": dict(rewards=torch.tensor([1.0, 2.0]), group_size=2),
         "grpo.check_group_size": dict(group_size=2),
-        "grpo.GRPOConfig": {name: value for name, value in vars(grpo.GRPOConfig()).items()},
+        "grpo.GRPOConfig": {name: value for name, value in vars(grpo.trainer_config()).items()},
         "grpo_step.explain": dict(
             policy=k.policy,
             composition=one,

@@ -215,14 +215,13 @@ def _trainer(folder):
     import torch
 
     from irlkit.flows.schedules import ConstantNoise
-    from irlkit.rl.grpo import GRPOConfig
     from irlkit.rl.policies import VelocityPolicy
     from irlkit.rl.trainer import GRPOTrainer
-    from tests.toys import crystals, flow_model, volume_reward
+    from tests.toys import crystals, flow_model, trainer_config, volume_reward
 
     data = crystals((2, 1), dtype=torch.float32)
     policy = VelocityPolicy(flow_model(), {"cell": ConstantNoise(0.1)})
-    config = GRPOConfig(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
+    config = trainer_config(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
     return GRPOTrainer(policy, volume_reward, data, config, validation=data, out_dir=folder)
 
 

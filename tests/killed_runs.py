@@ -17,11 +17,10 @@ from irlkit.lab.sweeps import objective as objectives
 from irlkit.potentials import CHGNetPotential
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rewards import CRMSEReward, EnergyReward
-from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import AnnealingPolicy, VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils import system
-from tests.toys import ToyModel, crystals, flow_model, volume_reward
+from tests.toys import ToyModel, crystals, flow_model, trainer_config, volume_reward
 
 try:
     import optuna
@@ -125,7 +124,7 @@ def _grpo(policy, reward, folder, begins):
         begins()
         return reward(structures)
 
-    config = GRPOConfig(
+    config = trainer_config(
         n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=2, validate_every=2, validation_size=2,
         average_decay=0.9, iterations=ITERATIONS, learning_rate=1e-3,
     )  # fmt: skip

@@ -68,13 +68,13 @@ MAKE_TRAINING = """
 import irlkit
 from irlkit import data as datasets, rewards
 from irlkit.lab import widgets
-from irlkit.rl.grpo import GRPOConfig
+from tests.toys import trainer_config
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
 
 model = irlkit.load_pretrained("linear-ode")
 few = datasets.load("prototypes", "test").select(range(4)).batch
-config = GRPOConfig(n_groups=1, group_size=4, n_steps=3, n_ppo_epochs=1)
+config = trainer_config(n_groups=1, group_size=4, n_steps=3, n_ppo_epochs=1)
 reward = rewards.FunctionReward(lambda batch: -batch.volume)
 trainer = GRPOTrainer(AnnealingPolicy(model), reward, few, config)
 board = widgets.TrainingDashboard(trainer, 100_000, seconds=0.5)

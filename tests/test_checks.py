@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import check_count, check_finite, check_kind, checked
+from tests.toys import trainer_config
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,10 @@ def test_a_function_whose_arguments_are_checked():
 
 
 def test_settings_by_name():
-    assert GRPOConfig.from_settings({"n_groups": 3}, 5) == GRPOConfig(n_groups=3, seed=5)
-    with pytest.raises(ValueError, match=r"grpo must name settings of GRPOConfig, got \['lr'\]"):
-        GRPOConfig.from_settings({"lr": 1.0}, 0)
+    assert TrainerConfig.from_settings({"n_groups": 3}, 5) == trainer_config(n_groups=3, seed=5)
+    with pytest.raises(
+        ValueError, match=r"grpo must name settings of TrainerConfig or GRPOConfig, got \['lr'\]"
+    ):
+        TrainerConfig.from_settings({"lr": 1.0}, 0)
     with pytest.raises(ValueError, match="grpo must not hold a seed"):
-        GRPOConfig.from_settings({"seed": 1}, 0)
+        TrainerConfig.from_settings({"seed": 1}, 0)

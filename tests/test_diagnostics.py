@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from irlkit.rl.diagnostics import Finding, group_statistics, judge
-from irlkit.rl.grpo import GRPOConfig
 from tests.test_grpo import make_trainer
 from tests.test_policies import kinds
-from tests.toys import crystals
+from tests.toys import crystals, trainer_config
 
 
 def history(n=20, **columns):
@@ -77,7 +76,7 @@ def test_verdict_on_validation_and_early_stops():
     )
     assert any("validation has fallen from 0.4 to 0.12" in str(f) for f in judge(table))
     table = history(40, n_updates=1)
-    config = GRPOConfig(max_kl=0.05, n_ppo_epochs=8)
+    config = trainer_config(max_kl=0.05, n_ppo_epochs=8)
     assert any("after 1.0 of 8 updates" in str(finding) for finding in judge(table, config))
     assert all("updates" not in str(finding) for finding in judge(table))
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import irlkit
 from irlkit.crystals import CrystalBatch
 from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.dynamics import advance
 from irlkit.flows.interpolants import (
     ConstantEpsilon,
     EncoderDecoderGamma,
@@ -37,9 +38,10 @@ from irlkit.flows.interpolants import (
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise, time_grid
 from irlkit.networks.cspnet import CSPNet, PairTopology
 from irlkit.networks.omatg import network_weights, read_config
-from irlkit.rl.grpo import GRPOConfig, group_advantages, grpo_loss
+from irlkit.rl.grpo import group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy, ScorePolicy, VelocityPolicy
-from irlkit.rl.sampler import Trajectory, advance
+from irlkit.rl.trajectory import Trajectory
+from tests.toys import trainer_config
 
 GOLDENS = Path(os.environ.get("IRLKIT_GOLDENS") or Path(__file__).parent / "goldens")
 POLICIES = {"annealing": AnnealingPolicy, "velocity": VelocityPolicy, "score": ScorePolicy}
@@ -359,16 +361,20 @@ def case(request):
         for head, key in (("velocity", "reference_b"), ("denoiser", "reference_eta"))
         if any(name.startswith(f"{key}.") for name in tensors)
     }
+    annealing = settings["policy"] == "annealing"
     trajectory = Trajectory(
         time_grid(n_steps, dtype),
+        crystals,
         stacked("action", fields, n_steps),
         stacked("old_log_prob", fields, n_steps),
         crystals,
+        dict.fromkeys(fields, "structure") if annealing else policy.process.scopes,
+        policy.process.scopes,
         stacked("state", FIELDS, n_steps + 1),
         frozen,
     )
     weights = settings["weights"]
-    config = GRPOConfig(
+    config = trainer_config(
         n_groups=settings["groups"],
         group_size=settings["group_size"],
         n_steps=n_steps,
@@ -439,7 +445,7 @@ def test_frozen_outputs_and_integration(case):
 
 def test_loss_and_gradient(case):
     case.load("policy")
-    loss = grpo_loss(case.policy, case.trajectory, case.tensors["advantages"], case.config)
+    loss = grpo_loss(case.policy, case.trajectory, case.tensors["advantages"], case.config.grpo)
     # The reference counts clipped ratios in single precision.
     terms = {
         "loss_policy": ("policy_loss", UPDATE),

@@ -18,14 +18,14 @@ import torch
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
 from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward
-from irlkit.rl.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
+from irlkit.rl.grpo import clipped_surrogate, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy
-from irlkit.rl.sampler import rollout
+from irlkit.rl.rollout import rollout
 from irlkit.rl.scoring import RewardsInParts
 from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
-from irlkit.rl.updates import _Sample
+from irlkit.rl.update import _Sample
 from tests.test_policies import generator, kinds, make_policy
-from tests.toys import Result, ToyModel, crystals, volume_reward
+from tests.toys import Result, ToyModel, crystals, trainer_config, volume_reward
 
 SMALL = {"n_groups": 2, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
 TIMES = ["rollout_seconds", "reward_seconds", "update_seconds"]
@@ -87,7 +87,7 @@ def test_first_loss_is_minus_the_mean_advantage(kind):
     policy = make_policy(kind)
     trajectory = rollout(policy, crystals(), 5, generator())
     advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
-    loss = grpo_loss(policy, trajectory, advantages, GRPOConfig(group_size=2))
+    loss = grpo_loss(policy, trajectory, advantages, trainer_config(group_size=2).grpo)
     for field in policy.fields:
         assert float(loss.terms[f"{field}_ratio"]) == 1.0
         assert float(loss.terms[f"{field}_clip_fraction"]) == 0.0
@@ -100,7 +100,7 @@ def test_equal_rewards_teach_nothing(kind):
     trajectory = rollout(policy, crystals(), 5, generator())
     perturbed(policy)
     advantages = group_advantages(torch.full((4,), 0.3, dtype=torch.float64), 2)
-    loss = grpo_loss(policy, trajectory, advantages, GRPOConfig(group_size=2))
+    loss = grpo_loss(policy, trajectory, advantages, trainer_config(group_size=2).grpo)
     assert float(loss.total.detach()) == 0.0
     assert all(float(g.abs().max()) == 0.0 for g in gradients(policy, loss.total))
 
@@ -113,18 +113,19 @@ def test_minibatches_add_up(kind, normalization, limit):
     trajectory = rollout(policy, crystals(), 5, generator())
     perturbed(policy)
     advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
-    config = GRPOConfig(
+    config = trainer_config(
         group_size=2,
         normalization=normalization,
         kl_weight={"pos": 0.1, "cell": 0.2},
         distillation_weight=0.3,
     )
-    whole = gradients(policy, grpo_loss(policy, trajectory, advantages, config).total)
+    whole = gradients(policy, grpo_loss(policy, trajectory, advantages, config.grpo).total)
     parts = _Sample(trajectory, advantages).minibatches(torch.arange(5), limit)
     assert all(len(part.trajectory.final) * len(part.index) <= limit for part in parts)
     assert sum(part.share for part in parts) == pytest.approx(1)
     total = sum(
-        part.share * grpo_loss(policy, part.trajectory, part.advantages, config, part.index).total
+        part.share
+        * grpo_loss(policy, part.trajectory, part.advantages, config.grpo, part.index).total
         for part in parts
     )
     for ours, expected in zip(gradients(policy, total), whole, strict=True):
@@ -137,10 +138,10 @@ def test_loss_does_not_depend_on_the_order_of_structures(kind):
     trajectory = rollout(policy, crystals(), 5, generator())
     perturbed(policy)
     advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
-    config = GRPOConfig(group_size=2, kl_weight=0.1)
+    config = trainer_config(group_size=2, kl_weight=0.1)
     order = torch.tensor([2, 0, 3, 1])
-    before = grpo_loss(policy, trajectory, advantages, config).total
-    after = grpo_loss(policy, trajectory.select(order), advantages[order], config).total
+    before = grpo_loss(policy, trajectory, advantages, config.grpo).total
+    after = grpo_loss(policy, trajectory.select(order), advantages[order], config.grpo).total
     torch.testing.assert_close(before, after)
 
 
@@ -149,12 +150,12 @@ def test_gradient_raises_the_probability_of_good_actions(kind):
     policy = make_policy(kind)
     trajectory = rollout(policy, crystals(), 5, generator())
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    config = GRPOConfig(group_size=2)
+    config = trainer_config(group_size=2)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
-    loss = grpo_loss(policy, trajectory, advantages, config).total
+    loss = grpo_loss(policy, trajectory, advantages, config.grpo).total
     gradients(policy, loss)
     optimizer.step()
-    after = grpo_loss(policy, trajectory, advantages, config).total
+    after = grpo_loss(policy, trajectory, advantages, config.grpo).total
     assert float(after.detach()) < float(loss.detach())
 
 
@@ -162,7 +163,7 @@ def test_loss_checks_its_arguments():
     policy = make_policy("annealing")
     trajectory = rollout(policy, crystals(), 5, generator())
     with pytest.raises(ValueError, match=r"advantages must have shape \(4,\), got \(3,\)"):
-        grpo_loss(policy, trajectory, torch.zeros(3), GRPOConfig(group_size=2))
+        grpo_loss(policy, trajectory, torch.zeros(3), trainer_config(group_size=2).grpo)
 
 
 @pytest.mark.parametrize(
@@ -196,11 +197,11 @@ def test_loss_checks_its_arguments():
 )
 def test_configuration_checks_itself(setting, message):
     with pytest.raises(ValueError, match=message):
-        GRPOConfig(**setting)
+        trainer_config(**setting)
 
 
 def test_weights():
-    config = GRPOConfig(policy_weight=2.0, kl_weight={"pos": 0.1})
+    config = trainer_config(policy_weight=2.0, kl_weight={"pos": 0.1})
     assert config.weight("policy", "cell") == 2.0
     assert (config.weight("kl", "pos"), config.weight("kl", "cell")) == (0.1, 0.0)
 
@@ -216,7 +217,7 @@ def make_trainer(reward=volume_reward, kind="annealing", noise=None, **options):
     else:
         policy = make_policy(kind, noise, None)
     options.setdefault("validation", crystals((2, 3), seed=5))
-    return GRPOTrainer(policy, reward, crystals(), GRPOConfig(**settings), **options)
+    return GRPOTrainer(policy, reward, crystals(), trainer_config(**settings), **options)
 
 
 def bits(trainer):
@@ -316,7 +317,7 @@ def test_shared_base_samples():
     starts = []
 
     def remember(policy, x_0, *arguments, **options):
-        starts.append(x_0)
+        starts.append(policy.process.decode(x_0))
         return rollout(policy, x_0, *arguments, **options)
 
     for shared in (True, False):
@@ -655,7 +656,7 @@ def test_out_of_memory_in_a_rollout_halves_the_batches(overlap, monkeypatch, tmp
         if max_batch is None or max_batch > 4:
             torch.rand(3, generator=generator)
             if on_part is not None:
-                on_part(x_0[:5])  # What was there before memory was out.
+                on_part(policy.process.decode(x_0)[:5])  # What was there before memory was out.
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rollout(policy, x_0, n_steps, generator, max_batch=max_batch, on_part=on_part)
 

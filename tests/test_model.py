@@ -15,8 +15,8 @@ from irlkit.flows.schedules import LinearAnnealing
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import PRETRAINED, FlowModel
 from irlkit.pretraining import KINDS
-from irlkit.rl.sampler import integrate
 from tests.tiny_omatg import write_model
+from tests.toys import integrate
 
 
 @pytest.fixture

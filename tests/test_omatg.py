@@ -26,7 +26,7 @@ from irlkit.flows.interpolants import (
 from irlkit.flows.schedules import LinearAnnealing
 from irlkit.networks import omatg
 from irlkit.networks.cspnet import CSPNet
-from irlkit.rl.sampler import integrate
+from tests.toys import integrate
 
 yaml = pytest.importorskip("yaml")
 

@@ -10,9 +10,8 @@ from irlkit.flows.interpolants import Interpolant, SqrtGamma, TrigonometricPath
 from irlkit.flows.schedules import ConstantNoise, SquareRootNoise
 from irlkit.lab import plots
 from irlkit.lab.grpo_step import explain
-from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import AnnealingPolicy
-from tests.toys import ToyModel, crystals, volume_reward
+from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 
 def named(figure, name):
@@ -151,7 +150,7 @@ def test_diagnostics_show_what_there_is():
 def step():
     model = ToyModel()
     policy = AnnealingPolicy(model)
-    config = GRPOConfig(group_size=6, n_steps=3, n_ppo_epochs=3, learning_rate=0.05)
+    config = trainer_config(group_size=6, n_steps=3, n_ppo_epochs=3, learning_rate=0.05)
     generator = torch.Generator().manual_seed(0)
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     result = explain(policy, crystals((3,)), volume_reward, config, generator)
@@ -178,9 +177,9 @@ def test_only_an_annealing_of_one_composition_is_explained():
     policy = AnnealingPolicy(ToyModel())
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="one structure, got 4"):
-        explain(policy, crystals(), volume_reward, GRPOConfig(), generator)
+        explain(policy, crystals(), volume_reward, trainer_config(), generator)
     with pytest.raises(ValueError, match="AnnealingPolicy, got"):
-        explain("policy", crystals((1,)), volume_reward, GRPOConfig(), generator)
+        explain("policy", crystals((1,)), volume_reward, trainer_config(), generator)
 
 
 @pytest.mark.parametrize(("maximize", "best"), [(True, 3.0), (False, 1.0)])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from irlkit.flows.dynamics import advance
 from irlkit.flows.schedules import (
     ConstantNoise,
     LearnedAnnealing,
@@ -12,17 +13,17 @@ from irlkit.flows.schedules import (
     load_annealing,
     time_grid,
 )
-from irlkit.rl.grpo import GRPOConfig, grpo_loss
+from irlkit.rl.distributions import Gaussian
+from irlkit.rl.grpo import grpo_loss
 from irlkit.rl.policies import (
     AnnealingPolicy,
-    Gaussian,
     ScorePolicy,
     VelocityPolicy,
     load_dynamics,
 )
-from irlkit.rl.sampler import advance, integrate, rollout
+from irlkit.rl.rollout import rollout
 from tests.test_schedules import randomised
-from tests.toys import ToyModel, crystals, flow_model
+from tests.toys import ToyModel, crystals, flow_model, integrate, trainer_config
 
 NOISE = {"pos": SquareRootNoise(0.2), "cell": ConstantNoise(0.3)}
 REF_NOISE = {"pos": ConstantNoise(0.25), "cell": SquareRootNoise(0.15)}
@@ -180,8 +181,10 @@ def test_annealing_updates_never_evaluate_the_network():
     trajectory = rollout(policy, crystals(), 6, generator())
     assert trajectory.states == {} and trajectory.frozen == {}
     policy.model.n_evaluations = policy.model.n_preparations = 0
-    config = GRPOConfig(group_size=2, kl_weight=0.1)
-    grpo_loss(policy, trajectory, torch.randn(4, generator=generator()), config).total.backward()
+    config = trainer_config(group_size=2, kl_weight=0.1)
+    grpo_loss(
+        policy, trajectory, torch.randn(4, generator=generator()), config.grpo
+    ).total.backward()
     assert policy.model.n_evaluations == policy.model.n_preparations == 0
     assert all(p.grad is not None for p in policy.parameters())
 
@@ -321,14 +324,14 @@ def test_learned_noise_is_trained_with_the_policy(kind):
     assert any(name.startswith("learned_noise.cell") for name in names)
     trajectory = rollout(policy, crystals(), 5, generator())
     advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
-    config = GRPOConfig(group_size=2, kl_weight=0.1)
-    grpo_loss(policy, trajectory, advantages, config).total.backward()
+    config = trainer_config(group_size=2, kl_weight=0.1)
+    grpo_loss(policy, trajectory, advantages, config.grpo).total.backward()
     assert float(noise["cell"].layers[-1].bias.grad.abs()) > 0
     index = torch.arange(5)
     with torch.no_grad():
         noise["cell"].layers[-1].bias += 1.0
         step = policy.steps(trajectory.inputs(policy, index))["cell"]
-        loss = grpo_loss(policy, trajectory, advantages, config)
+        loss = grpo_loss(policy, trajectory, advantages, config.grpo)
     dt = trajectory.times.diff()
     torch.testing.assert_close(step.reference.std.flatten(), 0.3 * dt.sqrt())
     assert bool((step.policy.std.flatten() > 0.4 * dt.sqrt()).all())
@@ -341,15 +344,15 @@ def test_an_entropy_bonus_keeps_learned_noise_alive():
         noise = LearnedNoise(ConstantNoise(0.3), 4).double()
         policy = make_policy("annealing", {"cell": noise}, None)
         trajectory = rollout(policy, crystals(), 5, generator())
-        config = GRPOConfig(group_size=2, entropy_weight=weight)
-        before = grpo_loss(policy, trajectory, torch.zeros(4), config)
+        config = trainer_config(group_size=2, entropy_weight=weight)
+        before = grpo_loss(policy, trajectory, torch.zeros(4), config.grpo)
         before.total.backward()
         with torch.no_grad():
             for parameter in policy.parameters():
                 if parameter.grad is not None:
                     parameter -= 0.1 * parameter.grad
         scales[weight] = float(noise(torch.tensor(0.5)).detach())
-        after = grpo_loss(policy, trajectory, torch.zeros(4), config).terms["cell_entropy"]
+        after = grpo_loss(policy, trajectory, torch.zeros(4), config.grpo).terms["cell_entropy"]
         if weight:
             assert float(after) > float(before.terms["cell_entropy"])
     assert scales[0.0] == pytest.approx(0.3) and scales[1.0] > 0.3

@@ -44,11 +44,11 @@ from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.omatg.download import find_downloaded
 from irlkit.pretraining import PretrainingConfig
 from irlkit.rewards import CompositeReward, EnergyReward, FunctionReward, SymmetryReward
-from irlkit.rl.grpo import GRPOConfig, group_advantages
+from irlkit.rl.config import TrainerConfig
+from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies import AnnealingPolicy
-from irlkit.rl.sampler import integrate
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
-from tests.toys import ToyModel, crystals
+from tests.toys import ToyModel, crystals, integrate, trainer_config
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
@@ -87,16 +87,16 @@ def result_or_words(call, *names):
 # --- settings ---
 
 
-@given(st.sampled_from([field.name for field in dataclasses.fields(GRPOConfig)]), ANYTHING)
+@given(st.sampled_from([field.name for field in dataclasses.fields(TrainerConfig)]), ANYTHING)
 def test_grpo_config(name, value):
-    config = result_or_words(lambda: GRPOConfig(**{name: value}), name)
+    config = result_or_words(lambda: trainer_config(**{name: value}), name)
     if config is None:
         return
-    again = json.loads(json.dumps(config.to_dict()))
-    assert GRPOConfig(**again).to_dict() == config.to_dict()
+    again = json.loads(json.dumps(config.to_settings()))
+    assert trainer_config(**again).to_settings() == config.to_settings()
     assert math.isfinite(config.learning_rate_at(3)) and config.learning_rate_at(3) > 0
     for field in ("pos", "cell"):
-        assert all(config.weight(t, field) >= 0 for t in ("policy", "kl", "distillation"))
+        assert all(config.grpo.weight(t, field) >= 0 for t in ("policy", "kl", "distillation"))
 
 
 @given(st.sampled_from([field.name for field in dataclasses.fields(PretrainingConfig)]), ANYTHING)

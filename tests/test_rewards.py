@@ -25,7 +25,6 @@ from irlkit.rewards import (
     as_reward,
 )
 from irlkit.rewards.energy import clip_energies
-from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
 from tests.toy_potentials import (
@@ -34,7 +33,7 @@ from tests.toy_potentials import (
     volume_per_atom,
     volume_without_helium,
 )
-from tests.toys import ToyModel, crystals
+from tests.toys import ToyModel, crystals, trainer_config
 
 
 def make_dataset():
@@ -519,7 +518,7 @@ def test_function_reward_arguments_are_checked():
 def small_trainer(reward, folder, resume=False):
     noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
     policy = AnnealingPolicy(ToyModel(), LearnedAnnealing(8, 1).double(), noise)
-    config = GRPOConfig(n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=1)
+    config = trainer_config(n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=1)
     return GRPOTrainer(policy, reward, crystals(), config, out_dir=folder, resume=resume)
 
 

@@ -13,10 +13,9 @@ from irlkit.lab import runs
 from irlkit.lab.sweeps import SPACES, SweepFolder, TrialRecord
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rl.diagnostics import judge
-from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
-from tests.toys import ToyModel, crystals, volume_reward
+from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 SMALL = {"n_groups": 2, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
 
@@ -27,7 +26,7 @@ def train(folder, iterations=4, **options):
         LearnedAnnealing(8, 1),
         {field: ConstantNoise(0.3) for field in ("pos", "cell")},
     )
-    config = GRPOConfig(**{**SMALL, **options})
+    config = trainer_config(**{**SMALL, **options})
     trainer = GRPOTrainer(
         policy, volume_reward, crystals(), config, validation=crystals(), out_dir=folder
     )

@@ -7,14 +7,15 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.dynamics import advance
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LinearAnnealing
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
 from irlkit.rl.policies import VelocityPolicy
-from irlkit.rl.sampler import advance, integrate, rollout
+from irlkit.rl.rollout import rollout
 from tests.test_policies import generator, kinds, make_policy
-from tests.toys import ToyModel, crystals, flow_model
+from tests.toys import ToyModel, crystals, flow_model, integrate
 
 SPAN = 0.998  # of the time grid
 

@@ -35,8 +35,8 @@ from irlkit.lab.sweeps import __main__ as command_line
 from irlkit.lab.sweeps import objective as objectives
 from irlkit.lab.sweeps.optuna_backend import propose
 from irlkit.lab.sweeps.trial import below_median, run_trial
-from irlkit.rl.grpo import NORMALIZATIONS, GRPOConfig
-from tests.toys import ToyModel, crystals, volume_reward
+from irlkit.rl.grpo import NORMALIZATIONS
+from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 ROOT = Path(__file__).parents[1]
 SPACE = SPACES["annealing"]
@@ -116,7 +116,7 @@ def test_every_configuration_is_one_of_the_trainer(policy, optuna):
         config = propose(space, 0, number, [])
         space.check(config)
         grpo, annealing = space.split(config)
-        assert GRPOConfig(**grpo).n_groups == 16
+        assert trainer_config(**grpo).n_groups == 16
         LearnedAnnealing(**annealing)
 
 

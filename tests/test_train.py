@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from irlkit.lab.train import DistributedTrainer, ShareOfBatch, main
+from irlkit.lab.train import main
+from irlkit.rl.communicator import DistributedCommunicator
+from irlkit.utils.draws import SharedDraws, standard_normal
 from tests.test_grpo import make_trainer
 from tests.test_policies import generator
 from tests.toys import volume_reward
@@ -41,7 +43,12 @@ class Recording:
 def run(kind, folder, iterations, resume=False):
     (folder / "out").mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(
-        volume_reward, kind=kind, config=SETTINGS, out_dir=folder / "out", resume=resume
+        volume_reward,
+        kind=kind,
+        config=SETTINGS,
+        out_dir=folder / "out",
+        resume=resume,
+        communicator=DistributedCommunicator() if dist.is_initialized() else None,
     )
     recording = Recording(trainer)
     trainer.run(iterations, progress=False)
@@ -52,9 +59,6 @@ def work(rank, kind, folder, iterations, resume):
     """What one of two processes does."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    import tests.test_grpo
-
-    tests.test_grpo.GRPOTrainer = DistributedTrainer
     store = folder / f"store-{iterations}"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
@@ -137,16 +141,16 @@ print("ended" if group() is None else "still there")
 
 def test_a_share_of_the_draws_is_that_of_the_whole():
     pos, cell = torch.zeros(1, 7, 3), torch.zeros(1, 3, 3, 3)
-    whole = ShareOfBatch().manual_seed(3)
-    part = ShareOfBatch().manual_seed(3)
-    part.atoms, part.structures = (7, slice(2, 6)), (3, slice(1, 2))
-    assert torch.equal(part.standard_normal(pos[:, 2:6]), whole.standard_normal(pos)[:, 2:6])
-    assert torch.equal(part.standard_normal(cell[:, 1:2]), whole.standard_normal(cell)[:, 1:2])
-    assert torch.equal(part.get_state(), whole.get_state())
+    whole, own = generator(3), generator(3)
+    atoms, structures = SharedDraws(own, 7, slice(2, 6)), SharedDraws(own, 3, slice(1, 2))
+    assert torch.equal(standard_normal(pos[:, 2:6], atoms), standard_normal(pos, whole)[:, 2:6])
+    expected = standard_normal(cell, whole)[:, 1:2]
+    assert torch.equal(standard_normal(cell[:, 1:2], structures), expected)
+    assert torch.equal(own.get_state(), whole.get_state())
     expected = torch.randn(1, 7, 3, generator=generator(5))
-    assert torch.equal(ShareOfBatch().manual_seed(5).standard_normal(pos), expected)
+    assert torch.equal(standard_normal(pos, generator(5)), expected)
     with pytest.raises(ValueError, match="share of the groups has to fit at once"):
-        part.standard_normal(pos[:, :2])
+        standard_normal(pos[:, :2], atoms)
 
 
 ARGUMENTS = (

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from irlkit.flows.schedules import ConstantNoise
-from irlkit.rl.grpo import GRPOConfig, grpo_loss
+from irlkit.rl.grpo import grpo_loss
 from irlkit.rl.policies import ScorePolicy, VelocityPolicy
-from irlkit.rl.sampler import rollout
-from irlkit.rl.updates import PolicyUpdate, split_sizes
+from irlkit.rl.rollout import rollout
+from irlkit.rl.update import PolicyUpdate, split_sizes
 from tests.test_policies import generator, kinds, make_policy
-from tests.toys import crystals, flow_model
+from tests.toys import crystals, flow_model, trainer_config
 
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
 
 
 def make_update(policy, learning_rate=1e-2, **settings):
-    config = GRPOConfig(group_size=2, learning_rate=learning_rate, **settings)
+    config = trainer_config(group_size=2, learning_rate=learning_rate, **settings)
     optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
     return PolicyUpdate(policy, optimizer, config, generator())
 
@@ -51,11 +51,11 @@ def test_random_steps_give_an_unbiased_gradient(kind):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05
-    config = GRPOConfig(group_size=2, kl_weight=0.1)
+    config = trainer_config(group_size=2, kl_weight=0.1)
 
     def gradient(index):
         policy.zero_grad()
-        grpo_loss(policy, trajectory, ADVANTAGES, config, index).total.backward()
+        grpo_loss(policy, trajectory, ADVANTAGES, config.grpo, index).total.backward()
         return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
     subsets = torch.combinations(torch.arange(4), 2)
@@ -112,7 +112,7 @@ def test_estimated_kl_is_that_of_the_gaussians(kind):
             parameter += 0.02
     new = policy.steps(trajectory.inputs(policy, index))["cell"].policy
     expected = float(old.kl(new).mean().detach())
-    loss = grpo_loss(policy, trajectory, torch.zeros(4000), GRPOConfig(group_size=2))
+    loss = grpo_loss(policy, trajectory, torch.zeros(4000), trainer_config(group_size=2).grpo)
     assert expected > 1e-5
     assert float(loss.terms["cell_approx_kl"]) == pytest.approx(expected, rel=0.25)
 
@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_bound(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return grpo_loss(policy, trajectory, advantages, config, index)
 
-    monkeypatch.setattr("irlkit.rl.updates.grpo_loss", small_memory)
+    monkeypatch.setattr("irlkit.rl.update.grpo_loss", small_memory)
     update = make_update(policy)
     with pytest.warns(RuntimeWarning) as caught:
         update(trajectory, ADVANTAGES)
@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_bound(monkeypatch):
     def no_memory(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("irlkit.rl.updates.grpo_loss", no_memory)
+    monkeypatch.setattr("irlkit.rl.update.grpo_loss", no_memory)
     with pytest.warns(RuntimeWarning), pytest.raises(torch.OutOfMemoryError):
         update(trajectory, ADVANTAGES)
 

@@ -14,10 +14,9 @@ from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
 from irlkit.lab import widgets
 from irlkit.lab.widgets import trajectory
-from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
-from tests.toys import Result, ToyModel, crystals, volume_reward
+from tests.toys import Result, ToyModel, crystals, trainer_config, volume_reward
 
 
 @pytest.fixture
@@ -341,7 +340,7 @@ def test_noise_and_seed_change_the_trajectory(toy):
 
 def test_one_group_is_followed(toy):
     policy = AnnealingPolicy(toy)
-    config = GRPOConfig(group_size=4, n_steps=3)
+    config = trainer_config(group_size=4, n_steps=3)
     explorer = widgets.GroupExplorer(policy, crystals(), volume_reward, config)
     first = explorer.step
     assert len(explorer.figure().data) and len(explorer.rollouts().frames) == 4
@@ -357,7 +356,7 @@ def test_one_group_is_followed(toy):
 
 
 def test_training_is_stopped_and_continued(toy):
-    config = GRPOConfig(n_groups=1, group_size=4, n_steps=2, n_ppo_epochs=1)
+    config = trainer_config(n_groups=1, group_size=4, n_steps=2, n_ppo_epochs=1)
     trainer = GRPOTrainer(AnnealingPolicy(toy), volume_reward, crystals(), config)
     board = widgets.TrainingDashboard(trainer, 4, seconds=0.0)
     assert board.go.description == "Start"

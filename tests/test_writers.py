@@ -11,7 +11,7 @@ import irlkit
 from irlkit import data as datasets
 from irlkit.data import writers
 from irlkit.evaluate.metrics import MatchPool, evaluate
-from irlkit.rl.sampler import integrate
+from tests.toys import integrate
 
 PROVENANCE = {"model": "linear-ode", "seed": 3, "by": 'it\'s "q" \\ é', "more": {"steps": [1, 2]}}
 PATHS = ["set.extxyz", "set.xyz", "set.parquet", "folder"]

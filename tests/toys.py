@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.dynamics import Dynamics
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
+from irlkit.rl.config import TrainerConfig
 
 
 def crystals(n_atoms=(2, 1, 5, 3), dtype=torch.float64, seed=0):
@@ -25,6 +27,21 @@ def crystals(n_atoms=(2, 1, 5, 3), dtype=torch.float64, seed=0):
         + torch.rand(len(n_atoms), 3, 3, generator=generator, dtype=dtype),
         torch.tensor(n_atoms),
     )
+
+
+def trainer_config(seed=0, **settings):
+    """A configuration of settings by name, those of the loss among them."""
+    return TrainerConfig.from_settings(settings, seed)
+
+
+def integrate(
+    model, batch, n_steps, *, annealing=None, noise=None, kind="ode", record=False, **options
+):
+    """Structures along dynamics; with ``record``, and all states."""
+    states = [] if record else None
+    dynamics = Dynamics(model, annealing, noise or {}, kind)
+    final = dynamics.generate(batch, n_steps, record=states, **options)
+    return (final, states) if record else final
 
 
 class ToyModel(torch.nn.Module):

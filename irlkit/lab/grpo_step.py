@@ -13,9 +13,10 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.schedules import annealing_on_grid
 from irlkit.rewards import as_reward
-from irlkit.rl.grpo import GRPOConfig, clipped_surrogate, group_advantages, grpo_loss
+from irlkit.rl.config import TrainerConfig
+from irlkit.rl.grpo import clipped_surrogate, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy
-from irlkit.rl.sampler import rollout
+from irlkit.rl.rollout import rollout
 from irlkit.utils.checks import checked
 
 
@@ -57,7 +58,7 @@ def explain(
     policy: AnnealingPolicy,
     composition: CrystalBatch,
     reward: Callable[[CrystalBatch], Any],
-    config: GRPOConfig,
+    config: TrainerConfig,
     generator: torch.Generator,
 ) -> GRPOStep:
     """Roll out one group, score it and take the gradient steps of one iteration.
@@ -98,7 +99,7 @@ def explain(
         optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
         for _ in range(config.n_ppo_epochs):
             optimizer.zero_grad()
-            grpo_loss(policy, trajectory, advantages, config).total.backward()
+            grpo_loss(policy, trajectory, advantages, config.grpo).total.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
             optimizer.step()
         ratios, terms = {}, {}
@@ -108,7 +109,7 @@ def explain(
                 log_ratio = log_prob - trajectory.log_probs[name]
                 weight = advantages.to(log_ratio)
                 ratios[name] = log_ratio.exp().cpu().double().numpy()
-                term = clipped_surrogate(log_ratio, weight, config.clip_eps)
+                term = clipped_surrogate(log_ratio, weight, config.grpo.clip_eps)
                 terms[name] = term.cpu().double().numpy()
         after = _factors(policy, trajectory.times)
     finally:
@@ -124,7 +125,7 @@ def explain(
         advantages.numpy(),
         ratios,
         terms,
-        config.clip_eps,
+        config.grpo.clip_eps,
         trajectory.times[:-1].cpu().double().numpy(),
         before,
         after,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from irlkit.rl.policies import Policy
+from irlkit.rl.policies.base import Policy
 from irlkit.utils.checks import checked
 
 

@@ -7,16 +7,15 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.flows.schedules import Annealing
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
+from irlkit.rl.process import Requests
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
@@ -25,31 +24,18 @@ _PACKED = "packed tensor"
 FORMAT = "irlkit-grpo-checkpoint"
 
 
-def composition_digest(*batches: CrystalBatch | None) -> str:
-    """A hash of compositions, which tells data sets apart."""
+def request_digest(*requests: Requests | None) -> str:
+    """Return a hash of requests, which tells data sets apart."""
     digest = hashlib.sha256()
-    for batch in batches:
-        if batch is not None:
-            digest.update(batch.species.cpu().numpy().tobytes())
-            digest.update(batch.n_atoms.cpu().numpy().tobytes())
+    for request in requests:
+        if request is not None:
+            crystals = request if isinstance(request, CrystalBatch) else request.crystals
+            species = None if crystals is None else crystals.species
+            targets = getattr(request, "targets", {})
+            for tensor in (species, request.n_atoms, *(targets[name] for name in sorted(targets))):
+                if tensor is not None:
+                    digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def model_digest(model: nn.Module) -> str:
-    """A hash of the weights of the pretrained model, which the checkpoint does not hold."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def annealing_digest(annealing: Annealing) -> str:
-    """What tells annealings apart that stay as they are; empty for one that is trained."""
-    if isinstance(annealing, nn.Module):
-        trained = any(parameter.requires_grad for parameter in annealing.parameters())
-        return "" if trained else model_digest(annealing)
-    return str(annealing) if is_dataclass(annealing) else type(annealing).__name__
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -88,7 +74,7 @@ def read_checkpoint(
         raise ValueError(f"{wrong}: it carries no '{FORMAT}' mark")
     try:
         found = dict(state["identity"])
-        settings = {**GRPOConfig().to_dict(), **json.loads(found["config"])}
+        settings = {**TrainerConfig().to_settings(), **json.loads(found["config"])}
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{wrong}: it does not say of which run it is") from error
     found["config"] = json.dumps(settings, sort_keys=True)

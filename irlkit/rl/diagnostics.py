@@ -14,8 +14,7 @@ import pandas as pd
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.evaluate.diversity import count_distinct, fingerprints
-from irlkit.flows.schedules import FIELD_NAMES
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import check_count, checked
 
 
@@ -82,7 +81,7 @@ class Finding:
 
 
 @checked
-def judge(history: pd.DataFrame, config: GRPOConfig | None = None) -> list[Finding]:
+def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Finding]:
     """What is wrong with a run and what to change, worst first.
 
     The last iterations (a fifth of all, 3 to 10) are judged by themselves and against as many of
@@ -112,7 +111,7 @@ class _Run:
     """A history and its early and late means."""
 
     def __init__(
-        self, rows: pd.DataFrame, history: pd.DataFrame, config: GRPOConfig | None
+        self, rows: pd.DataFrame, history: pd.DataFrame, config: TrainerConfig | None
     ) -> None:
         self.rows = rows
         self.history = history
@@ -241,7 +240,8 @@ def _gets_worse(run: _Run) -> Finding | None:
 
 
 def _drifted(run: _Run) -> Finding | None:
-    fields = [field for field in FIELD_NAMES if run.late(f"{field}_drift_ratio") > 1]
+    ratios = [name for name in run.rows.columns if name.endswith("_drift_ratio")]
+    fields = [name.removesuffix("_drift_ratio") for name in ratios if run.late(name) > 1]
     if not fields or run.rises("reward"):
         return None
     field = max(fields, key=lambda name: run.late(f"{name}_drift_ratio"))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,29 +18,24 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
 from irlkit.rewards import Reward, as_reward
 from irlkit.rl import scoring
 from irlkit.rl.averaging import ParameterAverage
-from irlkit.rl.checkpoints import (
-    CHECKPOINT,
-    annealing_digest,
-    composition_digest,
-    model_digest,
-    read_checkpoint,
-    write_checkpoint,
-)
+from irlkit.rl.checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
+from irlkit.rl.communicator import Communicator
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.diagnostics import Finding, group_statistics, judge
-from irlkit.rl.grpo import GRPOConfig, group_advantages
-from irlkit.rl.policies import Policy
-from irlkit.rl.sampler import Trajectory, rollout
+from irlkit.rl.grpo import group_advantages
+from irlkit.rl.policies.base import Policy
+from irlkit.rl.process import Requests, State
+from irlkit.rl.rollout import generate, rollout
 from irlkit.rl.scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
-from irlkit.rl.updates import PolicyUpdate, halve_until_it_fits
+from irlkit.rl.trajectory import Trajectory
+from irlkit.rl.update import PolicyUpdate, halve_until_it_fits
 from irlkit.utils.checks import checked
 from irlkit.utils.progress import progress_bar
 from irlkit.utils.system import check_writable, remove_leftovers, write_atomically
-
-if TYPE_CHECKING:
-    from irlkit.data import CrystalDataset
 
 __all__ = ["CHECKPOINT", "GRPOTrainer", "NonFiniteRewardError"]
 
@@ -48,9 +43,9 @@ T = TypeVar("T")
 
 
 class GRPOTrainer:
-    """Trains a policy on the compositions of a data set.
+    """Trains a policy on requests, such as the compositions of a data set.
 
-    Each iteration draws compositions, generates a group of structures for each with the policy,
+    Each iteration draws requests, generates a group of structures for each with the policy,
     scores them, and takes ``n_ppo_epochs`` gradient steps. Structures that are not finite numbers
     are judged by the reward, saved and counted; where the update would need their numbers, they are
     left out of it. Whatever ends an iteration early (an
@@ -59,23 +54,25 @@ class GRPOTrainer:
     Args:
         policy: trained in place.
         reward: structures -> ``RewardResult`` or one number per structure, higher is better; any
-            function will do. If it has a method ``check``, that is asked whether it can judge the
-            compositions; a ``group_size``, if it has one, must be that of the configuration. An
+            function will do. A ``Reward`` can refuse the requests (``check``) or the group size. An
             error in it ends the run, which can be continued; ``FunctionReward`` says what is done
             about functions that fail or hang. A value that is not finite is an error, unless the
             reward has a number ``on_non_finite`` to take its place.
-        dataset: compositions to train on; its structures are not used.
+        dataset: what to train on: compositions (whose structures are not used), or what else the
+            policy's process takes.
         config: settings.
-        validation: compositions to validate on; None means no validation and no best policy.
+        validation: what to validate on; None means no validation and no best policy.
         validation_reward: judges the validation; None takes ``reward``.
         out_dir: folder for the checkpoint, history and best policy; None writes nothing.
         resume: continue from the checkpoint in ``out_dir`` if there is one. The run then ends with
             the same bits as one that was never stopped (on a CPU). Without it, a run starts anew
             and overwrites what is there.
+        communicator: the other processes that train the policy, with the same arguments; None:
+            there are none. Ranks but the first ignore ``out_dir`` and begin with what that has.
 
     Raises:
-        ValueError: no compositions, some that the reward cannot judge, ``resume`` without
-            ``out_dir``, or a checkpoint that is not one of this run.
+        ValueError: nothing to train on, requests that the reward cannot judge, ``resume`` without
+            ``out_dir``, groups that cannot be shared, or a checkpoint that is not one of this run.
     """
 
     @checked
@@ -83,33 +80,39 @@ class GRPOTrainer:
         self,
         policy: Policy,
         reward: RewardFunction,
-        dataset: CrystalDataset | CrystalBatch,
-        config: GRPOConfig | None = None,
+        dataset: CrystalDataset | Requests,
+        config: TrainerConfig | None = None,
         *,
-        validation: CrystalDataset | CrystalBatch | None = None,
+        validation: CrystalDataset | Requests | None = None,
         validation_reward: RewardFunction | None = None,
         out_dir: str | Path | None = None,
         resume: bool = False,
+        communicator: Communicator | None = None,
     ) -> None:
+        self.communicator = Communicator() if communicator is None else communicator
+        if self.communicator.rank:
+            out_dir, resume = None, False
         self.policy = policy
         self.reward = as_reward(reward)
         self.validation_reward = (
             self.reward if validation_reward is None else as_reward(validation_reward)
         )
-        self.config = GRPOConfig() if config is None else config
+        self.config = TrainerConfig() if config is None else config
+        self.config.check_fields(policy.process.field_names)
+        self.communicator.check(self.config.n_groups, self.config.max_batch)
         self.out_dir = None if out_dir is None else Path(out_dir)
         parameter = next(policy.parameters())
         self._device = parameter.device
-        self.compositions = _compositions("dataset", dataset, parameter)
-        self.validation = None
+        self.requests = _requests("dataset", dataset, parameter)
+        self.validation: Requests | None = None
         if validation is not None:
-            self.validation = _compositions("validation", validation, parameter)
+            self.validation = _requests("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
         for asked, batch in (
-            (self.reward, self.compositions),
+            (self.reward, self.requests),
             (self.validation_reward, self.validation),
         ):
-            if batch is not None and hasattr(asked, "check"):
+            if isinstance(batch, CrystalBatch) and hasattr(asked, "check"):
                 asked.check(batch)
         check_groups(self.reward, self.config.group_size)
         if self.config.overlap_rewards:
@@ -117,7 +120,9 @@ class GRPOTrainer:
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._update = PolicyUpdate(policy, self.optimizer, self.config, self._generator)
+        self._update = PolicyUpdate(
+            policy, self.optimizer, self.config, self._generator, self.communicator
+        )
         self.max_batch = self.config.max_batch
         self._average = None
         if self.config.average_decay is not None:
@@ -133,6 +138,8 @@ class GRPOTrainer:
             remove_leftovers(self.out_dir)
             if (self.out_dir / CHECKPOINT).exists():
                 self.load_checkpoint(self.out_dir / CHECKPOINT)
+        if self.communicator.size > 1:
+            self._restore(self.communicator.broadcast(self._state()))
 
     # ----------------------------------------------------------------------------------------------
 
@@ -225,25 +232,27 @@ class GRPOTrainer:
 
     def _validate(self, seed: int) -> tuple[float, dict[str, float]]:
         """Mean reward, and the means of the reward's information."""
-        compositions = self.validation
-        assert compositions is not None
-        rewards, infos = [], []
+        mine = None
+        if self.communicator.rank == 0:
+            found = [self._validate_at(n, seed) for n in self.config.validation_step_choices]
+            infos = [info for _, info in found]
+            means = {f"validation_{k}": float(np.mean([i[k] for i in infos])) for k in infos[0]}
+            mine = float(torch.stack([reward for reward, _ in found]).mean()), means
+        return self.communicator.broadcast(mine)
+
+    def _validate_at(self, n_steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+        """The same with one number of steps."""
+        requests = self.validation
+        assert requests is not None
+
+        def attempt(limit: int | None) -> CrystalBatch:
+            draws = torch.Generator().manual_seed(seed)
+            return generate(self.policy, requests, n_steps, generator=draws, max_batch=limit)
+
         with self.averaged():
-            dynamics = self.policy.deploy()
-            for n_steps in self.config.validation_step_choices:
-
-                def generate(limit: int | None, n_steps: int = n_steps) -> CrystalBatch:
-                    draws = torch.Generator().manual_seed(seed)
-                    return dynamics.generate(
-                        compositions, n_steps, generator=draws, max_batch=limit
-                    )
-
-                generated = self._within_memory(generate, len(compositions))
-                values, info = self._score(self.validation_reward, generated)
-                rewards.append(values.mean())
-                infos.append(info)
-        means = {f"validation_{k}": float(np.mean([i[k] for i in infos])) for k in infos[0]}
-        return float(torch.stack(rewards).mean()), means
+            generated = self._within_memory(attempt, len(requests))
+            values, info = self._score(self.validation_reward, generated)
+        return values.mean(), info
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Policy]:
@@ -280,42 +289,9 @@ class GRPOTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._set_noise_scale(self.iteration)
-        choices = config.step_choices
-        n_steps = choices[self._draw(len(choices), 1)[0]]
-        groups = self.compositions[self._draw(len(self.compositions), config.n_groups)]
-        with torch.no_grad():
-            if config.shared_x_0:
-                x_0 = self.policy.model.sample_base(groups, self._generator)
-                x_0 = x_0.repeat(config.group_size)
-            else:
-                x_0 = self.policy.model.sample_base(
-                    groups.repeat(config.group_size), self._generator
-                )
-            x_0 = self._share(x_0)
-        parts = None
-        if config.overlap_rewards:
-            parts = scoring.RewardsInParts(self.reward, config.group_size)
-
-        def roll_out(limit: int | None) -> Trajectory:
-            if parts is not None:
-                parts.restart()
-            return rollout(
-                self.policy,
-                x_0,
-                n_steps,
-                self._generator,
-                max_batch=limit,
-                on_part=None if parts is None else parts.add,
-            )
-
-        try:
-            trajectory = self._within_memory(roll_out, len(x_0))
-            rolled_out = time.perf_counter()
-            usable, n_bad = self._usable(trajectory, x_0)
-            answer = None if parts is None else parts.answer()
-        finally:
-            if parts is not None:
-                parts.close()
+        n_steps, x_0 = self._draw_start()
+        x_0, draws = self.communicator.share(x_0, self._generator)
+        trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
         rewards, info = self._score(self.reward, trajectory.final, answer)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size)
@@ -326,27 +302,62 @@ class GRPOTrainer:
         update = self._update(trajectory, advantages)
         if self._average is not None:
             self._average.update(config.average_decay_at(self.iteration))
-        return {
-            "n_steps": n_steps,
-            "reward": float(rewards.mean()),
-            "reward_std": float(rewards.std(correction=0)),
-            **statistics,
-            "non_finite": n_bad,
-            **update,
-            "learning_rate": learning_rate,
-            **{f"{f}_noise_scale": self.policy.noise_scale[f] for f in self.policy.fields},
-            **info,
-            "rollout_seconds": rolled_out - started,
-            "reward_seconds": scored - rolled_out,
-            "update_seconds": time.perf_counter() - scored,
-        }
+        return self.communicator.average_row(
+            {
+                "n_steps": n_steps,
+                "reward": float(rewards.mean()),
+                "reward_std": float(rewards.std(correction=0)),
+                **statistics,
+                "non_finite": n_bad,
+                **update,
+                "learning_rate": learning_rate,
+                **{f"{f}_noise_scale": self.policy.noise_scale[f] for f in self.policy.fields},
+                **info,
+                "rollout_seconds": rolled_out - started,
+                "reward_seconds": scored - rolled_out,
+                "update_seconds": time.perf_counter() - scored,
+            }
+        )
 
-    def _share(self, x_0: CrystalBatch) -> CrystalBatch:
-        """The groups that this process works on: all of them, unless there are others."""
-        return x_0
+    def _draw_start(self) -> tuple[int, State]:
+        """A number of steps, and the state from which the groups of an iteration start."""
+        config, process = self.config, self.policy.process
+        choices = config.step_choices
+        n_steps = choices[self._draw(len(choices), 1)[0]]
+        groups = self.requests[self._draw(len(self.requests), config.n_groups)]
+        with torch.no_grad():
+            if config.shared_x_0:
+                x_0 = process.initial(groups, self._generator)
+                return n_steps, x_0.repeat(config.group_size)
+            return n_steps, process.initial(groups.repeat(config.group_size), self._generator)
+
+    def _roll_out(
+        self, x_0: State, n_steps: int, draws: Any
+    ) -> tuple[Trajectory, scoring.Answer | None, Tensor, int, float]:
+        """A trajectory, its rewards where they are known, what is usable, and when it was there."""
+        parts = None
+        if self.config.overlap_rewards:
+            parts = scoring.RewardsInParts(self.reward, self.config.group_size)
+
+        def attempt(limit: int | None) -> Trajectory:
+            if parts is not None:
+                parts.restart()
+            on_part = None if parts is None else parts.add
+            return rollout(self.policy, x_0, n_steps, draws, max_batch=limit, on_part=on_part)
+
+        try:
+            trajectory = self._within_memory(attempt, len(x_0))
+            rolled_out = time.perf_counter()
+            usable, n_bad = self._usable(trajectory, x_0)
+            answer = None if parts is None else parts.answer()
+        finally:
+            if parts is not None:
+                parts.close()
+        return trajectory, answer, usable, n_bad, rolled_out
 
     def _set_noise_scale(self, iteration: int) -> None:
-        self.policy.noise_scale = self.config.noise_scale_at(iteration)
+        names = self.policy.process.field_names
+        self.policy.noise_scale = self.config.noise_scale_at(iteration, names)
 
     def _within_memory(self, generate: Callable[[int | None], T], n_structures: int) -> T:
         """Generate with max_batch, halved until it fits in the memory of the device."""
@@ -377,7 +388,7 @@ class GRPOTrainer:
         )
         return values, scoring.means(info)
 
-    def _usable(self, trajectory: Trajectory, x_0: CrystalBatch) -> tuple[Tensor, int]:
+    def _usable(self, trajectory: Trajectory, x_0: State) -> tuple[Tensor, int]:
         """Structures that an update can use, and how many are not finite; those are saved."""
         usable = trajectory.is_finite()
         final = trajectory.final
@@ -389,7 +400,7 @@ class GRPOTrainer:
             index = bad.nonzero().flatten()
             scoring.save_numbers(
                 self.out_dir / "non_finite" / f"iteration_{self.iteration + 1:05d}.json",
-                {"x_0": x_0[index], "final": final[index]},
+                {"x_0": self.policy.process.decode(x_0.select(index)), "final": final[index]},
             )
         if not bool(usable.any()):
             raise FloatingPointError(
@@ -439,13 +450,10 @@ class GRPOTrainer:
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
         return {
-            "policy": type(self.policy).__name__,
-            "noise": f"{self.policy.noise} {self.policy.ref_noise}",
-            "annealing": annealing_digest(self.policy.schedule()),
+            **self.policy.identity(),
             "energies": self.reward.energies() if isinstance(self.reward, Reward) else "",
-            "data": composition_digest(self.compositions, self.validation),
-            "model": model_digest(self.policy.model),
-            "config": json.dumps(self.config.to_dict(), sort_keys=True),
+            "data": request_digest(self.requests, self.validation),
+            "config": json.dumps(self.config.to_settings(), sort_keys=True),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -503,10 +511,8 @@ class GRPOTrainer:
             ) from error
 
 
-def _compositions(
-    name: str, data: CrystalDataset | CrystalBatch, parameter: Tensor
-) -> CrystalBatch:
-    batch = data if isinstance(data, CrystalBatch) else data.batch
-    if not len(batch):
+def _requests(name: str, data: CrystalDataset | Requests, parameter: Tensor) -> Requests:
+    requests = data.batch if isinstance(data, CrystalDataset) else data
+    if not len(requests):
         raise ValueError(f"{name} must hold at least one composition, got none")
-    return batch.to(parameter.device, parameter.dtype)
+    return requests.to(parameter.device, parameter.dtype)

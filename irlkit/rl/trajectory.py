@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.rl.policies import Outputs, Policy, StepInputs
-
-State = dict[str, Tensor]
-"""Field -> tensor: "pos" (n, 3) wrapped, "cell" (B, 3, 3)."""
+from irlkit.rl.policies.base import Outputs, Policy, StepInputs
+from irlkit.rl.process import Requests, Scope, concatenate_requests
 
 
 @dataclass(frozen=True)
@@ -22,19 +20,26 @@ class Trajectory:
 
     Attributes:
         times: grid, shape (n_steps + 1,).
+        request: what was generated.
         actions: reinforced field -> (n_steps, events, ...), never wrapped.
         log_probs: reinforced field -> (n_steps, events), under the policy that sampled.
         final: the generated structures.
-        states: field -> (n_steps + 1, events, ...), or empty where they were not kept.
-        frozen: what the frozen network said before each step, (n_steps, ...); empty where the
+        action_scopes: reinforced field -> what its events belong to.
+        state_scopes: field -> what its entries belong to.
+        states: field -> (n_steps + 1, events, ...), those before each step and the last; empty
+            where they were not kept.
+        frozen: what frozen networks said before each step, (n_steps, ...); empty where the
             policy's update does not need it.
     """
 
     times: Tensor
+    request: Requests
     actions: dict[str, Tensor]
     log_probs: dict[str, Tensor]
     final: CrystalBatch
-    states: State = field(default_factory=dict)
+    action_scopes: Mapping[str, Scope]
+    state_scopes: Mapping[str, Scope]
+    states: dict[str, Tensor] = field(default_factory=dict)
     frozen: Outputs = field(default_factory=dict)
     _conditioning: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -44,31 +49,25 @@ class Trajectory:
         return len(self.times) - 1
 
     def inputs(self, policy: Policy, index: Tensor, mixed_precision: bool = False) -> StepInputs:
-        """What ``policy.steps`` needs to score the steps of ``index`` (k,) again.
-
-        Args:
-            policy: any policy.
-            index: steps.
-            mixed_precision: see ``StepInputs``.
+        """Return what ``policy.steps`` needs to score the steps of ``index`` (k,) again.
 
         Raises:
             ValueError: the policy needs states, and they were not kept.
         """
         if not policy.needs_states:
-            return StepInputs(self.times, index, self.final, {}, {}, None)
-        if not self.states or not self.frozen:
+            return StepInputs(self.times, index, self.request)
+        if not self.states:
             raise ValueError(
                 f"{type(policy).__name__} needs the states of the trajectory, which were not kept; "
                 "make the rollout with record_states=True"
             )
         k = len(index)
         if k not in self._conditioning:
-            copies = CrystalBatch.concatenate([self.final] * k)
-            self._conditioning[k] = policy.model.prepare(copies)
+            self._conditioning[k] = policy.prepare(concatenate_requests([self.request] * k))
         return StepInputs(
             self.times,
             index,
-            self.final,
+            self.request,
             {name: x[index] for name, x in self.states.items()},
             {head: {n: x[index] for n, x in of.items()} for head, of in self.frozen.items()},
             self._conditioning[k],
@@ -76,38 +75,48 @@ class Trajectory:
         )
 
     def is_finite(self) -> Tensor:
-        """Structures for which all numbers are finite that an update needs, shape (B,)."""
-        n_structures, n_atoms = len(self.final), len(self.final.species)
-        good = torch.ones(n_structures, dtype=torch.bool, device=self.times.device)
-        for group in (self.actions, self.log_probs, self.states, *self.frozen.values()):
-            for name, x in group.items():
+        """Return whether all numbers are finite that an update needs, shape (B,)."""
+        good = torch.ones(len(self.request), dtype=torch.bool, device=self.times.device)
+        for scopes, tensors in self._groups():
+            for name, x in tensors.items():
                 finite = x.isfinite().transpose(0, 1).flatten(1).all(1)
-                if name == "pos" and len(finite) == n_atoms:
-                    good[self.final.batch[~finite]] = False
+                if scopes[name] == "atom":
+                    good[self.request.batch[~finite]] = False
                 else:
                     good &= finite
         return good
 
     def select(self, structures: Tensor) -> Trajectory:
-        """The episodes of some structures, given by index (m,)."""
-        atoms = self.final.atom_indices(structures)
+        """Return the episodes of some structures, given by index (m,)."""
+        index = {"atom": self.request.atom_indices(structures), "structure": structures}
 
-        def pick(x: Tensor) -> Tensor:
-            # Where every structure has one atom, both indices are the same.
-            return x[:, atoms if x.shape[1] == len(self.final.species) else structures]
+        def pick(scopes: Mapping[str, Scope], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x[:, index[scopes[name]]] for name, x in tensors.items()}
 
         return Trajectory(
             self.times,
-            {name: pick(x) for name, x in self.actions.items()},
-            {name: pick(x) for name, x in self.log_probs.items()},
+            self.request[structures],
+            pick(self.action_scopes, self.actions),
+            pick(self.action_scopes, self.log_probs),
             self.final[structures],
-            {name: pick(x) for name, x in self.states.items()},
-            {head: {n: pick(x) for n, x in of.items()} for head, of in self.frozen.items()},
+            self.action_scopes,
+            self.state_scopes,
+            pick(self.state_scopes, self.states),
+            {head: pick(self.state_scopes, of) for head, of in self.frozen.items()},
         )
+
+    def _groups(self) -> list[tuple[Mapping[str, Scope], dict[str, Tensor]]]:
+        """All tensors per event, with the scopes of their events."""
+        return [
+            (self.action_scopes, self.actions),
+            (self.action_scopes, self.log_probs),
+            (self.state_scopes, self.states),
+            *((self.state_scopes, of) for of in self.frozen.values()),
+        ]
 
     @staticmethod
     def concatenate(trajectories: Sequence[Trajectory]) -> Trajectory:
-        """The episodes of several trajectories with one time grid, in order."""
+        """Join the episodes of several trajectories with one time grid, in order."""
         first = trajectories[0]
 
         def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -115,9 +124,12 @@ class Trajectory:
 
         return Trajectory(
             first.times,
+            concatenate_requests([trajectory.request for trajectory in trajectories]),
             join([trajectory.actions for trajectory in trajectories]),
             join([trajectory.log_probs for trajectory in trajectories]),
             CrystalBatch.concatenate([trajectory.final for trajectory in trajectories]),
+            first.action_scopes,
+            first.state_scopes,
             join([trajectory.states for trajectory in trajectories]),
             {head: join([part.frozen[head] for part in trajectories]) for head in first.frozen},
         )

@@ -20,6 +20,7 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     Annealing,
     LinearAnnealing,
@@ -32,7 +33,6 @@ from irlkit.lab.experiments.splits import load_splits
 from irlkit.lab.experiments.training import Run, Trainings
 from irlkit.networks.flow_model import FlowModel, load_pretrained
 from irlkit.rewards import CRMSEReward, Reward
-from irlkit.rl.sampler import integrate
 from irlkit.utils.checks import checked
 from irlkit.utils.progress import progress_bar
 
@@ -236,18 +236,15 @@ class Experiment:
             model: what to integrate; None: the pretrained model.
             x_0: start here; None: from the base sample of the seed.
             noise: field -> sigma(t); None: none.
-            **options: further ones of ``integrate``.
+            **options: kind of the ``Dynamics``, and further ones of its ``generate``.
         """
         if noise:
-            options |= {
-                "noise": noise,
-                "generator": torch.Generator().manual_seed(NOISE_SEED + seed),
-            }
-        return integrate(
-            self.model if model is None else model,
+            options["generator"] = torch.Generator().manual_seed(NOISE_SEED + seed)
+        kind = options.pop("kind", "ode")
+        dynamics = Dynamics(self.model if model is None else model, annealing, noise or {}, kind)
+        return dynamics.generate(
             batch.to(self.device),
             n_steps,
-            annealing=annealing,
             x_0=self.base_sample(batch, seed, model) if x_0 is None else x_0,
             max_batch=self.settings.max_batch,
             **options,

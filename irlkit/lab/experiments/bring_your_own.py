@@ -17,6 +17,7 @@ from irlkit import data as datasets
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
 from irlkit.data.writers import write
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.interpolants import Interpolant, LinearPath
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab.experiments.claims import Claim
@@ -25,9 +26,8 @@ from irlkit.networks.flow_model import FlowModel, load_pretrained
 from irlkit.networks.omatg import load_omatg
 from irlkit.networks.omatg.checkpoint import PREFIX
 from irlkit.rewards import Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import Policy, VelocityPolicy
-from irlkit.rl.sampler import integrate
 from irlkit.rl.trainer import GRPOTrainer
 
 NOISE = {"pos": 0.05, "cell": 0.3}
@@ -242,20 +242,11 @@ def generate(
     """
     many = compositions.batch.repeat(size.n_structures).to(model.device)
     x_0 = model.sample_base(many, torch.Generator().manual_seed(seed))
-    if policy is None:
-        return integrate(model, many, n_steps, x_0=x_0, max_batch=max_batch).to("cpu")
-    dynamics = policy.deploy()
-    return integrate(
-        dynamics.model,
-        many,
-        n_steps,
-        annealing=dynamics.annealing,
-        noise=dynamics.noise,
-        kind=dynamics.kind,
-        generator=torch.Generator().manual_seed(seed + 1),
-        x_0=x_0,
-        max_batch=max_batch,
-    ).to("cpu")
+    dynamics = Dynamics(model) if policy is None else policy.deploy()
+    generator = torch.Generator().manual_seed(seed + 1)
+    return dynamics.generate(many, n_steps, generator=generator, x_0=x_0, max_batch=max_batch).to(
+        "cpu"
+    )
 
 
 def make_trainer(
@@ -276,7 +267,7 @@ def make_trainer(
         size: group size and number of groups.
         n_steps: integration steps.
         seed: of everything random.
-        **settings: further ones of ``GRPOConfig``, or others in place of those chosen here.
+        **settings: further ones of ``TrainerConfig``, or others in place of those chosen here.
     """
     noise = {field: ConstantNoise(scale) for field, scale in NOISE.items()}
     config = {
@@ -289,10 +280,10 @@ def make_trainer(
         "kl_weight": 1e-4,
         "max_minibatch": 640,
         "max_batch": 64,
-        "seed": seed,
     }
     policy = VelocityPolicy(model, noise)
-    return GRPOTrainer(policy, reward, compositions, GRPOConfig(**{**config, **settings}))
+    chosen = TrainerConfig.from_settings({**config, **settings}, seed)
+    return GRPOTrainer(policy, reward, compositions, chosen)
 
 
 # --------------------------------------------------------------------------------------------------

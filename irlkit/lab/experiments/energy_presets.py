@@ -8,7 +8,7 @@ from typing import Any
 
 from irlkit.flows.schedules import FIELD_NAMES, check_n_steps
 from irlkit.lab.experiments.presets import Rung, check_training, choose, parse_seeds
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import checked, is_number
 
 POLICIES = ("score", "velocity")
@@ -25,7 +25,7 @@ class Variant:
         policy: "score" (7) or "velocity" (13).
         noise: level of the exploration noise.
         ref_noise: level of the reference policy's noise; None: the same.
-        grpo: further arguments of ``GRPOConfig``, before those of the preset.
+        grpo: further arguments of ``TrainerConfig``, before those of the preset.
         n_seeds: how many of the preset's seeds it is trained with; None: all.
     """
 
@@ -46,7 +46,7 @@ class AnnealingTraining:
 
     Attributes:
         iterations: of GRPO.
-        grpo: further arguments of ``GRPOConfig``.
+        grpo: further arguments of ``TrainerConfig``.
         noise: field -> scale of the constant exploration noise (no unit for "pos", Å for "cell").
         schedule: arguments of ``LearnedAnnealing``.
     """
@@ -79,7 +79,7 @@ class EnergyPreset:
         n_steps: integration steps of validation and evaluation.
         train_steps: of the rollouts; None: n_steps.
         iterations: of GRPO, per policy and seed.
-        grpo: further arguments of ``GRPOConfig``.
+        grpo: further arguments of ``TrainerConfig``.
         reference_steps: many steps, which the handcrafted annealing is tuned for.
         test_size: structures of the test split, about; None: all.
         seeds: of training, and of the base samples of the evaluation.
@@ -177,7 +177,7 @@ class EnergyPreset:
         """All policies by name."""
         return {**self.policies, **self.noise_study}
 
-    def config(self, name: str, seed: int) -> GRPOConfig:
+    def config(self, name: str, seed: int) -> TrainerConfig:
         """Settings of a training run of a policy."""
         settings = {
             "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
@@ -187,9 +187,9 @@ class EnergyPreset:
             **self.grpo,
             **self.variants[name].grpo,
         }
-        return GRPOConfig.from_settings(settings, seed)
+        return TrainerConfig.from_settings(settings, seed)
 
-    def annealing_config(self) -> GRPOConfig:
+    def annealing_config(self) -> TrainerConfig:
         """Settings of the training of the annealing; its seed is the first."""
         settings = {
             "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
@@ -199,7 +199,7 @@ class EnergyPreset:
             "shared_x_0": True,
             **self.annealing_training.grpo,
         }
-        return GRPOConfig.from_settings(settings, self.seeds[0])
+        return TrainerConfig.from_settings(settings, self.seeds[0])
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Seeds that a policy is trained with."""
@@ -212,8 +212,8 @@ class EnergyPreset:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them."""
-        configs = {name: self.config(name, self.seeds[0]).to_dict() for name in self.variants}
-        learned = self.annealing_config().to_dict() if self.annealing == "learn" else {}
+        configs = {name: self.config(name, self.seeds[0]).to_settings() for name in self.variants}
+        learned = self.annealing_config().to_settings() if self.annealing == "learn" else {}
         settings = asdict(self)
         settings["annealing_training"]["grpo"] = learned
         return {**settings, "grpo": configs}

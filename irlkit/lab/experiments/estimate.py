@@ -22,7 +22,7 @@ from irlkit.evaluate import metrics
 from irlkit.lab.experiments.energy_presets import EnergyPreset, Variant
 from irlkit.lab.experiments.presets import Preset, Rung
 from irlkit.networks.cspnet import PairTopology
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import checked
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _sweep(
 
 
 def _training(
-    config: GRPOConfig, n_validation: int, network: bool = False, deployed: int = 1
+    config: TrainerConfig, n_validation: int, network: bool = False, deployed: int = 1
 ) -> Work:
     """One training run, with validations.
 
@@ -356,7 +356,7 @@ def _pairs(batch: CrystalBatch) -> float:
 
 
 def memory_of(
-    experiment: Experiment, config: GRPOConfig, bytes_per_pair: float, trained: bool
+    experiment: Experiment, config: TrainerConfig, bytes_per_pair: float, trained: bool
 ) -> float:
     """Bytes on the network's device, at the most demanding moment of training.
 

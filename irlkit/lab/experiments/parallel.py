@@ -21,7 +21,7 @@ import torch
 from irlkit.data import CrystalDataset
 from irlkit.lab import runs
 from irlkit.rewards import Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import Policy
 from irlkit.rl.trainer import CHECKPOINT, GRPOTrainer
 from irlkit.utils.progress import progress_bar
@@ -51,7 +51,7 @@ class Assignment:
     name: str
     folder: Path
     policy: Policy
-    config: GRPOConfig
+    config: TrainerConfig
     iterations: int
     resume: bool
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from irlkit.flows.schedules import check_n_steps
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import checked
 
 P = TypeVar("P")
@@ -64,7 +64,7 @@ class Preset:
         n_seeds_at_reference: schedule -> how many of the seeds are evaluated at reference_steps,
             where one evaluation takes longer than at all other numbers of steps; all, if not given.
         iterations: of GRPO, per seed.
-        grpo: further arguments of ``GRPOConfig``.
+        grpo: further arguments of ``TrainerConfig``.
         annealing: arguments of ``LearnedAnnealing``.
         noise: field -> constant noise scale of rollouts.
         few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
@@ -115,7 +115,7 @@ class Preset:
         check_training(self.seeds, self.iterations)
         self.config(0)  # Checks the settings of GRPO.
 
-    def config(self, seed: int) -> GRPOConfig:
+    def config(self, seed: int) -> TrainerConfig:
         """Settings of a training run."""
         steps = {*self.train_steps, self.n_steps} if self.train_at_n_steps else {*self.train_steps}
         settings = {
@@ -124,7 +124,7 @@ class Preset:
             "iterations": self.iterations,
             **self.grpo,
         }
-        return GRPOConfig.from_settings(settings, seed)
+        return TrainerConfig.from_settings(settings, seed)
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them."""
-        return {**asdict(self), "grpo": self.config(self.seeds[0]).to_dict()}
+        return {**asdict(self), "grpo": self.config(self.seeds[0]).to_settings()}
 
 
 # --------------------------------------------------------------------------------------------------

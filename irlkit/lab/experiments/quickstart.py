@@ -17,7 +17,7 @@ from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import choose
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards import Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
 
@@ -111,7 +111,7 @@ def energy_trainer(
     noise = {field: ConstantNoise(0.15) for field in ("pos", "cell")}
     generator = torch.Generator().manual_seed(seed)
     annealing = LearnedAnnealing(positive=True, generator=generator)
-    config = GRPOConfig(
+    config = TrainerConfig(
         n_groups=1,
         group_size=size.n_structures,
         n_steps=n_steps,

@@ -20,7 +20,7 @@ from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.lab.experiments.parallel import Assignment, MakeRewards, train_in_processes
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards import Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy
 from irlkit.rl.trainer import CHECKPOINT, GRPOTrainer
 from irlkit.utils.system import write_atomically
@@ -46,7 +46,7 @@ class Run:
     folder: str
     labels: Mapping[str, Any]
     make: Callable[[], Policy]
-    config: GRPOConfig
+    config: TrainerConfig
     iterations: int
 
 

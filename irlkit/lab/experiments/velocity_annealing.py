@@ -13,6 +13,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -36,7 +37,6 @@ from irlkit.lab.experiments.handcrafted import best_of
 from irlkit.lab.experiments.presets import Preset, Rung
 from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.rl.policies import AnnealingPolicy, Policy
-from irlkit.rl.sampler import integrate
 from irlkit.utils.checks import checked
 
 
@@ -288,13 +288,9 @@ class VelocityAnnealing(Experiment):
         x_0 = self.base_sample(self.test.batch, seed)[number]
         shown = {}
         for schedule, title in (("none", "no annealing"), ("learned", "learned annealing")):
-            _, states = integrate(
-                self.model,
-                reference.to(self.device),
-                few,
-                annealing=self.annealing(schedule, seed),
-                x_0=x_0,
-                record=True,
+            states: list[CrystalBatch] = []
+            Dynamics(self.model, self.annealing(schedule, seed)).generate(
+                reference.to(self.device), few, x_0=x_0, record=states
             )
             displacement = rmsd[schedule][number]
             outcome = f"RMSD {displacement:.2f}" if found[schedule][number] else "no match"

@@ -17,7 +17,7 @@ from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNo
 from irlkit.lab.sweeps.spaces import SearchSpace
 from irlkit.networks.flow_model import FlowModel, load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils.checks import checked
@@ -39,7 +39,7 @@ class TrainingSettings:
         reward: "crmse" (Appendix G) or "energy" (Appendix E).
         potential: name of the potential of the energy.
         iterations: of GRPO.
-        grpo: further arguments of ``GRPOConfig``, such as n_steps and validate_every.
+        grpo: further arguments of ``TrainerConfig``, such as n_steps and validate_every.
         annealing: further arguments of ``LearnedAnnealing``.
         noise: field -> scale: of a constant noise for an annealing, of a square-root noise else.
             None takes 0.15 for both fields, and the paper's 0.16681 for positions.
@@ -77,16 +77,16 @@ class TrainingSettings:
     @property
     def validate_every(self) -> int:
         """Iterations between validations."""
-        return GRPOConfig.from_settings(self._grpo, self.seed).validate_every
+        return TrainerConfig.from_settings(self._grpo, self.seed).validate_every
 
     @property
     def _grpo(self) -> dict[str, Any]:
-        """As ``GRPOConfig`` takes them: JSON has lists where it wants tuples."""
+        """As ``TrainerConfig`` takes them: JSON has lists where it wants tuples."""
         return {k: tuple(v) if isinstance(v, list) else v for k, v in self.grpo.items()}
 
     def config(
         self, settings: Mapping[str, Any], *, seed: int | None = None, **others: Any
-    ) -> GRPOConfig:
+    ) -> TrainerConfig:
         """All settings of a training run.
 
         Args:
@@ -95,7 +95,7 @@ class TrainingSettings:
             **others: win over everything.
         """
         ours = {"iterations": self.iterations, **others}
-        return GRPOConfig.from_settings(
+        return TrainerConfig.from_settings(
             {**self._grpo, **settings, **ours}, self.seed if seed is None else seed
         )
 
@@ -147,7 +147,7 @@ class PolicyObjective:
         Args:
             config: value of each parameter of the space.
             folder: for its files; None: none.
-            **others: settings of ``GRPOConfig`` that are other than in a trial, such as the seed.
+            **others: settings that are other than in a trial, such as the seed.
 
         Raises:
             ValueError: the configuration does not lie in the space.

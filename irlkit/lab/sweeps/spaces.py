@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from irlkit.rl.grpo import NORMALIZATIONS, GRPOConfig
+from irlkit.rl.config import TrainerConfig
+from irlkit.rl.grpo import NORMALIZATIONS
 from irlkit.utils.checks import checked
 
 POLICIES = ("annealing", "velocity", "score")
 _ANNEALING_NAMES = ("hidden_dim", "n_hidden_layers", "shared_trunk")
 _POS_WEIGHT = "pos_policy_weight"
-_GRPO_NAMES = tuple(f.name for f in fields(GRPOConfig))
+_GRPO_NAMES = tuple(TrainerConfig().to_settings())
 
 
 @checked
@@ -190,7 +191,7 @@ class SearchSpace:
 
     @checked
     def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of ``GRPOConfig`` and of ``LearnedAnnealing`` that a configuration means.
+        """Arguments of ``TrainerConfig`` and of ``LearnedAnnealing`` that a configuration means.
 
         The weight of the positions in a sweep of annealings is relative to a weight of 1 of the
         lattice; both are then rescaled to sum to one (Appendix F).
@@ -285,7 +286,7 @@ SPACES: dict[str, SearchSpace] = {
                 Choice("shared_trunk", (True, False)),
             ),
             _FIXED,
-            # The defaults of this package (``GRPOConfig``, ``LearnedAnnealing``).
+            # The defaults of this package (``TrainerConfig``, ``LearnedAnnealing``).
             start=(
                 {
                     "group_size": 32,

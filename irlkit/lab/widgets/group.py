@@ -14,7 +14,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.lab import plots
 from irlkit.lab.grpo_step import GRPOStep, explain
 from irlkit.lab.widgets.base import Explorer, Job
-from irlkit.rl.grpo import GRPOConfig
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.utils.checks import checked
 
@@ -42,21 +42,26 @@ class GroupExplorer(Explorer):
         policy: AnnealingPolicy,
         compositions: CrystalBatch,
         reward: Callable[[CrystalBatch], Any],
-        config: GRPOConfig | None = None,
+        config: TrainerConfig | None = None,
         seed: int = 0,
     ) -> None:
         if not len(compositions):
             raise ValueError("compositions must hold at least one entry, got none")
         super().__init__()
         self.policy, self.compositions, self.reward = policy, compositions, reward
-        self.config = GRPOConfig(group_size=12) if config is None else config
+        self.config = TrainerConfig(group_size=12) if config is None else config
         formulas = compositions.reduced_formulas()
         options = [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]
         late = {"continuous_update": False}
         self.composition = ipywidgets.Dropdown(options=options, description="formula")
         self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=10**6, description="seed")
         self.clip = ipywidgets.FloatSlider(
-            min=0.05, max=1, step=0.05, value=self.config.clip_eps, description="clip width", **late
+            min=0.05,
+            max=1,
+            step=0.05,
+            value=self.config.grpo.clip_eps,
+            description="clip width",
+            **late,
         )
         self.epochs = ipywidgets.IntSlider(
             min=1, max=20, value=self.config.n_ppo_epochs, description="epochs", **late

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit.evaluate import metrics
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     ControlPointAnnealing,
@@ -26,7 +27,6 @@ from irlkit.flows.schedules import (
 )
 from irlkit.lab import plots
 from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
-from irlkit.rl.sampler import integrate
 from irlkit.utils.checks import check_count, check_finite, check_kind, checked
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ class ScheduleExplorer(Explorer):
             s = annealing_on_grid(self.annealing, times.float().to(self.model.device))
         return {field: 1.0 + s[field].cpu().double().numpy() for field in FIELD_NAMES}
 
-    def _options(self, annealing: Any) -> dict[str, Any]:
-        return {"annealing": annealing}
+    def _dynamics(self, model: Any) -> Dynamics:
+        return Dynamics(model, self.annealing)
 
     @checked
     def save(self, path: str | Path) -> Path:
@@ -259,12 +259,11 @@ class ScheduleExplorer(Explorer):
         started = time.perf_counter()
         n_steps = self.n_steps.value
         model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
-        generated = integrate(
-            model,
+        generated = self._dynamics(model).generate(
             self.dataset.batch.to(self.model.device),
             n_steps,
+            generator=torch.Generator().manual_seed(self._seed + 1),
             x_0=self._x_0,
-            **self._options(self.annealing),
         )
         result = metrics.evaluate(generated.to("cpu"), self.dataset, self._pool)
         self.message.value = (
@@ -360,9 +359,8 @@ class NoiseExplorer(ScheduleExplorer):
     def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
         return {field: self.annealing[field](times[:-1]).numpy() for field in FIELD_NAMES}
 
-    def _options(self, annealing: Any) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self._seed + 1)
-        return {"noise": annealing, "generator": generator}
+    def _dynamics(self, model: Any) -> Dynamics:
+        return Dynamics(model, noise=self.annealing)
 
     @checked
     def save(self, path: str | Path) -> Path:

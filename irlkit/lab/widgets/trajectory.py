@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
 from irlkit.lab import plots
 from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
 from irlkit.rewards import as_reward
-from irlkit.rl.sampler import integrate
 from irlkit.utils.checks import checked
 
 if TYPE_CHECKING:
@@ -127,20 +127,12 @@ class TrajectoryExplorer(Explorer):
         generator = torch.Generator().manual_seed(self.seed.value)
         x_0 = self.model.sample_base(batch, generator).to(self.model.device)
         model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
-        noise = None
-        if self.noise.value > 0:
-            noise = {"pos": ConstantNoise(self.noise.value)}
-        _, states = integrate(
-            model,
-            batch,
-            n_steps,
-            annealing=self.schedules[self.policy.value],
-            x_0=x_0,
-            noise=noise,
-            generator=generator,
-            record=True,
+        noise = {"pos": ConstantNoise(self.noise.value)} if self.noise.value > 0 else {}
+        recorded: list[CrystalBatch] = []
+        Dynamics(model, self.schedules[self.policy.value], noise).generate(
+            batch, n_steps, generator=generator, x_0=x_0, record=recorded
         )
-        states = [state.to("cpu") for state in states]
+        states = [state.to("cpu") for state in recorded]
         together = CrystalBatch.concatenate(states)
         if self.reward is None:
             from irlkit.crystals.validity import check

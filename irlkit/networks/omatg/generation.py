@@ -95,9 +95,9 @@ def generate(
         Structures, positions in [0, 1).
 
     Raises:
-        ValueError: the model has no settings of OMatG; see `irlkit.rl.sampler.integrate` for more.
+        ValueError: the model has no settings of OMatG; see also `Dynamics.generate`.
     """
-    from irlkit.rl.sampler import integrate
+    from irlkit.flows.dynamics import Dynamics
 
     settings = _settings(model)
     annealing = annealing_of(model)
@@ -107,12 +107,10 @@ def generate(
         if entry is not None
     }
     noise = {name: _Noise(epsilon) for name, epsilon in epsilons.items()}
-    return integrate(
-        _Drift(model, annealing, epsilons) if epsilons else model,
+    drift: Any = _Drift(model, annealing, epsilons) if epsilons else model
+    return Dynamics(drift, None if epsilons else annealing, noise).generate(
         batch,
         settings["n_steps"] if n_steps is None else n_steps,
-        annealing=None if epsilons else annealing,
-        noise=noise,
         generator=generator,
         x_0=x_0,
         max_batch=max_batch,

@@ -15,32 +15,31 @@ The standard deviation is sigma(t) sqrt(dt) in every case. Actions and increment
 """
 
 from irlkit.rl.policies.annealing import AnnealingPolicy
-from irlkit.rl.policies.base import (
-    Dynamics,
-    FieldStep,
-    Gaussian,
-    Outputs,
-    Policy,
-    StepInputs,
-    VelocityField,
-    evaluate,
-    standard_normal,
-)
-from irlkit.rl.policies.network import NetworkPolicy, ScorePolicy, VelocityPolicy, load_dynamics
+from irlkit.rl.policies.base import FieldStep, Outputs, Policy, StepInputs
+from irlkit.rl.policies.flow import CrystalFlow, FlowPolicy, evaluate
+from irlkit.rl.policies.network import NetworkPolicy, load_dynamics
+from irlkit.rl.policies.score import ScorePolicy
+from irlkit.rl.policies.velocity import VelocityPolicy
+
+POLICIES: dict[str, type[FlowPolicy]] = {
+    "annealing": AnnealingPolicy,
+    "score": ScorePolicy,
+    "velocity": VelocityPolicy,
+}
+"""Policies of a pretrained flow by name; all take ``(model, noise=..., annealing=...)``."""
 
 __all__ = [
+    "POLICIES",
     "AnnealingPolicy",
-    "Dynamics",
+    "CrystalFlow",
     "FieldStep",
-    "Gaussian",
+    "FlowPolicy",
     "NetworkPolicy",
     "Outputs",
     "Policy",
     "ScorePolicy",
     "StepInputs",
-    "VelocityField",
     "VelocityPolicy",
     "evaluate",
     "load_dynamics",
-    "standard_normal",
 ]

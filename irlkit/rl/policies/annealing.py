@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -18,14 +19,14 @@ from irlkit.flows.schedules import (
     annealing_on_grid,
     save_annealing,
 )
-from irlkit.rl.policies.base import Dynamics, FieldStep, Gaussian, Policy, StepInputs
+from irlkit.networks.flow_model import FlowModel
+from irlkit.rl.distributions import Gaussian
+from irlkit.rl.policies.base import FieldStep, StepInputs
+from irlkit.rl.policies.flow import FlowPolicy
 from irlkit.utils.checks import checked
 
-if TYPE_CHECKING:
-    from irlkit.networks.flow_model import FlowModel
 
-
-class AnnealingPolicy(Policy):
+class AnnealingPolicy(FlowPolicy):
     """Learns the annealing s(t) of a frozen velocity (Eqs. 14, 15).
 
     x(t + dt) = x + [1 + s(t)] b_ref dt + sigma(t) b_ref sqrt(dt) xi, with one scalar xi per
@@ -40,7 +41,7 @@ class AnnealingPolicy(Policy):
         ref_noise: field -> sigma_ref(t); None means ``noise``.
 
     Raises:
-        ValueError: see ``Policy``.
+        ValueError: see ``FlowPolicy``.
     """
 
     needs_states: ClassVar[bool] = False
@@ -64,7 +65,7 @@ class AnnealingPolicy(Policy):
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
         s = annealing_on_grid(self.annealing, inputs.times)
-        shape = (len(inputs.index), len(inputs.crystals))
+        shape = (len(inputs.index), len(inputs.request))
         steps = {}
         for field in self.fields:
             std, ref_std = self._stds(field, inputs, 2)
@@ -72,7 +73,7 @@ class AnnealingPolicy(Policy):
             steps[field] = FieldStep(
                 Gaussian(mean, std, 0),
                 Gaussian(torch.zeros_like(mean), ref_std, 0),
-                per_atom=False,
+                scope="structure",
                 # Of a velocity that is multiplied by 1 + s, the change is s times it.
                 drift_change=inputs.on_grid(s[field].detach().square(), 2),
                 drift_reference=torch.ones_like(ref_std),
@@ -83,7 +84,7 @@ class AnnealingPolicy(Policy):
         velocity = inputs.frozen["velocity"][field]
         factor = inputs.dt(2) + action
         if field == "pos":
-            factor = factor[:, inputs.crystals.batch]
+            factor = factor[:, inputs.request.batch]
         return factor.reshape(factor.shape + (1,) * (velocity.ndim - 2)) * velocity
 
     def deploy(self) -> Dynamics:

@@ -1,4 +1,4 @@
-"""Policies that train a copy of the network, with or without a score."""
+"""Policies that train a copy of the network: what they share, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
+from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -23,23 +24,12 @@ from irlkit.flows.schedules import (
     noise_from_dict,
     noise_to_dict,
 )
-from irlkit.rl.policies.base import (
-    Dynamics,
-    FieldStep,
-    Gaussian,
-    Outputs,
-    Policy,
-    StepInputs,
-    VelocityField,
-    evaluate,
-)
+from irlkit.networks.flow_model import FlowModel
+from irlkit.rl.policies.flow import FlowPolicy
 from irlkit.utils.checks import checked
 
-if TYPE_CHECKING:
-    from irlkit.networks.flow_model import FlowModel
 
-
-class NetworkPolicy(Policy):
+class NetworkPolicy(FlowPolicy):
     """Trains a copy of the network; what velocity- and score-based policies share."""
 
     test_kind: ClassVar[Literal["ode", "sde"]] = "ode"
@@ -99,124 +89,8 @@ class NetworkPolicy(Policy):
         network.save(path)
 
 
-class VelocityPolicy(NetworkPolicy):
-    """Trains the velocity of the reinforced fields, without a score (Eq. 13).
-
-    Args:
-        model: frozen pretrained model; the trained network starts as a copy.
-        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
-        ref_noise: field -> sigma_ref(t); None means ``noise``.
-        annealing: multiplies trained and frozen velocities by 1 + s; not trained.
-
-    Raises:
-        ValueError: see ``Policy``.
-    """
-
-    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
-        velocity = evaluate(self.network, inputs, self.heads)["velocity"]
-        steps = {}
-        for field in self.fields:
-            change = velocity[field] - inputs.frozen["velocity"][field]
-            ndim = change.ndim
-            std, ref_std = self._stds(field, inputs, ndim)
-            mean = self._annealed(change, field, inputs) * inputs.dt(ndim)
-            steps[field] = FieldStep(
-                Gaussian(mean, std, ndim - 2),
-                Gaussian(torch.zeros_like(mean), ref_std, ndim - 2),
-                per_atom=field == "pos",
-                **_drift_squares(velocity[field], inputs.frozen["velocity"][field]),
-            )
-        return steps
-
-    def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
-        return self.frozen_increment(field, inputs) + action
-
-
-class ScorePolicy(NetworkPolicy):
-    """Trains velocity and denoiser together (Eqs. 7, 12).
-
-    What is trained is an SDE, whose drift is right only together with its noise: without the noise
-    the denoiser's term contracts the distribution, and without that term a part of what was
-    learned is missing. So the SDE is also what is deployed, with the noise of the exploration (the
-    paper integrates the score-based model in SDE mode as well, section 4.2 and Fig. 2).
-
-    A reinforced field without a denoiser, beside others with one, is reinforced by its velocity
-    alone (13), and is deployed without noise.
-
-    Args:
-        model: frozen pretrained model with a denoiser for at least one of the reinforced fields.
-        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
-        ref_noise: field -> sigma_ref(t); None means ``noise``.
-        annealing: multiplies the velocities (not the denoisers) by 1 + s; not trained.
-
-    Raises:
-        ValueError: see ``Policy``; or the model has no denoiser for any reinforced field.
-    """
-
-    heads: ClassVar[tuple[str, ...]] = ("velocity", "denoiser")
-    test_kind: ClassVar[Literal["ode", "sde"]] = "sde"
-
-    def __init__(
-        self,
-        model: FlowModel,
-        noise: Mapping[str, NoiseSchedule] | None = None,
-        ref_noise: Mapping[str, NoiseSchedule] | None = None,
-        annealing: Annealing | None = None,
-    ) -> None:
-        super().__init__(model, noise, ref_noise, annealing)
-        self.scored = tuple(field for field in self.fields if field in model.has_denoiser)
-        if not self.scored:
-            raise ValueError(
-                f"noise reinforces {list(self.fields)}, for which the model has no denoiser (it "
-                f"has them for {model.has_denoiser}); use VelocityPolicy or another model"
-            )
-
-    def _kept_noise(self) -> dict[str, NoiseSchedule]:
-        return {name: entry for name, entry in self.exploration().items() if name in self.scored}
-
-    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
-        trained = evaluate(self.network, inputs, self.heads)
-        steps = {}
-        for field in self.fields:
-            ndim = trained["velocity"][field].ndim
-            std, ref_std = self._stds(field, inputs, ndim)
-            sigmas = self._sigmas(field, inputs)
-            means = [
-                self._drift(field, output, sigma, inputs) * inputs.dt(ndim)
-                for output, sigma in zip((trained, inputs.frozen), sigmas, strict=True)
-            ]
-            distillation = None
-            if field in self.scored:
-                distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
-                distillation = distance.square().flatten(2).sum(-1)
-            steps[field] = FieldStep(
-                Gaussian(means[0], std, ndim - 2),
-                Gaussian(means[1], ref_std, ndim - 2),
-                per_atom=field == "pos",
-                distillation=distillation,
-                **_drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),
-            )
-        return steps
-
-    def _drift(
-        self,
-        field: str,
-        output: Outputs,
-        sigma: Tensor,
-        inputs: StepInputs,
-    ) -> Tensor:
-        velocity = self._annealed(output["velocity"][field], field, inputs)
-        if field not in self.scored:
-            return velocity
-        factor = sigma.square() / (2.0 * self.model.gamma(field, inputs.times[:-1]))
-        return velocity - inputs.on_grid(factor, velocity.ndim) * output["denoiser"][field]
-
-    def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
-        return action
-
-
-def _drift_squares(velocity: Tensor, frozen: Tensor) -> dict[str, Tensor]:
-    """Squares of the change of a velocity and of the frozen one, per event (k, events)."""
+def drift_squares(velocity: Tensor, frozen: Tensor) -> dict[str, Tensor]:
+    """Return the squares of a velocity's change and of the frozen one, per event (k, events)."""
     change = velocity.detach() - frozen
     return {
         "drift_change": change.square().flatten(2).sum(-1),
@@ -276,8 +150,6 @@ def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
         FileNotFoundError: no such file.
         ValueError: the file is no model of this package, or one that no policy has written.
     """
-    from irlkit.networks.flow_model import FlowModel
-
     network = FlowModel.load(path, model.device)
     description = network.info.get("policy")
     if not isinstance(description, Mapping):

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.rl.grpo import GRPOConfig, grpo_loss
-from irlkit.rl.policies import Policy
-from irlkit.rl.sampler import Trajectory
+from irlkit.rl.communicator import Communicator
+from irlkit.rl.config import TrainerConfig
+from irlkit.rl.grpo import grpo_loss
+from irlkit.rl.policies.base import Policy
+from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked
 
 T = TypeVar("T")
@@ -28,13 +30,11 @@ class PolicyUpdate:
         optimizer: of its parameters.
         config: settings.
         generator: draws the time steps of an epoch, where it does not use all in order.
+        communicator: combines gradients with those of other ranks; None: there are none.
 
     Attributes:
         max_minibatch: the bound on (step, structure) pairs per backward pass. It starts as the
             configuration's and is halved where the memory of the device is too small.
-        combine: called between the backward passes of an update and its step, with the loss's
-            terms and the number of structures; it may change the gradients and returns the terms
-            to go on with. Several processes combine theirs here.
     """
 
     @checked
@@ -42,22 +42,23 @@ class PolicyUpdate:
         self,
         policy: Policy,
         optimizer: torch.optim.Optimizer,
-        config: GRPOConfig,
+        config: TrainerConfig,
         generator: torch.Generator,
+        communicator: Communicator | None = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
         self.config = config
         self.generator = generator
         self.max_minibatch = config.max_minibatch
-        self.combine: Callable[[dict[str, float], int], dict[str, float]] | None = None
+        self.communicator = Communicator() if communicator is None else communicator
 
     def __call__(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
         """Update the policy.
 
         Args:
             trajectory: sampled by the policy as it is now.
-            advantages: shape (B,).
+            advantages: shape (B,) or (n_steps, B).
 
         Returns:
             Means over the updates of the loss's terms, of grad_norm (before clipping) and of
@@ -79,8 +80,9 @@ class PolicyUpdate:
         largest_kl = 0.0
         for index in self._draw_steps(trajectory):
             terms = self._fit(sample, index, self._gradient)
-            if self.combine is not None:
-                terms = self.combine(terms, len(sample.advantages))
+            terms = self.communicator.average_gradients(
+                parameters, terms, sample.advantages.shape[-1]
+            )
             kls = [value for name, value in terms.items() if name.endswith("approx_kl")]
             largest_kl = max(largest_kl, *kls)
             if rows and config.max_kl is not None and max(kls) > config.max_kl:
@@ -124,7 +126,14 @@ class PolicyUpdate:
         self.optimizer.zero_grad()
         terms: dict[str, Tensor] = {}
         for part in minibatches:
-            loss = grpo_loss(self.policy, part.trajectory, part.advantages, self.config, part.index)
+            loss = grpo_loss(
+                self.policy,
+                part.trajectory,
+                part.advantages,
+                self.config.grpo,
+                part.index,
+                self.config.mixed_precision,
+            )
             (part.share * loss.total).backward()
             for name, value in loss.terms.items():
                 terms[name] = terms.get(name, 0.0) + part.share * value
@@ -145,8 +154,8 @@ class PolicyUpdate:
                 )
                 for name, step in self.policy.steps(inputs).items():
                     events = part.structures
-                    if step.per_atom:
-                        events = sample.trajectory.final.atom_indices(events)
+                    if step.scope == "atom":
+                        events = sample.trajectory.request.atom_indices(events)
                     action = part.trajectory.actions[name][part.index]
                     new[name][part.index[:, None], events] = step.policy.log_prob(action)
             return new
@@ -160,7 +169,7 @@ class PolicyUpdate:
         result, self.max_minibatch = halve_until_it_fits(
             lambda limit: compute(sample.minibatches(index, limit)),
             self.max_minibatch,
-            len(sample.advantages) * len(index),
+            sample.advantages.shape[-1] * len(index),
             "max_minibatch",
             "(step, structure) pairs",
         )
@@ -209,7 +218,7 @@ class Minibatch:
 
     Attributes:
         trajectory: the episodes of the structures.
-        advantages: theirs, shape (m,).
+        advantages: theirs, shape (m,) or (n_steps, m).
         structures: their indices in the batch, shape (m,).
         index: the steps, shape (k,).
         share: of all pairs that are used; the shares sum to 1.
@@ -232,7 +241,7 @@ class _Sample:
 
     def minibatches(self, index: Tensor, limit: int | None) -> list[Minibatch]:
         """All structures at the steps of ``index`` (k,), at most ``limit`` pairs at a time."""
-        n_structures = len(self.advantages)
+        n_structures = self.advantages.shape[-1]
         m, k = split_sizes(n_structures, len(index), limit)
         if m not in self._parts:
             everything = torch.arange(n_structures, device=self.advantages.device)
@@ -242,7 +251,7 @@ class _Sample:
             ]
         total = n_structures * len(index)
         return [
-            Minibatch(part, self.advantages[s], s, steps, len(s) * len(steps) / total)
+            Minibatch(part, self.advantages[..., s], s, steps, len(s) * len(steps) / total)
             for s, part in self._parts[m]
             for steps in index.split(k)
         ]

@@ -1,0 +1,216 @@
+"""Generation without a policy: the equations of a step, and `Dynamics`, which takes the steps.
+
+Positions are wrapped to [0, 1) after every step; increments never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from irlkit.crystals import CrystalBatch
+from irlkit.crystals.batch import wrap_positions
+from irlkit.flows.schedules import (
+    FIELD_NAMES,
+    Annealing,
+    NoAnnealing,
+    NoiseSchedule,
+    annealing_on_grid,
+    check_n_steps,
+    time_grid,
+)
+from irlkit.utils.checks import checked
+from irlkit.utils.draws import standard_normal
+
+
+class VelocityField(Protocol):
+    """What generation needs of a model; ``FlowModel`` is one."""
+
+    def prepare(self, batch: CrystalBatch) -> Any:
+        """Return the conditioning on the compositions, used at every step."""
+
+    def velocity(self, t: Tensor, pos: Tensor, cell: Tensor, conditioning: Any) -> Any:
+        """Return an output whose ``velocity`` maps each field to its velocity."""
+
+    def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        """Draw x_0 for the compositions."""
+
+
+def score_factor(sigma: Tensor, gamma: Tensor) -> Tensor:
+    """Return sigma^2 / (2 gamma), by which the drift of the SDE subtracts the denoiser (7).
+
+    The drift is [1 + s] b - sigma^2 / (2 gamma) z: it makes up for the noise, so that structures at
+    time t have the distribution that they have without noise.
+
+    Args:
+        sigma: noise scale, any shape.
+        gamma: latent-noise coefficient of the interpolant, the same shape.
+    """
+    return sigma.square() / (2.0 * gamma)
+
+
+def advance(values: Mapping[str, Tensor], increments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return positions and cells after a step; positions are wrapped, whatever the increment.
+
+    Args:
+        values: "pos" (n, 3) and "cell" (B, 3, 3).
+        increments: unwrapped, of the same shapes.
+    """
+    new = {name: values[name] + increments[name] for name in FIELD_NAMES}
+    return {**new, "pos": wrap_positions(new["pos"])}
+
+
+@checked
+@dataclass(frozen=True)
+class Dynamics:
+    """A model and how its velocity is followed from noise to structures.
+
+    The ODE (4), perturbed where there is noise (13), or the SDE (7):
+
+        ode: x(t + dt) = x + [1 + s(t)] b dt + sigma(t) sqrt(dt) xi
+        sde: x(t + dt) = x + {[1 + s(t)] b - sigma(t)^2 / [2 gamma(t)] z} dt + sigma(t) sqrt(dt) xi
+
+    with velocity b(t, x) and denoiser z(t, x).
+
+    Attributes:
+        model: velocity field, with denoisers for an SDE.
+        annealing: s(t, dt); None leaves the velocity as it is.
+        noise: field -> sigma(t) of the noise in every coordinate; a field left out has none.
+        kind: "ode" or "sde"; for an SDE the model needs denoisers of the fields with noise.
+
+    Raises:
+        ValueError: an unknown field in ``noise``, an unknown kind, or an SDE without denoiser.
+
+    >>> import irlkit
+    >>> model = irlkit.load_pretrained("linear-ode")
+    >>> salt = irlkit.data.from_formulas(["NaCl"]).batch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> Dynamics(model).generate(salt, 2, generator=generator).formulas()
+    ['Cl1 Na1']
+    """
+
+    model: VelocityField
+    annealing: Annealing | None = None
+    noise: Mapping[str, NoiseSchedule] = field(default_factory=dict)
+    kind: Literal["ode", "sde"] = "ode"
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.noise) - set(FIELD_NAMES)):
+            raise ValueError(f"noise must be for the fields {FIELD_NAMES}, got {unknown}")
+        denoised = getattr(self.model, "has_denoiser", ())
+        if self.kind == "sde" and (missing := [f for f in self.noise if f not in denoised]):
+            raise ValueError(
+                f"kind='sde' needs denoisers of the fields with noise, the model has none for "
+                f"{missing}; kind='ode' perturbs the velocity alone"
+            )
+
+    @checked
+    def generate(
+        self,
+        batch: CrystalBatch,
+        n_steps: int,
+        *,
+        generator: torch.Generator | None = None,
+        x_0: CrystalBatch | None = None,
+        max_batch: int | None = None,
+        record: list[CrystalBatch] | None = None,
+        progress: bool = False,
+    ) -> CrystalBatch:
+        """Generate one structure per composition with Euler steps.
+
+        Args:
+            batch: the compositions; its positions and cells are not used.
+            n_steps: number of steps, positive; the times are ``time_grid(n_steps)``.
+            generator: draws the base sample and the noise; needed unless ``x_0`` is given and
+                there is no noise.
+            x_0: start here instead of drawing from the base distribution.
+            max_batch: integrate at most so many structures at a time. Without noise the result
+                does not depend on it.
+            record: gets the n_steps + 1 states appended, the first being x_0.
+            progress: show a bar.
+
+        Returns:
+            The structures, positions in [0, 1).
+
+        Raises:
+            ValueError: ``n_steps`` or ``max_batch`` not positive, no generator where one is needed,
+                or ``x_0`` of other compositions.
+        """
+        check_n_steps(n_steps)
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
+        if generator is None and (x_0 is None or self.noise):
+            raise ValueError(
+                "generator must be a torch.Generator unless x_0 is given without noise"
+            )
+        if x_0 is None:
+            assert generator is not None
+            with torch.no_grad():
+                x_0 = self.model.sample_base(batch, generator)
+        elif not torch.equal(x_0.species, batch.species) or not torch.equal(
+            x_0.n_atoms, batch.n_atoms
+        ):
+            raise ValueError("x_0 must hold the compositions of batch, in the same order")
+        size = max_batch or max(len(x_0), 1)
+        parts = [x_0[i : i + size] for i in range(0, max(len(x_0), 1), size)]
+        generated: list[list[CrystalBatch]] = []
+        with tqdm(total=n_steps * len(parts), disable=not progress, unit="step") as bar:
+            for part in parts:
+                states = self._integrate(part, n_steps, generator, record is not None, bar)
+                # Cloned: tensors born in inference mode cannot take part in a later backward pass.
+                generated.append(
+                    [part.replace(pos=s["pos"].clone(), cell=s["cell"].clone()) for s in states]
+                )
+        joined = [CrystalBatch.concatenate(at) for at in zip(*generated, strict=True)]
+        if record is not None:
+            record.extend(joined)
+        return joined[-1]
+
+    @torch.inference_mode()
+    def _integrate(
+        self,
+        x_0: CrystalBatch,
+        n_steps: int,
+        generator: torch.Generator | None,
+        keep: bool,
+        bar: tqdm,
+    ) -> list[dict[str, Tensor]]:
+        """Return all states, or the last one alone."""
+        model: Any = self.model
+        times = time_grid(n_steps, x_0.dtype, x_0.device)
+        dts = times.diff()
+        annealing = NoAnnealing() if self.annealing is None else self.annealing
+        factors = {name: 1.0 + s for name, s in annealing_on_grid(annealing, times).items()}
+        sigmas = {name: sigma(times[:-1]) for name, sigma in self.noise.items()}
+        stds = {name: sigma * dts.sqrt() for name, sigma in sigmas.items()}
+        corrections: dict[str, Tensor] = {}
+        options = {}
+        if self.kind == "sde" and sigmas:
+            options["heads"] = ("velocity", "denoiser")
+            corrections = {
+                name: score_factor(sigma, model.gamma(name, times[:-1])) * dts
+                for name, sigma in sigmas.items()
+            }
+        conditioning = model.prepare(x_0)
+        state = {name: getattr(x_0, name) for name in FIELD_NAMES}
+        states = [state]
+        for i in range(n_steps):
+            output = model.velocity(times[i], state["pos"], state["cell"], conditioning, **options)
+            increments = {
+                name: factors[name][i] * dts[i] * output.velocity[name] for name in FIELD_NAMES
+            }
+            for name, correction in corrections.items():
+                increments[name] = increments[name] - correction[i] * output.denoiser[name]
+            for name, std in stds.items():
+                assert generator is not None
+                xi = standard_normal(state[name], generator)
+                increments[name] = increments[name] + std[i] * xi
+            state = advance(state, increments)
+            states = [*states, state] if keep else [state]
+            bar.update()
+        return states

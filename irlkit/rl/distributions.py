@@ -1,0 +1,125 @@
+"""Distributions that actions are drawn from: k steps of all events of a batch at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from irlkit.utils.draws import Draws, standard_normal, uniform
+
+
+class ActionDistribution(Protocol):
+    """What a rollout and a loss need of a distribution over actions.
+
+    An action has shape (k, events, ...); probabilities, divergences and entropies belong to events
+    and have shape (k, events).
+    """
+
+    def sample(self, draws: Draws) -> Tensor:
+        """Draw one action."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability (density) of each event."""
+
+    def kl(self, other: Self) -> Tensor:
+        """Return the KL divergence of each event from ``other``."""
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each event."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal numbers that form events.
+
+    Attributes:
+        mean: shape (k, events, ...), k steps at once.
+        std: standard deviation of one step, broadcasts against ``mean``.
+        event_dims: how many trailing dimensions of ``mean`` form one event: 0 for a scalar, 1 for
+            an atom's coordinates, 2 for a cell.
+
+    >>> policy = Gaussian(torch.zeros(1, 2, 3), torch.ones(1, 1, 1), event_dims=1)
+    >>> policy.log_prob(torch.zeros(1, 2, 3)).shape
+    torch.Size([1, 2])
+    """
+
+    mean: Tensor
+    std: Tensor
+    event_dims: int
+
+    def sample(self, draws: Draws) -> Tensor:
+        """Draw an action of the shape of ``mean``."""
+        return self.mean + self.std * standard_normal(self.mean, draws)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density of each event, (k, events): summed over the event's numbers."""
+        z = (action - self.mean) / self.std
+        return self._sum(-0.5 * z.square() - torch.log(self.std) - 0.5 * math.log(2.0 * math.pi))
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """Return the KL divergence of each event from ``other``, shape (k, events).
+
+        For a step of size dt it is, per number and with db the difference of the drifts,
+        ln(sigma_ref / sigma) + (sigma^2 + db^2 dt) / (2 sigma_ref^2) - 1/2.
+        """
+        scaled = (self.std.square() + (self.mean - other.mean).square()) / other.std.square()
+        return self._sum(torch.log(other.std / self.std) + 0.5 * scaled - 0.5)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each event, shape (k, events)."""
+        each = torch.log(self.std) + 0.5 * math.log(2.0 * math.pi * math.e)
+        return self._sum(each.expand_as(self.mean))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return value.flatten(value.ndim - self.event_dims).sum(-1) if self.event_dims else value
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of S classes for every event.
+
+    Attributes:
+        logits: shape (k, events, S), in any normalisation; minus infinity forbids a class.
+
+    >>> policy = Categorical(torch.tensor([[[0.0, 0.0, -torch.inf]]]))
+    >>> policy.entropy().exp().item()
+    2.0
+    """
+
+    logits: Tensor
+
+    def log_probs(self) -> Tensor:
+        """Return the log-probabilities of all classes, shape (k, events, S)."""
+        return self.logits.log_softmax(-1)
+
+    def sample(self, draws: Draws) -> Tensor:
+        """Draw a class per event, int64, shape (k, events)."""
+        cumulative = self.log_probs().exp().cumsum(-1)
+        u = uniform(cumulative[..., :1], draws) * cumulative[..., -1:]
+        # Of equal cumulative sums the first, so that a class of probability 0 is never drawn.
+        return (cumulative <= u).sum(-1).clamp(max=self.logits.shape[-1] - 1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability of the class of each event, shape (k, events)."""
+        return self.log_probs().gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def kl(self, other: Categorical) -> Tensor:
+        """Return the KL divergence of each event from ``other``, shape (k, events)."""
+        ours = self.log_probs()
+        return _expectation(ours, ours - other.log_probs())
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each event in nats, shape (k, events)."""
+        ours = self.log_probs()
+        return _expectation(ours, -ours)
+
+
+def _expectation(log_probs: Tensor, values: Tensor) -> Tensor:
+    """Mean of ``values`` where the probability is not 0 (there they may be infinite or nan)."""
+    possible = log_probs > -torch.inf
+    safe = values.masked_fill(~possible, 0.0)
+    return (log_probs.masked_fill(~possible, 0.0).exp() * possible * safe).sum(-1)

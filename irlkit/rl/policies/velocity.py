@@ -1,0 +1,44 @@
+"""The policy that trains a velocity, without a score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from irlkit.rl.distributions import Gaussian
+from irlkit.rl.policies.base import FieldStep, StepInputs
+from irlkit.rl.policies.flow import evaluate
+from irlkit.rl.policies.network import NetworkPolicy, drift_squares
+
+
+class VelocityPolicy(NetworkPolicy):
+    """Trains the velocity of the reinforced fields, without a score (Eq. 13).
+
+    Args:
+        model: frozen pretrained model; the trained network starts as a copy.
+        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
+        ref_noise: field -> sigma_ref(t); None means ``noise``.
+        annealing: multiplies trained and frozen velocities by 1 + s; not trained.
+
+    Raises:
+        ValueError: see ``FlowPolicy``.
+    """
+
+    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
+        velocity = evaluate(self.network, inputs, self.heads)["velocity"]
+        steps = {}
+        for field in self.fields:
+            change = velocity[field] - inputs.frozen["velocity"][field]
+            ndim = change.ndim
+            std, ref_std = self._stds(field, inputs, ndim)
+            mean = self._annealed(change, field, inputs) * inputs.dt(ndim)
+            steps[field] = FieldStep(
+                Gaussian(mean, std, ndim - 2),
+                Gaussian(torch.zeros_like(mean), ref_std, ndim - 2),
+                scope=self.process.scopes[field],
+                **drift_squares(velocity[field], inputs.frozen["velocity"][field]),
+            )
+        return steps
+
+    def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
+        return self.frozen_increment(field, inputs) + action
