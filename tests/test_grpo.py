@@ -162,7 +162,9 @@ def test_gradient_raises_the_probability_of_good_actions(kind):
 def test_loss_checks_its_arguments():
     policy = make_policy("annealing")
     trajectory = rollout(policy, crystals(), 5, generator())
-    with pytest.raises(ValueError, match=r"advantages must have shape \(4,\), got \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"advantages must have shape \(4,\) or \(5, 4\), got \(3,\)"
+    ):
         grpo_loss(policy, trajectory, torch.zeros(3), trainer_config(group_size=2).grpo)
 
 
@@ -179,7 +181,6 @@ def test_loss_checks_its_arguments():
         ({"clip_eps": 0.0}, "clip_eps must be positive"),
         ({"learning_rate": -1e-3}, "learning_rate must be positive"),
         ({"kl_weight": -1.0}, "kl_weight must not be negative"),
-        ({"policy_weight": {"volume": 1.0}}, r"policy_weight must be for fields .*\['volume'\]"),
         ({"normalization": "mean"}, "normalization must be one of .* got 'mean'"),
         ({"max_kl": 0.0}, "max_kl must be positive or None, got 0.0"),
         ({"step_fraction": 0.0}, "step_fraction must be above 0 and at most 1"),
@@ -190,7 +191,6 @@ def test_loss_checks_its_arguments():
         ({"final_learning_rate": 1e-3}, "iterations must say over how many iterations"),
         ({"noise_decay": 0.5}, "iterations must say over how many iterations"),
         ({"noise_decay": 0.0, "iterations": 3}, "noise_decay must be positive, got 0.0"),
-        ({"noise_decay": {"volume": 0.5}}, r"noise_decay must be for fields .*\['volume'\]"),
         ({"iterations": 0}, "iterations must be a positive integer, got 0"),
         ({"max_minibatch": 0}, "max_minibatch must be a positive integer, got 0"),
     ],
@@ -200,10 +200,16 @@ def test_configuration_checks_itself(setting, message):
         trainer_config(**setting)
 
 
+@pytest.mark.parametrize("name", ["policy_weight", "entropy_weight", "noise_decay"])
+def test_settings_are_for_fields_of_the_process(name):
+    with pytest.raises(ValueError, match=rf"{name} must be for fields .*\['volume'\]"):
+        make_trainer(config={name: {"volume": 0.5}, "iterations": 3})
+
+
 def test_weights():
     config = trainer_config(policy_weight=2.0, kl_weight={"pos": 0.1})
-    assert config.weight("policy", "cell") == 2.0
-    assert (config.weight("kl", "pos"), config.weight("kl", "cell")) == (0.1, 0.0)
+    assert config.grpo.weight("policy", "cell") == 2.0
+    assert (config.grpo.weight("kl", "pos"), config.grpo.weight("kl", "cell")) == (0.1, 0.0)
 
 
 # --- trainer ---

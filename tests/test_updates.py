@@ -124,7 +124,7 @@ def test_out_of_memory_halves_the_bound(monkeypatch):
     make_update(reference)(trajectory, ADVANTAGES)
     sizes = []
 
-    def small_memory(policy, trajectory, advantages, config, index):
+    def small_memory(policy, trajectory, advantages, config, index, mixed_precision):
         sizes.append(len(trajectory.final) * len(index))
         if sizes[-1] > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")

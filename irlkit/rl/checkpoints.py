@@ -31,7 +31,7 @@ def request_digest(*requests: Requests | None) -> str:
         if request is not None:
             crystals = request if isinstance(request, CrystalBatch) else request.crystals
             species = None if crystals is None else crystals.species
-            targets = getattr(request, "targets", {})
+            targets = {} if isinstance(request, CrystalBatch) else request.targets
             for tensor in (species, request.n_atoms, *(targets[name] for name in sorted(targets))):
                 if tensor is not None:
                     digest.update(tensor.cpu().numpy().tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,22 +34,6 @@ class Field:
     scope: Scope
     space: Literal["real", "torus", "categorical"]
     event_dims: int = 0
-
-
-class Requests(Protocol):
-    """What is asked for, one entry per structure; structures of one entry form a group.
-
-    A ``CrystalBatch`` is one: a composition, or a skeleton with its sites.
-    """
-
-    n_atoms: Tensor
-    batch: Tensor
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: Any) -> Self: ...
-    def repeat(self, k: int) -> Self: ...
-    def to(self, device: Any = None, dtype: Any = None) -> Self: ...
-    def atom_indices(self, structures: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +109,13 @@ class Request:
         starts = (self.n_atoms.cumsum(0) - self.n_atoms)[structures]
         within = torch.arange(int(n_atoms.sum()), device=n_atoms.device)
         return within + (starts - (n_atoms.cumsum(0) - n_atoms)).repeat_interleave(n_atoms)
+
+
+Requests = CrystalBatch | Request
+"""What is asked for, one entry per structure; the structures of one entry form a group.
+
+A ``CrystalBatch`` is a request for its compositions, or its sites where a process takes skeletons.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,23 +225,14 @@ class Process(ABC):
 
 
 def concatenate_requests(requests: Sequence[Requests]) -> Requests:
-    """Join requests of one kind, in order.
-
-    Raises:
-        ValueError: none, or requests of several kinds.
-    """
-    kinds = {type(request) for request in requests}
-    if len(kinds) != 1:
-        raise ValueError(f"requests must be of one kind, got {sorted(k.__name__ for k in kinds)}")
+    """Join requests of one kind, in order."""
     first = requests[0]
     if isinstance(first, CrystalBatch):
-        return CrystalBatch.concatenate(requests)  # type: ignore[arg-type]
-    crystals = [request.crystals for request in requests]  # type: ignore[attr-defined]
+        return CrystalBatch.concatenate([r for r in requests if isinstance(r, CrystalBatch)])
+    others = [request for request in requests if isinstance(request, Request)]
+    crystals = [request.crystals for request in others if request.crystals is not None]
     return Request(
-        torch.cat([request.n_atoms for request in requests]),
-        None if crystals[0] is None else CrystalBatch.concatenate(crystals),
-        {
-            name: torch.cat([request.targets[name] for request in requests])  # type: ignore[attr-defined]
-            for name in first.targets  # type: ignore[attr-defined]
-        },
+        torch.cat([request.n_atoms for request in others]),
+        CrystalBatch.concatenate(crystals) if crystals else None,
+        {name: torch.cat([request.targets[name] for request in others]) for name in first.targets},
     )

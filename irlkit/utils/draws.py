@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,9 @@ def uniform(like: Tensor, draws: Draws) -> Tensor:
     return _draw(torch.rand, like, draws)
 
 
-def _draw(function, like: Tensor, draws: Draws) -> Tensor:  # type: ignore[no-untyped-def]
-    shared = isinstance(draws, SharedDraws)
-    generator = draws.generator if shared else draws
-    shape = (like.shape[0], draws.total, *like.shape[2:]) if shared else like.shape
-    numbers = function(shape, generator=generator, dtype=like.dtype, device=generator.device)
-    return (draws.take(like, numbers) if shared else numbers).to(like.device)
+def _draw(function: Callable[..., Tensor], like: Tensor, draws: Draws) -> Tensor:
+    if isinstance(draws, SharedDraws):
+        whole = like.new_empty(1).expand(like.shape[0], draws.total, *like.shape[2:])
+        return draws.take(like, _draw(function, whole, draws.generator))
+    numbers = function(like.shape, generator=draws, dtype=like.dtype, device=draws.device)
+    return numbers.to(like.device)

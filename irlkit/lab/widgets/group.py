@@ -87,7 +87,8 @@ class GroupExplorer(Explorer):
         return plots.group_trajectories(self.step.states, self.step.advantages)
 
     def _explain(self, job: Job | None) -> GRPOStep:
-        config = replace(self.config, clip_eps=self.clip.value, n_ppo_epochs=self.epochs.value)
+        loss = replace(self.config.grpo, clip_eps=self.clip.value)
+        config = replace(self.config, grpo=loss, n_ppo_epochs=self.epochs.value)
         generator = torch.Generator().manual_seed(self.seed.value)
         composition = self.compositions[self.composition.value]
         step = explain(self.policy, composition, self.reward, config, generator)

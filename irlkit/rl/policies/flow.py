@@ -46,7 +46,9 @@ class CrystalFlow(Process):
     ) -> Tensor:
         return time_grid(n_steps, dtype, device)
 
-    def initial(self, request: CrystalBatch, generator: torch.Generator) -> State:  # type: ignore[override]
+    def initial(self, request: Requests, generator: torch.Generator) -> State:
+        if not isinstance(request, CrystalBatch):
+            raise ValueError("request must hold compositions (a CrystalBatch), got none")
         with torch.no_grad():
             return self.encode(self.model.sample_base(request, generator))
 
@@ -126,6 +128,7 @@ class FlowPolicy(Policy):
         raise NotImplementedError
 
     def prepare(self, request: Requests) -> object:
+        assert isinstance(request, CrystalBatch)
         return self.model.prepare(request)
 
     def observe(self, inputs: StepInputs) -> StepInputs:
