@@ -37,6 +37,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.interpolants import (
     Interpolant,
     LinearPath,
@@ -54,9 +55,10 @@ from irlkit.flows.schedules import (
 )
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import GRPOConfig, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy, ScorePolicy, VelocityPolicy
-from irlkit.rl.sampler import integrate, rollout
+from irlkit.rl.rollout import rollout
 from irlkit.rl.trainer import GRPOTrainer
 
 FILE = Path(__file__).parent / "goldens" / "loop.safetensors"
@@ -237,7 +239,8 @@ def episode(policy_name: str, dtype: torch.dtype) -> Tensors:
         result[f"{name}/generator"] = draws.get_state()
     result["parts/sizes"] = torch.tensor(parts)
     draws = generator(5)
-    final, states = policy.deploy().generate(batch, 6, generator=draws, record=True, max_batch=7)
+    states: list[CrystalBatch] = []
+    final = policy.deploy().generate(batch, 6, generator=draws, record=states, max_batch=7)
     result |= structures("deployed/final", final)
     result["deployed/pos"] = torch.stack([state.pos for state in states])
     result["deployed/cell"] = torch.stack([state.cell for state in states])
@@ -263,7 +266,6 @@ def loss(policy_name: str, dtype: torch.dtype) -> Tensors:
     result = {"advantages": advantages}
     for normalization in ("per_atom_surrogate", "per_structure_weight", "none"):
         config = GRPOConfig(
-            group_size=2,
             clip_eps=0.1,
             kl_weight={"pos": 0.1, "cell": 0.2},
             distillation_weight=0.3,
@@ -337,7 +339,7 @@ def training(policy_name: str, setting: str, dtype: torch.dtype) -> Tensors:
         "annealing"
     ):  # A network's actions change a lot with its weights.
         settings = {k: v / 20 if "learning_rate" in k else v for k, v in settings.items()}
-    config = GRPOConfig(**settings, seed=5)
+    config = TrainerConfig.from_settings(settings, 5)
     batch = compositions(dtype)
     with tempfile.TemporaryDirectory() as folder:
         for iterations in (2, 3):
@@ -378,7 +380,7 @@ def trained(trainer: GRPOTrainer) -> Tensors:
 
 
 def integration(kind: str, dtype: torch.dtype) -> Tensors:
-    """``integrate`` alone: ODE with annealing, ODE with noise, SDE, at once and in parts."""
+    """`Dynamics` alone: ODE with annealing, ODE with noise, SDE, at once and in parts."""
     model = make_model(kind, dtype)
     batch = compositions(dtype)
     x_0 = model.sample_base(batch, generator(3))
@@ -401,7 +403,10 @@ def integration(kind: str, dtype: torch.dtype) -> Tensors:
     for name, more in options.items():
         for limit in (None, 4):
             draws = generator(9)
-            final = integrate(model, batch, 5, generator=draws, max_batch=limit, **more)
+            chosen = {name: more[name] for name in ("annealing", "noise", "kind") if name in more}
+            final = Dynamics(model, **chosen).generate(
+                batch, 5, generator=draws, max_batch=limit, x_0=more.get("x_0")
+            )
             prefix = f"{name}/{'whole' if limit is None else 'parts'}"
             result |= {f"{prefix}/pos": final.pos, f"{prefix}/cell": final.cell}
             result[f"{prefix}/generator"] = draws.get_state()
@@ -431,7 +436,7 @@ def two_ranks(policy_name: str, dtype: torch.dtype) -> Tensors:
 
 
 def _one_of_two(rank: int, policy_name: str, dtype: torch.dtype, folder: Path) -> None:
-    from irlkit.lab.train import DistributedTrainer
+    from irlkit.rl.communicator import DistributedCommunicator
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -439,10 +444,15 @@ def _one_of_two(rank: int, policy_name: str, dtype: torch.dtype, folder: Path) -
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     try:
         more = {"shared_x_0": False, "average_decay": 0.9, "learning_rate": 2e-4}
-        config = GRPOConfig(**{**COMMON, **more, "step_fraction": 0.6, "seed": 5})
+        config = TrainerConfig.from_settings({**COMMON, **more, "step_fraction": 0.6}, 5)
         batch = compositions(dtype)
-        trainer = DistributedTrainer(
-            make_policy(policy_name, dtype), reward, batch, config, validation=batch
+        trainer = GRPOTrainer(
+            make_policy(policy_name, dtype),
+            reward,
+            batch,
+            config,
+            validation=batch,
+            communicator=DistributedCommunicator(),
         )
         trainer.run(2, progress=False)
         torch.save(trained(trainer), folder / f"{rank}.pt")

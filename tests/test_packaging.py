@@ -14,7 +14,7 @@ import torch
 import irlkit
 import irlkit.data
 from irlkit.evaluate import metrics
-from irlkit.rl import sampler
+from irlkit.flows.dynamics import Dynamics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def test_what_is_in_the_box_needs_no_network(monkeypatch):
     test = irlkit.data.load("prototypes", split="test").subset(4)
     model = irlkit.load_pretrained("linear-ode")
     generator = torch.Generator().manual_seed(0)
-    generated = sampler.integrate(model, test.batch, 3, generator=generator)
+    generated = Dynamics(model).generate(test.batch, 3, generator=generator)
     with metrics.MatchPool(1) as pool:
         assert metrics.evaluate(generated, test, pool).n_structures == len(test)
 
