@@ -34,7 +34,7 @@ from irlkit.flows.interpolants import (
 )
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
-from irlkit.rl.checkpoints import CHECKPOINT, pack, unpack
+from irlkit.rl._checkpoints import CHECKPOINT, pack, unpack
 from irlkit.utils.checks import check_count, checked, is_number
 from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
 

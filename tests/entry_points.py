@@ -47,9 +47,9 @@ MODULES = [
     ),
     # Without a list of names: all that they define.
     *(
-        "irlkit.rl.averaging",
+        "irlkit.rl._averaging",
         "irlkit.flows.base_distribution",
-        "irlkit.rl.checkpoints",
+        "irlkit.rl._checkpoints",
         "irlkit.crystals.compositions",
     ),
     *(
@@ -72,7 +72,7 @@ MODULES = [
         "irlkit.lab.runs",
     ),
     *(
-        "irlkit.rl.scoring",
+        "irlkit.rl._scoring",
         "irlkit.lab.teaching",
         "irlkit.lab.train",
         "irlkit.rl.update",

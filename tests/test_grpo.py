@@ -18,10 +18,10 @@ import torch
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
 from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward
+from irlkit.rl._scoring import RewardsInParts
 from irlkit.rl.grpo import clipped_surrogate, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.rollout import rollout
-from irlkit.rl.scoring import RewardsInParts
 from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
 from irlkit.rl.update import _Sample
 from tests.test_policies import generator, kinds, make_policy
@@ -826,7 +826,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_structures_that_no_cif_can_hold_are_saved_as_numbers(tmp_path):
-    from irlkit.rl.scoring import save_cifs
+    from irlkit.rl._scoring import save_cifs
 
     batch = crystals()[:1]
     paths = save_cifs(batch.replace(cell=batch.cell * float("nan")), tmp_path, "x")

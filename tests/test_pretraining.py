@@ -18,7 +18,7 @@ from irlkit.pretraining import (
     metre_evaluation,
     pretrain,
 )
-from irlkit.rl.checkpoints import pack, unpack
+from irlkit.rl._checkpoints import pack, unpack
 
 TINY = {
     "hidden_dim": 12,

@@ -20,9 +20,10 @@ from torch import Tensor
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.rewards import Reward, as_reward
-from irlkit.rl import scoring
-from irlkit.rl.averaging import ParameterAverage
-from irlkit.rl.checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
+from irlkit.rl import _scoring as scoring
+from irlkit.rl._averaging import ParameterAverage
+from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
+from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
 from irlkit.rl.communicator import Communicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.diagnostics import Finding, group_statistics, judge
@@ -30,7 +31,6 @@ from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies.base import Policy
 from irlkit.rl.process import Requests, State
 from irlkit.rl.rollout import generate, rollout
-from irlkit.rl.scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
 from irlkit.rl.trajectory import Trajectory
 from irlkit.rl.update import PolicyUpdate, halve_until_it_fits
 from irlkit.utils.checks import checked
