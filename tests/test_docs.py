@@ -192,5 +192,5 @@ def test_the_api_reference_builds(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower(), done.stderr
-    for page in ("irlkit.html", "irlkit/grpo.html", "irlkit/flows/schedules/annealing.html"):
+    for page in ("irlkit.html", "irlkit/rl/grpo.html", "irlkit/flows/schedules/annealing.html"):
         assert (tmp_path / page).is_file()

@@ -60,18 +60,18 @@ def test_given_parameters_override_the_preset():
     config = preset.config("score-based", 5)
     assert (preset.fields, preset.iterations, preset.seeds) == (("pos", "cell"), 2, (5,))
     assert (config.n_groups, config.group_size) == (3, 4)
-    assert all(preset.config(name, 0).weight("kl", "pos") == 0.5 for name in preset.variants)
+    assert all(preset.config(name, 0).grpo.weight("kl", "pos") == 0.5 for name in preset.variants)
     # What a preset says of one policy does not hide a parameter.
     paper = experiments.resolve_energy("paper", kl_weight=0.5)
-    assert all(paper.config(name, 0).weight("kl", "pos") == 0.5 for name in paper.variants)
-    assert paper.config("score-based", 0).clip_eps == 0.2567
+    assert all(paper.config(name, 0).grpo.weight("kl", "pos") == 0.5 for name in paper.variants)
+    assert paper.config("score-based", 0).grpo.clip_eps == 0.2567
 
 
 def test_variants_have_their_own_settings():
     variants = {"other": Variant("velocity", noise="small", grpo={"clip_eps": 0.07}, n_seeds=1)}
     preset = replace(ENERGY_PRESETS["quick"], noise_study=variants)
-    assert preset.config("other", 0).clip_eps == 0.07
-    assert preset.config("score-based", 0).clip_eps != 0.07
+    assert preset.config("other", 0).grpo.clip_eps == 0.07
+    assert preset.config("score-based", 0).grpo.clip_eps != 0.07
     assert preset.seeds_of("other") == (0,) and preset.seeds_of("score-based") == (0, 1)
 
 

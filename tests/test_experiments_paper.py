@@ -148,8 +148,8 @@ def test_presets_name_what_the_paper_used():
     assert (energy.potential, energy.dataset, annealing.dataset) == ("mace-mpa-0", "mp-20", "mp-20")
     score, velocity = (energy.config(name, 0) for name in ("score-based", "velocity-based"))
     assert (score.group_size, score.n_groups, score.n_ppo_epochs) == (64, 16, 4)
-    assert (score.clip_eps, velocity.clip_eps) == (0.2567, 0.2812)
-    assert (score.kl_weight, velocity.kl_weight) == (1e-5, 1e-3)
+    assert (score.grpo.clip_eps, velocity.grpo.clip_eps) == (0.2567, 0.2812)
+    assert (score.grpo.kl_weight, velocity.grpo.kl_weight) == (1e-5, 1e-3)
     assert (score.distillation_weight, velocity.distillation_weight) == (3e-5, 0.0)
 
 

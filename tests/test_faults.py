@@ -298,7 +298,7 @@ def test_a_calculator_that_hangs_costs_its_structures_only(tmp_path):
     with ASEPotential(Troubled, n_workers=2, timeout=1.0) as potential:
         reward = EnergyReward(potential)
         trainer = make_trainer(reward, config={"group_size": 2}, validation=None, out_dir=tmp_path)
-        trainer.compositions = data
+        trainer.requests = data
         history = trainer.run(2, progress=False)
     assert history["info_failed"].tolist() == [0.5, 0.5]
     assert np.isfinite(history["reward"]).all()
@@ -346,8 +346,11 @@ class Interrupt:
     """Ctrl-C before one of the lines that are run of the trainer and what it calls."""
 
     files = tuple(
-        os.path.join("irlkit", name)
-        for name in ("trainer.py", "updates.py", "checkpoints.py", "system.py", "averaging.py")
+        os.path.join("irlkit", *name.split("/"))
+        for name in (
+            *("rl/trainer.py", "rl/update.py", "rl/_checkpoints.py", "rl/_averaging.py"),
+            "utils/system.py",
+        )
     )
 
     def __init__(self, line=None):

@@ -760,7 +760,7 @@ def test_a_reward_is_asked_by_one_at_a_time(monkeypatch):
     config = {"max_batch": 4, "n_groups": 2, "group_size": 4, "overlap_rewards": True}
     trainer = make_trainer(slow, validation=None, config=config)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_usable", interrupted)
+        patch.setattr("irlkit.rl._scoring.usable", interrupted)
         trainer.run(1, progress=False)
     assert not active and trainer.iteration == 0
     trainer.run(1, progress=False)

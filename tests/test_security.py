@@ -29,21 +29,30 @@ PACKAGE = Path(irlkit.__file__).parent
 # --- what the code does ---
 
 ALLOWED = {
-    ("_match_worker.py", "pickle.load"): "reads from the process that started it",
-    ("matching.py", "pickle.load"): "reads from the processes that it has started",
-    ("matching.py", "subprocess.Popen"): "this Python, a list of arguments",
-    ("workers.py", "pickle.load"): "reads from the processes it has started, or was started by",
-    ("workers.py", "pickle.loads"): "the function that the starting process has sent",
-    ("workers.py", "subprocess.Popen"): "this Python, a list of arguments",
-    ("workers.py", "code in a text"): "runs the package's own __init__ when it is needed",
-    ("notebooks/cli.py", "subprocess.run"): "starts JupyterLab when asked to, a list of arguments",
-    ("notebooks/serving.py", "subprocess.run"): "starts Voila when asked to, a list of arguments",
-    ("notebooks/serving.py", "subprocess.Popen"): "the same",
-    ("notebooks/serving.py", "import socket"): "a socket in a folder of this user alone",
-    ("notebooks/_kernel_client.py", "import socket"): "the same",
-    ("datasets/unpickling.py", "pickle.Unpickler"): "the allow-list itself",
+    ("evaluate/_match_worker.py", "pickle.load"): "reads from the process that started it",
+    ("evaluate/matching.py", "pickle.load"): "reads from the processes that it has started",
+    ("evaluate/matching.py", "subprocess.Popen"): "this Python, a list of arguments",
+    (
+        "utils/workers.py",
+        "pickle.load",
+    ): "reads from the processes it has started, or was started by",
+    ("utils/workers.py", "pickle.loads"): "the function that the starting process has sent",
+    ("utils/workers.py", "subprocess.Popen"): "this Python, a list of arguments",
+    ("utils/workers.py", "code in a text"): "runs the package's own __init__ when it is needed",
+    (
+        "lab/notebooks/cli.py",
+        "subprocess.run",
+    ): "starts JupyterLab when asked to, a list of arguments",
+    (
+        "lab/notebooks/serving.py",
+        "subprocess.run",
+    ): "starts Voila when asked to, a list of arguments",
+    ("lab/notebooks/serving.py", "subprocess.Popen"): "the same",
+    ("lab/notebooks/serving.py", "import socket"): "a socket in a folder of this user alone",
+    ("lab/notebooks/_kernel_client.py", "import socket"): "the same",
+    ("data/unpickling.py", "pickle.Unpickler"): "the allow-list itself",
     ("potentials/mace.py", "torch.load without weights_only=True"): "asks for trust=True",
-    ("plots/live.py", "import socket"): "finds a free port on this machine",
+    ("lab/plots/live.py", "import socket"): "finds a free port on this machine",
 }
 """Exceptions, by file and what is used: why."""
 

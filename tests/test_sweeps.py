@@ -434,7 +434,9 @@ def test_policies_of_networks_are_trained_as_well(policy, tmp_path):
     reported = []
     objective(space.start[0], tmp_path, lambda i, v: reported.append(i))
     assert reported == [2]
-    assert objective.trainer(space.start[0], None).config.kl_weight == space.start[0]["kl_weight"]
+    assert (
+        objective.trainer(space.start[0], None).config.grpo.kl_weight == space.start[0]["kl_weight"]
+    )
 
 
 @pytest.mark.usefixtures("toy_parts")

@@ -16,6 +16,8 @@ from torch import Tensor
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import RewardResult
 from irlkit.rewards.parts import grouping, joined, parts_of, starts
+from irlkit.rl.process import Process, State
+from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
@@ -214,6 +216,42 @@ def _raise_non_finite(
         culprits,
         paths,
     )
+
+
+def usable(
+    trajectory: Trajectory, process: Process, x_0: State, folder: Path | None, iteration: int
+) -> tuple[Tensor, int]:
+    """Return which structures an update can use (B,), and how many are not finite.
+
+    Args:
+        trajectory: of an iteration.
+        process: of the policy; tells which crystals a state stands for.
+        x_0: where it began.
+        folder: where structures are saved that are not finite; None: nowhere.
+        iteration: for file names and messages.
+
+    Raises:
+        FloatingPointError: no structure can be used.
+    """
+    good = trajectory.is_finite()
+    final = trajectory.final
+    finite = final.cell.isfinite().flatten(1).all(1)
+    finite[final.batch[~final.pos.isfinite().all(1)]] = False
+    bad = ~(good & finite)
+    n_bad = int(bad.sum())
+    if n_bad and folder is not None:
+        index = bad.nonzero().flatten()
+        save_numbers(
+            folder / "non_finite" / f"iteration_{iteration:05d}.json",
+            {"x_0": process.decode(x_0.select(index)), "final": final[index]},
+        )
+    if not bool(good.any()):
+        raise FloatingPointError(
+            f"no structure of iteration {iteration} consists of finite numbers: the policy has "
+            "diverged; restore_best returns to the best one, and a lower learning_rate or max_kl "
+            "avoids it"
+        )
+    return good, n_bad
 
 
 def save_cifs(batch: CrystalBatch, folder: Path, stem: str) -> list[Path]:

@@ -348,7 +348,9 @@ class GRPOTrainer:
         try:
             trajectory = self._within_memory(attempt, len(x_0))
             rolled_out = time.perf_counter()
-            usable, n_bad = self._usable(trajectory, x_0)
+            usable, n_bad = scoring.usable(
+                trajectory, self.policy.process, x_0, self.out_dir, self.iteration + 1
+            )
             answer = None if parts is None else parts.answer()
         finally:
             if parts is not None:
@@ -387,28 +389,6 @@ class GRPOTrainer:
             reward, structures, folder, f"iteration {self.iteration + 1:05d}", answer
         )
         return values, scoring.means(info)
-
-    def _usable(self, trajectory: Trajectory, x_0: State) -> tuple[Tensor, int]:
-        """Structures that an update can use, and how many are not finite; those are saved."""
-        usable = trajectory.is_finite()
-        final = trajectory.final
-        finite = final.cell.isfinite().flatten(1).all(1)
-        finite[final.batch[~final.pos.isfinite().all(1)]] = False
-        bad = ~(usable & finite)
-        n_bad = int(bad.sum())
-        if n_bad and self.out_dir is not None:
-            index = bad.nonzero().flatten()
-            scoring.save_numbers(
-                self.out_dir / "non_finite" / f"iteration_{self.iteration + 1:05d}.json",
-                {"x_0": self.policy.process.decode(x_0.select(index)), "final": final[index]},
-            )
-        if not bool(usable.any()):
-            raise FloatingPointError(
-                f"no structure of iteration {self.iteration + 1} consists of finite numbers: the "
-                "policy has diverged; restore_best returns to the best one, and a lower "
-                "learning_rate or max_kl avoids it"
-            )
-        return usable, n_bad
 
     def _validate_and_keep_best(self) -> dict[str, float]:
         reward, info = self._validate(self.config.validation_seed)

@@ -55,7 +55,7 @@ def explorer_page(
     """
     place = None if results is None else str(Path(results).resolve())
     source = (
-        "from irlkit import widgets\n"
+        "from irlkit.lab import widgets\n"
         "from irlkit.lab.experiments.finished import load_finished\n\n"
         f"found = load_finished({place!r})\n"
         "explorer = widgets.ScheduleExplorer(\n"
