@@ -150,7 +150,7 @@ def test_presets_name_what_the_paper_used():
     assert (score.group_size, score.n_groups, score.n_ppo_epochs) == (64, 16, 4)
     assert (score.grpo.clip_eps, velocity.grpo.clip_eps) == (0.2567, 0.2812)
     assert (score.grpo.kl_weight, velocity.grpo.kl_weight) == (1e-5, 1e-3)
-    assert (score.distillation_weight, velocity.distillation_weight) == (3e-5, 0.0)
+    assert (score.grpo.distillation_weight, velocity.grpo.distillation_weight) == (3e-5, 0.0)
 
 
 def test_what_is_given_comes_before_the_preset():
