@@ -55,7 +55,7 @@ MODULES = [
     *(
         "irlkit.crystals",
         "irlkit.networks.cspnet",
-        "irlkit.rl.diagnostics",
+        "irlkit.lab.diagnostics",
         "irlkit.evaluate.diversity",
     ),
     *(

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit.rl.diagnostics import Finding, group_statistics, judge
+from irlkit.lab.diagnostics import Finding, judge
+from irlkit.rl._scoring import group_statistics
 from tests.test_grpo import make_trainer
 from tests.test_policies import kinds
 from tests.toys import crystals, trainer_config
@@ -116,13 +117,13 @@ def test_a_trainer_diagnoses_itself(kind):
     else:
         # The toy's network starts at 1.3 times the frozen one.
         assert ratios.iloc[0] == pytest.approx(0.3, abs=0.05)
-    assert all(isinstance(finding, Finding) for finding in trainer.diagnose())
+    assert all(isinstance(finding, Finding) for finding in judge(trainer.history, trainer.config))
 
 
 def test_a_constant_reward_is_diagnosed():
     trainer = make_trainer(lambda structures: torch.zeros(len(structures)), validation=None)
     trainer.run(4, progress=False)
-    findings = trainer.diagnose()
+    findings = judge(trainer.history, trainer.config)
     assert findings[0].severity == "problem"
     assert any("all rewards are equal" in finding.finding for finding in findings)
 
@@ -130,4 +131,4 @@ def test_a_constant_reward_is_diagnosed():
 def test_a_runaway_is_diagnosed():
     trainer = make_trainer(config={"learning_rate": 0.5, "n_ppo_epochs": 8}, validation=None)
     trainer.run(5, progress=False)
-    assert any("max_kl" in finding.advice for finding in trainer.diagnose())
+    assert any("max_kl" in finding.advice for finding in judge(trainer.history, trainer.config))

@@ -10,9 +10,9 @@ import torch
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.lab import runs
+from irlkit.lab.diagnostics import judge
 from irlkit.lab.sweeps import SPACES, SweepFolder, TrialRecord
 from irlkit.pretraining import PretrainingConfig, pretrain
-from irlkit.rl.diagnostics import judge
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
 from tests.toys import ToyModel, crystals, trainer_config, volume_reward

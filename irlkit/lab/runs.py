@@ -24,9 +24,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from irlkit.lab.diagnostics import judge
 from irlkit.lab.sweeps.store import SweepFolder
 from irlkit.pretraining import FORMAT as PRETRAINING
-from irlkit.rl.diagnostics import judge
 from irlkit.utils.checks import checked
 
 _CHECKPOINT, _HISTORY, _RESULTS, _SWEEP = (

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
+from irlkit.evaluate.diversity import count_distinct, fingerprints
 from irlkit.rewards.base import RewardResult
 from irlkit.rewards.parts import grouping, joined, parts_of, starts
 from irlkit.rl.process import Process, State
@@ -216,6 +217,35 @@ def _raise_non_finite(
         culprits,
         paths,
     )
+
+
+def group_statistics(
+    structures: CrystalBatch, rewards: np.ndarray, group_size: int
+) -> dict[str, float]:
+    """Return the columns of the history about an iteration's structures.
+
+    Args:
+        structures: groups adjacent.
+        rewards: theirs, shape (B,).
+        group_size: structures per group.
+
+    Returns:
+        group_std (mean over groups of the rewards' standard deviation), flat_groups (share of
+        groups whose rewards are all equal), valid (share of structures that meet the criteria of
+        Appendix B), distinct (different structures over structures, of those that are valid;
+        mean over groups that have any).
+    """
+    groups = rewards.reshape(-1, group_size)
+    valid = validity.check(structures).valid
+    prints = np.where(valid[:, None], fingerprints(structures), np.nan)
+    n_valid = np.isfinite(prints).all(axis=1).reshape(-1, group_size).sum(axis=1)
+    distinct = count_distinct(prints, group_size)[n_valid > 0] / n_valid[n_valid > 0]
+    return {
+        "group_std": float(groups.std(axis=1).mean()),
+        "flat_groups": float((groups.max(axis=1) == groups.min(axis=1)).mean()),
+        "valid": float(valid.mean()),
+        "distinct": float(distinct.mean()) if len(distinct) else np.nan,
+    }
 
 
 def usable(

@@ -26,7 +26,6 @@ from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, 
 from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
 from irlkit.rl.communicator import Communicator
 from irlkit.rl.config import TrainerConfig
-from irlkit.rl.diagnostics import Finding, group_statistics, judge
 from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies.base import Policy
 from irlkit.rl.process import Requests, State
@@ -148,16 +147,13 @@ class GRPOTrainer:
         """One row per iteration; row 0 is the validation before the first.
 
         Columns: iteration, n_steps, reward (mean), reward_std, validation_reward (nan where there
-        was none), those of ``group_statistics``, non_finite (structures), those of
+        was none), those of the groups (group_std, flat_groups,
+        valid, distinct), non_finite (structures), those of
         ``PolicyUpdate`` (with the terms of ``grpo_loss`` per field), learning_rate, noise_scale of
         each field, info_* (means of the reward's own information), validation_info_* (the same of
         the validation reward), and the seconds of rollout, reward and update.
         """
         return pd.DataFrame(self._history)
-
-    def diagnose(self) -> list[Finding]:
-        """What is wrong with the run so far and what to change, worst first."""
-        return judge(self.history, self.config)
 
     @checked
     def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
@@ -295,7 +291,7 @@ class GRPOTrainer:
         rewards, info = self._score(self.reward, trajectory.final, answer)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size)
-        statistics = group_statistics(trajectory.final, rewards.numpy(), config.group_size)
+        statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())
             advantages = advantages[usable.cpu()]

@@ -26,6 +26,7 @@ from irlkit.flows.schedules import (
     load_annealing,
     save_annealing,
 )
+from irlkit.lab.diagnostics import judge
 from irlkit.lab.experiments.base import (
     Job,
     annealing_labels,
@@ -45,7 +46,6 @@ from irlkit.lab.experiments.energy_presets import EnergyPreset
 from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
-from irlkit.rl.diagnostics import judge
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.utils.checks import checked
 from irlkit.utils.system import available_cores

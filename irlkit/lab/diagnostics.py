@@ -1,7 +1,7 @@
 """What goes on in a training run, and in plain words what is wrong with it.
 
 The numbers are columns of a trainer's history: those of the loss (`irlkit.rl.grpo`), and those of
-the generated structures that `group_statistics` adds. `judge` reads them.
+the generated structures. `judge` reads them.
 """
 
 from __future__ import annotations
@@ -12,53 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from irlkit.crystals import CrystalBatch, validity
-from irlkit.evaluate.diversity import count_distinct, fingerprints
 from irlkit.rl.config import TrainerConfig
-from irlkit.utils.checks import check_count, checked
-
-
-@checked
-def group_statistics(
-    structures: CrystalBatch, rewards: np.ndarray, group_size: int
-) -> dict[str, float]:
-    """Columns of the history about an iteration's structures.
-
-    Args:
-        structures: groups adjacent.
-        rewards: theirs, shape (B,).
-        group_size: structures per group.
-
-    Returns:
-        group_std (mean over groups of the rewards' standard deviation), flat_groups (share of
-        groups whose rewards are all equal), valid (share of structures that meet the criteria of
-        Appendix B), distinct (different structures over structures, of those that are valid;
-        mean over groups that have any).
-    """
-    check_count("group_size", group_size)
-    if rewards.shape != (len(structures),) or len(structures) % group_size:
-        raise ValueError(
-            f"rewards must be of {len(structures)} structures in groups of group_size {group_size},"
-            f" got shape {rewards.shape}"
-        )
-    if rewards.dtype.kind not in "biuf":
-        raise ValueError(f"rewards must be numbers, got an array of {rewards.dtype}")
-    groups = rewards.reshape(-1, group_size)
-    valid = validity.check(structures).valid
-    prints = np.where(valid[:, None], fingerprints(structures), np.nan)
-    n_valid = np.isfinite(prints).all(axis=1).reshape(-1, group_size).sum(axis=1)
-    distinct = count_distinct(prints, group_size)[n_valid > 0] / n_valid[n_valid > 0]
-    return {
-        "group_std": float(groups.std(axis=1).mean()),
-        "flat_groups": float((groups.max(axis=1) == groups.min(axis=1)).mean()),
-        "valid": float(valid.mean()),
-        "distinct": float(distinct.mean()) if len(distinct) else np.nan,
-    }
-
-
-# --------------------------------------------------------------------------------------------------
-# Verdict
-# --------------------------------------------------------------------------------------------------
+from irlkit.utils.checks import checked
 
 
 @dataclass(frozen=True)
