@@ -1,0 +1,91 @@
+"""Docstrings: their examples run, they begin with a verb, and say shapes where tensors go in."""
+
+import ast
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+from tests.test_house import MODULES
+
+PUBLIC = [name for name in MODULES if not any(p.startswith("_") for p in name.split("."))]
+NO_VERBS = set(
+    "A All An And Any Both Each Every Field For From How Index Its Largest Least Mean Means Most "
+    "Name Names Number Numbers Of One Only Shape Some Such That The Their These They This Those "
+    "To What When Where Whether Which Who Whose Why With".split()
+)
+
+
+def documented(module):
+    """Public functions and methods of a module, without properties: name, node."""
+    tree = ast.parse(MODULES[module].read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for inner in node.body:
+                if not isinstance(inner, ast.FunctionDef) or inner.name.startswith("_"):
+                    continue
+                decorators = {ast.unparse(d).rpartition(".")[2] for d in inner.decorator_list}
+                if not decorators & {"property", "cached_property", "overload"}:
+                    yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_docstrings_begin_with_a_verb(module):
+    wrong = []
+    for name, node in documented(module):
+        text = ast.get_docstring(node)
+        if text and (text.split()[0].strip("`,.:;") in NO_VERBS or not text[0].isupper()):
+            wrong.append(f"{name}: {text.splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def examples():
+    """Modules with examples, and how many objects have one."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for name in PUBLIC:
+        if ">>>" not in MODULES[name].read_text():
+            continue
+        module = importlib.import_module(name)
+        for test in finder.find(module, name):
+            if test.examples:
+                yield test
+
+
+def test_examples_run():
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    found = list(examples())
+    for test in found:
+        runner.run(test)
+    assert runner.summarize().failed == 0
+    assert len(found) >= 40, f"{len(found)} objects have an example"
+
+
+def test_public_names_are_not_too_many():
+    total = 0
+    for module in PUBLIC:
+        for node in ast.parse(MODULES[module].read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                total += 1
+                if isinstance(node, ast.ClassDef):
+                    total += sum(
+                        isinstance(n, ast.FunctionDef) and not n.name.startswith("_")
+                        for n in node.body
+                    )
+    assert total <= 550, total
+
+
+def test_every_public_function_has_a_docstring():
+    """An override has that of what it overrides."""
+    missing = []
+    for module in PUBLIC:
+        loaded = importlib.import_module(module) if module != "irlkit.__main__" else None
+        for name, _ in documented(module):
+            thing = loaded
+            for part in name.split("."):
+                thing = getattr(thing, part, None)
+            if not inspect.getdoc(thing):
+                missing.append(f"{module}.{name}")
+    assert not missing, missing
