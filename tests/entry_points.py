@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from optuna.distributions import CategoricalDistribution
 
 from irlkit import data as datasets
 from irlkit import pretraining, rewards
@@ -217,11 +218,11 @@ class Kit:
 
     @cached_property
     def space(self):
-        return sweeps.SearchSpace("annealing", (sweeps.Choice("n_ppo_epochs", (1, 2)),))
+        return sweeps.SearchSpace("annealing", {"n_ppo_epochs": CategoricalDistribution((1, 2))})
 
     @cached_property
     def sweep(self):
-        return sweeps.SweepFolder.create(self.folder / "sweep", self.space, {"toy": 1})
+        return sweeps.Sweep(self.folder / "sweep", self.space, {"toy": 1})
 
     @cached_property
     def notebook(self):
@@ -689,41 +690,19 @@ def entries(kit):
         "runs.find": dict(root="."),
         "runs.table": dict(runs=[k.run], root="."),
         "runs.compare": dict(first=k.run, second=k.run),
-        "sweeps.Choice": dict(name="a", values=(1, 2)),
-        "sweeps.Uniform": dict(name="a", low=1.0, high=2.0, log=True),
         "sweeps.SearchSpace": dict(
             policy="annealing",
-            parameters=(sweeps.Choice("n_ppo_epochs", (1, 2)),),
+            parameters=dict(k.space.parameters),
             fixed={"n_groups": 2},
             start=({"n_ppo_epochs": 1},),
         ),
-        "sweeps.SearchSpace.check": (k.space.check, dict(config={"n_ppo_epochs": 1})),
-        "sweeps.SearchSpace.from_dict": dict(data=k.space.to_dict()),
-        "sweeps.TrainingSettings": vars(sweeps.TrainingSettings()),
-        "sweeps.PolicyObjective": dict(space=k.space, settings=sweeps.TrainingSettings()),
-        "sweeps.SweepFolder": dict(
-            path=k.folder, space=k.space, objective={}, seed=0, backend="optuna"
-        ),
-        "sweeps.SweepFolder.create": dict(
-            path="new", space=k.space, objective={}, seed=0, backend="optuna"
-        ),
-        "sweeps.SweepFolder.open": dict(path=k.sweep.path),
-        "sweeps.TrialRecord": dict(
-            number=0,
-            config={},
-            state="running",
-            value=1.0,
-            best_iteration=1,
-            validations=((1, 0.5),),
-            seconds=1.0,
-            error=None,
-        ),
-        "sweeps.importance": dict(trials=k.sweep.trials(), space=k.space),
+        "sweeps.PolicyObjective": vars(sweeps.PolicyObjective(k.space)),
+        "sweeps.Sweep": dict(path=k.folder / "new", space=k.space, objective={}, seed=0),
+        "sweeps.open_study": dict(path=k.sweep.path),
         "sweeps.run_optuna": dict(
             sweep=k.sweep,
             objective=Objective(),
             n_trials=1,
-            store="journal",
             prune=False,
             progress=False,
         ),
@@ -983,7 +962,6 @@ EXCLUDED = {
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
         "validity.Validity "
         "potentials.Energies omatg.OMatGConfig trainer.NonFiniteRewardError "
-        "sweeps.Pruned"
     ),
     "abstract, or a protocol": (
         "interpolants.Path potentials.Potential rewards.Reward policies.Policy "

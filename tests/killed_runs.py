@@ -5,14 +5,16 @@ Only processes that are to be killed import this: it loads what they need, befor
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
+import optuna
 import torch
 
 from irlkit import pretraining
 from irlkit.data import load
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
-from irlkit.lab.sweeps import SPACES, PolicyObjective, SweepFolder, TrainingSettings, run_optuna
+from irlkit.lab.sweeps import SPACES, PolicyObjective, Sweep, run_optuna
 from irlkit.lab.sweeps import objective as objectives
 from irlkit.potentials import CHGNetPotential
 from irlkit.pretraining import PretrainingConfig, pretrain
@@ -22,14 +24,9 @@ from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils import system
 from tests.toys import ToyModel, crystals, flow_model, trainer_config, volume_reward
 
-try:
-    import optuna
-
-    # Loads what is loaded late.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.create_study(storage="sqlite://", sampler=optuna.samplers.TPESampler())
-except ImportError:
-    pass  # the sweep is skipped
+# Loads what is loaded late.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.create_study(sampler=optuna.samplers.TPESampler())
 
 torch.set_num_threads(1)
 DATA = load("prototypes", "train", max_atoms=4, cache=False, progress=False).subset(8)
@@ -149,12 +146,12 @@ def _sweep(folder, begins):
         return volume_reward(structures)
 
     model, data = ToyModel().requires_grad_(False), crystals()
-    parts = objectives._Parts(model, data, data, counted, volume_reward, None)
-    objectives._parts = lambda settings: parts
+    parts = objectives._Parts(model, data, data, counted, volume_reward, ExitStack())
+    objectives._load_parts = lambda objective: parts
     space = SPACES["annealing"].narrowed({"group_size": (4, 8)}, n_groups=2)
     grpo = {"n_steps": 3, "validate_every": 2, "max_batch": 64}
-    objective = PolicyObjective(space, TrainingSettings(iterations=SWEEP_ITERATIONS, grpo=grpo))
-    sweep = SweepFolder.create(folder, space, objective.describe())
+    objective = PolicyObjective(space, iterations=SWEEP_ITERATIONS, grpo=grpo)
+    sweep = Sweep(folder, space, objective.describe())
     run_optuna(sweep, objective, SWEEP_TRIALS, progress=False)
 
 

@@ -157,9 +157,9 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = flat([tensors, metadata])
         elif path.suffix == ".json":
             found[name] = flat(json.loads(path.read_text()))
-        elif path.suffix == ".db":
-            found[name] = optuna_trials(path)
-        elif path.name not in (".lock", ".sweep.lock"):
+        elif path.name == "sweep.jsonl":
+            found[name] = optuna_trials(folder)
+        elif path.suffix != ".lock" and path.name != ".lock":
             found[name] = path.read_bytes()
     return found
 
@@ -175,20 +175,18 @@ def flat(value, name=""):
     return [(name, repr(value))]
 
 
-def optuna_trials(path):
-    """What Optuna's own file says; its times are those of the clock."""
-    from irlkit.lab.sweeps.optuna_backend import import_optuna
+def optuna_trials(folder):
+    """What Optuna's journal says, if it has begun; its times are those of the clock."""
+    from irlkit.lab.sweeps import open_study
 
-    optuna = import_optuna()
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        return [
-            (trial.number, trial.state.name, trial.value, trial.params)
-            for study in storage.get_all_studies()
-            for trial in storage.get_all_trials(study._study_id)
-        ]
-    finally:
-        storage.remove_session()
+        trials = open_study(folder).trials
+    except ValueError:
+        trials = []
+    return [
+        (trial.number, trial.state.name, trial.value, trial.params, trial.intermediate_values)
+        for trial in trials
+    ]
 
 
 def main(arguments=None) -> int:

@@ -20,14 +20,13 @@ from pymatgen.core import Lattice, Structure
 from irlkit import data as datasets
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
-from irlkit.lab.sweeps import run_optuna
 from irlkit.potentials import ASEPotential
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rewards import EnergyReward, FunctionReward
 from irlkit.rl.trainer import CHECKPOINT
 from irlkit.utils.system import write_atomically
 from tests.test_grpo import assert_same_bits, make_trainer
-from tests.test_sweeps import Parabola, make, same
+from tests.test_sweeps import Parabola, make, run, same
 from tests.toy_calculators import Troubled
 from tests.toys import ToyModel, crystals, volume_reward
 
@@ -167,8 +166,6 @@ def test_pretraining_whose_disk_is_full_continues_to_the_same_bits(disk):
 
 
 def test_a_sweep_whose_disk_is_full_continues(disk):
-    pytest.importorskip("optuna")
-
     class Filling(Parabola):
         def __call__(self, config, folder, report):
             if self.calls == 1:
@@ -177,10 +174,11 @@ def test_a_sweep_whose_disk_is_full_continues(disk):
 
     sweep = make(disk.path / "sweep")
     with pytest.raises(Exception, match=f"{FULL}|full|disk I/O error"):
-        run_optuna(sweep, Filling(), 3, progress=False)
+        run(sweep, Filling(), 9)
     disk.free()
-    continued = run_optuna(make(disk.path / "sweep"), Parabola(), 3, progress=False)
-    same(continued, run_optuna(make(disk.path / "whole"), Parabola(), 3, progress=False))
+    same(
+        run(make(disk.path / "sweep"), Parabola(), 9), run(make(disk.path / "whole"), Parabola(), 9)
+    )
 
 
 def test_a_full_cache_is_told_and_done_without(disk, tmp_path, monkeypatch):

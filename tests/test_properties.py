@@ -39,7 +39,6 @@ from irlkit.flows.schedules import (
 )
 from irlkit.lab import experiments, plots, runs
 from irlkit.lab.experiments.presets import parse_seeds
-from irlkit.lab.sweeps import SPACES
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.omatg.download import find_downloaded
 from irlkit.pretraining import PretrainingConfig
@@ -131,13 +130,6 @@ def test_names_of_potentials_without_mace(monkeypatch):
     words = r"'chgent' is no CHGNet model \(chgnet, .*pip install 'irlkit\[mace\]'"
     with pytest.raises(ImportError, match=words):
         potentials.get("chgent")
-
-
-@given(st.sampled_from(sorted(SPACES)), st.integers(0, 99), ANYTHING)
-def test_configurations_of_sweeps(space, number, value):
-    space = SPACES[space]
-    name = space.names[number % len(space.names)]
-    result_or_words(lambda: space.check({**space.start[0], name: value}), name)
 
 
 @given(ANYTHING)

@@ -14,8 +14,7 @@ import torch
 
 from irlkit import data as datasets
 from irlkit.lab import plots
-from irlkit.lab.sweeps import SweepFolder, TrialRecord, importance, run_ray
-from irlkit.lab.sweeps.trial import run_trial
+from irlkit.lab.sweeps import importance, open_study, run_ray, trials_table
 from irlkit.rewards import (
     CompositeReward,
     CRMSEReward,
@@ -28,7 +27,7 @@ from irlkit.rewards import (
 from irlkit.rewards.parts import cut, grouping
 from irlkit.utils.workers import WorkersLostError
 from tests.test_grpo import make_trainer
-from tests.test_sweeps import PARAMETERS, SPACE, Parabola, make
+from tests.test_sweeps import NAMES, PARAMETERS, Parabola, make, run
 from tests.toy_potentials import LennardJonesToy
 from tests.toys import crystals
 
@@ -50,7 +49,6 @@ def free_ports(*names):
 def cluster(tmp_path_factory):
     """A connection to a cluster; one for all tests, since it takes long to start."""
     pytest.importorskip("ray", reason="needs Ray, irlkit[ray]")
-    pytest.importorskip("optuna", reason="needs Optuna, irlkit[ray]")
     folder = tmp_path_factory.mktemp("ray")
     # Ray's agents import jsonschema, which imports this one if it is there and parses a grammar
     # then. Under load that takes longer than the 15 seconds after which Ray gives its agents up.
@@ -258,22 +256,29 @@ def test_trainer_takes_it_like_any_other(cluster, tmp_path):
 @pytest.mark.slow
 def test_sweep_on_two_workers_continues_and_is_read_like_any_other(cluster, tmp_path):
     assert cluster.cluster_resources()["CPU"] == 2
-    sweep = make(tmp_path / "sweep", backend="ray")
-    # What a process that died has left: one trial finished, one not.
-    finished = run_trial(sweep, Parabola(), 0, SPACE.start[0])
-    left = {**SPACE.start[0], "learning_rate": 1e-3, "n_ppo_epochs": 1}
-    sweep.write(TrialRecord(1, left))
-    trials = run_ray(sweep, Parabola(), 3, prune=True)
-    assert list(trials["number"]) == [0, 1, 2] and (trials["state"] == "complete").all()
-    assert trials["value"][0] == finished.value
-    assert trials["learning_rate"][1] == 1e-3 and trials["value"][1] == pytest.approx(0.05)
-    again = SweepFolder.open(tmp_path / "sweep")
-    assert again.best().value == trials["value"].max()
+    sweep = make(tmp_path / "sweep")
+    # What a process on one machine has left when it died: one trial finished, one not.
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, Parabola(stop_after=1), 4)
+    left = trials_table(sweep.study)
+    assert list(left["state"]) == ["complete", "running"]
+    trials = run_ray(sweep, Parabola(), 4, prune=True)
+    assert list(trials["number"]) == [0, 1, 2, 3] and (trials["state"] == "complete").all()
+    pd.testing.assert_frame_equal(trials[NAMES].iloc[:2], left[NAMES])
+    assert trials["value"][0] == left["value"][0]
+    study = open_study(tmp_path / "sweep")
+    assert study.best_value == trials["value"].max()
     # What notebook 05 does with a sweep does not ask who ran it.
     assert set(PARAMETERS) <= set(trials.columns)
-    names = sweep.space.names
-    assert plots.sweep_trials(trials, parameters=names).data
-    assert plots.parallel_coordinates(trials, names).data
-    assert set(importance(trials, again.space).index) == set(names)
-    # All is done: nothing is started.
-    pd.testing.assert_frame_equal(run_ray(sweep, Parabola(fail_below=1.0), 3), trials)
+    assert plots.sweep_trials(trials, parameters=NAMES).data
+    assert plots.parallel_coordinates(trials, NAMES).data
+    assert set(importance(study).index) == set(NAMES)
+    # All is done: nothing is trained, and one process may go on.
+    pd.testing.assert_frame_equal(run_ray(sweep, Parabola(fail_below=1.0), 4), trials)
+    assert len(run(sweep, Parabola(), 5)) == 5
+
+
+@pytest.mark.slow
+def test_sweep_whose_trials_all_fail_is_given_up(cluster, tmp_path):
+    with pytest.raises(RuntimeError, match="trials failed, the last with RuntimeError: the grad"):
+        run_ray(make(tmp_path), Parabola(fail_below=1.0), 8)

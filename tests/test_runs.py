@@ -11,7 +11,7 @@ from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.lab import runs
 from irlkit.lab.diagnostics import judge
-from irlkit.lab.sweeps import SPACES, SweepFolder, TrialRecord
+from irlkit.lab.sweeps import SPACES, Sweep, run_optuna
 from irlkit.pretraining import PretrainingConfig, pretrain
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
@@ -49,12 +49,15 @@ def write_notebook(folder):
 
 
 def write_sweep(folder):
-    space = SPACES["annealing"]
-    sweep = SweepFolder.create(folder, space, {"iterations": 10})
-    sweep.write(TrialRecord(0, space.start[0], "complete", 0.2, 5, ((5, 0.2), (10, 0.1)), 3.0))
-    sweep.write(TrialRecord(1, space.start[0]))
-    with sweep.lock():
-        sweep.plan(4)
+    def objective(config, trial_folder, report):
+        if trial_folder.name == "00001":
+            raise KeyboardInterrupt
+        report(5, 0.2)
+        report(10, 0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep = Sweep(folder, SPACES["annealing"], {"iterations": 10})
+        run_optuna(sweep, objective, 4, progress=False)
 
 
 def shown(capsys, *arguments):
@@ -68,9 +71,10 @@ def test_grpo_run(tmp_path):
     run = runs.read(tmp_path / "run")
     assert (run.kind, run.what, run.state) == ("grpo", "AnnealingPolicy", "finished")
     assert (run.done, run.planned, run.metric) == (4, 4, "validation_reward")
-    assert run.best == trainer.best["validation_reward"]
     assert run.best_at == trainer.best["iteration"]
-    assert run.last == trainer.history["validation_reward"].dropna().iloc[-1]
+    assert run.values[run.best_at] == trainer.best["validation_reward"]
+    last = trainer.history["validation_reward"].dropna().iloc[-1]
+    assert run.values.iloc[-1] == run.results["validation_reward, last"] == last
     times = ["rollout_seconds", "reward_seconds", "update_seconds"]
     assert run.seconds == pytest.approx(trainer.history[times].sum().sum())
     assert run.settings["n_groups"] == 2
@@ -100,7 +104,7 @@ def test_finished_trial_without_a_checkpoint_still_has_its_history(tmp_path):
     (tmp_path / "checkpoint.pt").unlink()
     run = runs.read(tmp_path)
     assert (run.kind, run.state, run.done) == ("grpo", "unknown", 4)
-    assert run.best is not None and not run.problems
+    assert run.best_at is not None and not run.problems
 
 
 def test_pretraining_run(tmp_path):
@@ -122,7 +126,7 @@ def test_pretraining_run(tmp_path):
     run = runs.read(tmp_path)
     assert (run.kind, run.what, run.state) == ("pretraining", "linear-ode", "finished")
     assert (run.done, run.planned, run.metric) == (4, 4, "validation_loss")
-    assert run.best == run.history["validation_loss"].min()
+    assert run.values[run.best_at] == run.history["validation_loss"].min()
     assert run.settings["hidden_dim"] == 8 and run.seconds > 0
 
 
@@ -133,7 +137,7 @@ def test_notebook_and_sweep(tmp_path):
     assert (notebook.kind, notebook.done, notebook.planned) == ("notebook", 1, 2)
     assert notebook.seconds == 5 and notebook.settings["settings.n_steps"] == 10
     assert (sweep.kind, sweep.done, sweep.planned) == ("sweep", 1, 4)
-    assert (sweep.state, sweep.best, sweep.best_at) == ("unfinished", 0.2, 0)
+    assert (sweep.state, sweep.best_at, sweep.values[0]) == ("unfinished", 0, 0.2)
     assert sweep.settings["iterations"] == 10
 
 
@@ -180,7 +184,7 @@ def test_compare_shows_what_differs(tmp_path, capsys):
     for column, run in (("first", first), ("second", second)):
         at_4 = run.history.set_index("iteration")["validation_reward"][4]
         assert results.loc[name, column] == at_4
-    assert list(results.loc["iterations"]) == [4, 6, 2]
+    assert list(results.loc["done"]) == [4, 6, 2]
     best = results.loc["validation_reward, best"]
     assert best["difference"] == pytest.approx(best["second"] - best["first"])
     status, out, _ = shown(capsys, "compare", tmp_path / "a", tmp_path / "b")
@@ -201,9 +205,9 @@ def test_damaged_training_run_is_named_and_the_rest_read(name, content, tmp_path
     assert (
         run.state == "damaged" and name in run.problems[0] and "cannot be read" in run.problems[0]
     )
-    assert len(run.history) == 5 and run.best is not None, "the other file still says it"
+    assert len(run.history) == 5 and run.best_at is not None, "the other file still says it"
     status, out, _ = shown(capsys, "show", tmp_path / "run")
-    assert status == 1 and f"problem: {name} cannot be read" in out
+    assert status == 1 and f"{tmp_path / 'run'}: {name} cannot be read" in out
     assert shown(capsys, "list", tmp_path)[0] == 0
 
 
@@ -242,7 +246,7 @@ def test_checkpoint_cannot_run_code(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"parameters": 1, "claims": []}', "\x00"])
 def test_damaged_notebook_and_sweep_are_named(content, tmp_path):
-    for name in ("results.json", "sweep.json"):
+    for name in ("results.json", "sweep.jsonl"):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text(content)
@@ -255,5 +259,5 @@ def test_history_without_validation_has_no_best(tmp_path):
         tmp_path / "history.parquet"
     )
     run = runs.read(tmp_path)
-    assert run.best is None and run.done == 2 and not run.problems
+    assert run.best_at is None and run.done == 2 and not run.problems
     assert runs.table([run])["best"].iloc[0] == ""

@@ -3,44 +3,44 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from irlkit.flows.schedules import LearnedAnnealing
 from irlkit.lab import plots
 from irlkit.lab.experiments import sweep_experiment
 from irlkit.lab.sweeps import (
-    POLICIES,
     SPACES,
-    Choice,
     PolicyObjective,
     SearchSpace,
-    SweepFolder,
-    TrainingSettings,
-    TrialRecord,
-    Uniform,
+    Sweep,
     importance,
+    open_study,
     run_optuna,
     run_ray,
+    trials_table,
 )
 from irlkit.lab.sweeps import __main__ as command_line
 from irlkit.lab.sweeps import objective as objectives
-from irlkit.lab.sweeps.optuna_backend import propose
-from irlkit.lab.sweeps.trial import below_median, run_trial
+from irlkit.lab.sweeps.run import _claim, _claim_next, _propose, _run_trial
 from irlkit.rl.grpo import NORMALIZATIONS
 from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 ROOT = Path(__file__).parents[1]
 SPACE = SPACES["annealing"]
-PARAMETERS = ["number", "state", "value", *SPACE.names, "best_iteration", "iterations", "error"]
+NAMES = list(SPACE.parameters)
+PARAMETERS = ["number", "state", "value", *NAMES, "best_iteration", "iterations", "error"]
 
 
 class Parabola:
@@ -49,9 +49,6 @@ class Parabola:
     def __init__(self, sleep=0.0, fail_below=0.0, stop_after=None):
         self.sleep, self.fail_below, self.stop_after = sleep, fail_below, stop_after
         self.calls = 0
-
-    def describe(self):
-        return {"toy": "parabola"}
 
     def __call__(self, config, folder, report):
         self.calls += 1
@@ -66,17 +63,16 @@ class Parabola:
 
 
 def make(path, objective=None, **options):
-    objective = Parabola() if objective is None else objective
-    return SweepFolder.create(path, SPACE, objective.describe(), **options)
+    description = {"toy": "parabola"} if objective is None else objective.describe()
+    return Sweep(path, SPACE, description, **options)
+
+
+def run(sweep, objective, n_trials, **options):
+    return run_optuna(sweep, objective, n_trials, progress=False, **options)
 
 
 def same(first, second):
     pd.testing.assert_frame_equal(first[PARAMETERS], second[PARAMETERS])
-
-
-@pytest.fixture
-def optuna():
-    return pytest.importorskip("optuna")
 
 
 # --- spaces ---
@@ -84,38 +80,37 @@ def optuna():
 
 def test_spaces_are_those_of_appendix_f():
     """The table of the appendix, read from the data that sweeps use."""
-    assert set(SPACES) == set(POLICIES)
-    for space in SPACES.values():
-        assert space["group_size"].values == (32, 64) and space.fixed == {"n_groups": 16}
-        assert set(space["shared_x_0"].values) == {True, False}
-    annealing, velocity, score = (SPACES[p] for p in ("annealing", "velocity", "score"))
-    assert annealing["n_ppo_epochs"].values == (1, 2, 3, 4, 5)
-    assert annealing["clip_eps"] == Uniform("clip_eps", 0.1, 0.5)
-    assert annealing["pos_policy_weight"] == Uniform("pos_policy_weight", 0.01, 100.0, log=True)
-    assert annealing["learning_rate"] == Uniform("learning_rate", 1e-5, 1e-2, log=True)
-    assert annealing["hidden_dim"].values == (32, 64, 128)
-    assert annealing["n_hidden_layers"].values == (1, 2, 3)
-    assert "kl_weight" not in annealing.names and "normalization" not in annealing.names
+    for name, space in SPACES.items():
+        assert space.policy == name and space.fixed == {"n_groups": 16}
+        assert space.parameters["group_size"].choices == (32, 64)
+        assert set(space.parameters["shared_x_0"].choices) == {True, False}
+    annealing, velocity, score = (SPACES[p].parameters for p in ("annealing", "velocity", "score"))
+    assert annealing["n_ppo_epochs"].choices == (1, 2, 3, 4, 5)
+    assert annealing["clip_eps"] == FloatDistribution(0.1, 0.5)
+    assert annealing["pos_policy_weight"] == FloatDistribution(0.01, 100.0, log=True)
+    assert annealing["learning_rate"] == FloatDistribution(1e-5, 1e-2, log=True)
+    assert annealing["hidden_dim"].choices == (32, 64, 128)
+    assert annealing["n_hidden_layers"].choices == (1, 2, 3)
+    assert "kl_weight" not in annealing and "normalization" not in annealing
     for space in (velocity, score):
-        assert space["n_ppo_epochs"].values == (1, 2, 3, 4)
-        assert space["clip_eps"] == Uniform("clip_eps", 0.05, 0.3)
-        assert space["policy_weight"] == Uniform("policy_weight", 0.1, 10.0, log=True)
-        assert space["kl_weight"].values == (0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-        assert space["learning_rate"] == Uniform("learning_rate", 1e-5, 1e-3, log=True)
-        assert space["normalization"].values == NORMALIZATIONS
+        assert space["n_ppo_epochs"].choices == (1, 2, 3, 4)
+        assert space["clip_eps"] == FloatDistribution(0.05, 0.3)
+        assert space["policy_weight"] == FloatDistribution(0.1, 10.0, log=True)
+        assert space["kl_weight"].choices == (0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+        assert space["learning_rate"] == FloatDistribution(1e-5, 1e-3, log=True)
+        assert space["normalization"].choices == NORMALIZATIONS
     distillation = (0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-    assert score["distillation_weight"].values == distillation
-    assert set(score.names) - set(velocity.names) == {"distillation_weight"}
+    assert score["distillation_weight"].choices == distillation
+    assert set(score) - set(velocity) == {"distillation_weight"}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_configuration_is_one_of_the_trainer(policy, optuna):
+@pytest.mark.parametrize("policy", SPACES)
+def test_every_configuration_is_one_of_the_trainer(policy, tmp_path):
     space = SPACES[policy]
     assert space.start, "a sweep begins with what is known"
-    for number in range(len(space.start), len(space.start) + 5):
-        config = propose(space, 0, number, [])
-        space.check(config)
-        grpo, annealing = space.split(config)
+    sweep = Sweep(tmp_path, space, {})
+    for number in range(len(space.start) + 5):
+        grpo, annealing = space.split(_propose(sweep, number))
         assert trainer_config(**grpo).n_groups == 16
         LearnedAnnealing(**annealing)
 
@@ -126,172 +121,158 @@ def test_weights_of_an_annealing_sum_to_one():
     assert weights == {"pos": pytest.approx(0.75), "cell": pytest.approx(0.25)}
 
 
-def test_space_is_the_same_after_json():
-    for space in SPACES.values():
-        again = SearchSpace.from_dict(json.loads(json.dumps(space.to_dict())))
-        assert again.to_dict() == space.to_dict()
-        assert again.parameters == space.parameters
-    for damaged in ({}, {"policy": "annealing", "parameters": [{"kind": "?"}]}, []):
-        with pytest.raises(ValueError, match=r"a mapping|not a search space|unknown kind"):
-            SearchSpace.from_dict(damaged)
-
-
 def test_narrowed_space_keeps_its_start_inside():
     space = SPACE.narrowed({"group_size": (8, 16), "clip_eps": (0.1, 0.2)}, n_ppo_epochs=2)
-    assert space["group_size"].values == (8, 16) and "n_ppo_epochs" not in space.names
+    assert space.parameters["group_size"].choices == (8, 16)
+    assert "n_ppo_epochs" not in space.parameters
     assert space.start[0]["group_size"] == 16 and space.start[0]["clip_eps"] == 0.2
     assert space.split(space.start[0])[0]["n_ppo_epochs"] == 2
     with pytest.raises(ValueError, match=r"to narrow, got \['group'\]"):
         SPACE.narrowed({"group": (1, 2)})
 
 
+SEED = {"seed": CategoricalDistribution((1, 2))}
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        (lambda: Choice("a", ()), "at least one"),
-        (lambda: Choice("a", (1, 1)), "must be different"),
-        (lambda: Uniform("a", 1.0, 1.0), "needs low < high"),
-        (lambda: Uniform("a", 0.0, 1.0, log=True), "both positive"),
-        (lambda: SearchSpace("annealings", (Choice("n_ppo_epochs", (1,)),)), "policy must be one"),
-        (lambda: SearchSpace("annealing", ()), "at least one parameter"),
-        (
-            lambda: SearchSpace("annealing", (Choice("seed", (1, 2)),)),
-            r"\['seed'\] are no settings",
-        ),
-        (lambda: SearchSpace("velocity", (Choice("hidden_dim", (8,)),)), "no settings of a sweep"),
-        (lambda: SPACE.check({"clip_eps": 0.2}), "config must name"),
-        (lambda: SPACE.check({**SPACE.start[0], "clip_eps": 0.7}), "from 0.1 to 0.5, got 0.7"),
-        (lambda: SPACE.check({**SPACE.start[0], "shared_x_0": 1}), "one of .True, False., got 1"),
-        (lambda: TrainingSettings(reward="speed"), "reward must be one of"),
-        (lambda: TrainingSettings(iterations=4), "at least the 5 between validations"),
+        (lambda: SearchSpace("annealing", {}), "at least one parameter"),
+        (lambda: SearchSpace("annealing", SEED, start=({"clip_eps": 0.2},)), "start must name"),
+        (lambda: SPACE.narrowed({"clip_eps": (0.1, 0.2, 0.3)}), r"must be \(low, high\)"),
+        (lambda: PolicyObjective(SearchSpace("annealings", SEED)), "policy must be one of"),
+        (lambda: PolicyObjective(SearchSpace("velocity", SEED, start=({"seed": 1},))), "a seed"),
+        (lambda: PolicyObjective(SPACE, grpo={"hidden_dim": 8}), r"got \['hidden_dim'\]"),
+        (lambda: PolicyObjective(SPACE, reward="speed"), "reward must be one of"),
+        (lambda: PolicyObjective(SPACE, iterations=4), "at least the 5 between validations"),
     ],
 )
-def test_what_is_no_space_is_refused(make_it, message):
+def test_what_is_no_search_is_refused(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
 
 
-# --- Optuna ---
+# --- running ---
 
 
-def test_sweep_finds_better_configurations_than_chance(optuna, tmp_path):
+def test_sweep_finds_better_configurations_than_chance(tmp_path):
     sweep = make(tmp_path)
-    trials = run_optuna(sweep, Parabola(), 25, store="journal", progress=False)
+    trials = run(sweep, Parabola(), 25)
     assert list(trials["number"]) == list(range(25)) and (trials["state"] == "complete").all()
-    assert dict(sweep.records()[0].config) == SPACE.start[0]
+    assert trials.loc[0, NAMES].to_dict() == SPACE.start[0]
     assert trials["value"].iloc[-8:].mean() > trials["value"].iloc[1:9].mean()
-    best = sweep.best()
-    assert best.value == trials["value"].max() and best.best_iteration == 15
-    assert sweep.planned() == 25
-    SPACE.check(best.config)
-    assert len(sweep.validations()) == 75
+    best = sweep.study.best_trial
+    assert best.value == trials["value"].max() and trials["best_iteration"][best.number] == 15
+    assert sweep.study.user_attrs["n_trials"] == 25
+    assert [list(trial.intermediate_values) for trial in sweep.study.trials] == [[5, 10, 15]] * 25
 
 
-def test_sweeps_depend_on_their_seed_alone(optuna, tmp_path):
+def test_sweeps_depend_on_their_seed_alone(tmp_path):
     runs = [
-        run_optuna(make(tmp_path / name, seed=seed), Parabola(), 4, store=store, progress=False)
-        for name, seed, store in (("a", 0, "sqlite"), ("b", 0, "journal"), ("c", 1, "sqlite"))
+        run(make(tmp_path / name, seed=seed), Parabola(), 4)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     same(runs[0], runs[1])
     assert (runs[0]["learning_rate"] != runs[2]["learning_rate"]).iloc[1:].all()
 
 
-@pytest.mark.parametrize("store", ["sqlite", "journal"])
-def test_interrupted_sweep_continues_as_if_it_had_not_been(store, optuna, tmp_path):
-    whole = run_optuna(make(tmp_path / "whole"), Parabola(), 6, store=store, progress=False)
-    sweep = make(tmp_path / "parts")
+@pytest.mark.parametrize("prune", [False, True])
+def test_interrupted_sweep_continues_as_if_it_had_not_been(prune, tmp_path):
+    whole = run(make(tmp_path / "whole"), Parabola(), 6, prune=prune)
     for stop_after in (0, 2, 1):
         with pytest.raises(KeyboardInterrupt):
-            run_optuna(sweep, Parabola(stop_after=stop_after), 6, store=store, progress=False)
-    assert [trial.state for trial in sweep.records()] == ["complete"] * 3 + ["running"]
-    same(run_optuna(sweep, Parabola(), 6, store=store, progress=False), whole)
+            run(make(tmp_path / "parts"), Parabola(stop_after=stop_after), 6, prune=prune)
+    sweep = make(tmp_path / "parts")
+    assert list(trials_table(sweep.study)["state"]) == ["complete"] * 3 + ["running"]
+    same(run(sweep, Parabola(), 6, prune=prune), whole)
     # What is finished is not run again, and the sweep can be made longer.
     objective = Parabola()
-    assert len(run_optuna(sweep, objective, 7, progress=False)) == 7
+    assert len(run(sweep, objective, 7)) == 7
     assert objective.calls == 1
 
 
 _SCRIPT = """
 import sys
-from tests.test_sweeps import Parabola, make
-from irlkit.lab.sweeps import run_optuna
-run_optuna(make(sys.argv[1]), Parabola(sleep=0.03), 5, store=sys.argv[2], progress=False)
+from tests.test_sweeps import Parabola, make, run
+run(make(sys.argv[1]), Parabola(sleep=0.03), 5)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("store", ["sqlite", "journal"])
-def test_killed_sweep_continues_as_if_it_had_not_been(store, optuna, tmp_path):
-    """SIGKILL in a trial; ids, configurations and values at the end are those of one run."""
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, str(folder), store],
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+@pytest.mark.slow
+def test_killed_sweep_continues_as_if_it_had_not_been(tmp_path):
+    """SIGKILL in a trial; configurations and values at the end are those of one run."""
+    process = start(tmp_path / "killed")
     try:
-        while not list(folder.glob("trials/00002/trial.json")):
+        while not (tmp_path / "killed" / "trials" / "00002").is_dir():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    sweep = make(folder)
-    assert not all(trial.finished for trial in sweep.records())
-    killed = run_optuna(sweep, Parabola(), 5, progress=False)
-    same(killed, run_optuna(make(tmp_path / "whole"), Parabola(), 5, progress=False))
+    sweep = make(tmp_path / "killed")
+    assert list(trials_table(sweep.study)["state"]) == ["complete", "complete", "running"]
+    same(run(sweep, Parabola(), 5), run(make(tmp_path / "whole"), Parabola(), 5))
 
 
-def test_trial_that_was_recorded_but_not_told_is_not_run_again(optuna, tmp_path):
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(tmp_path):
+    """They end with one set of trials, none of which was run twice."""
+    processes = [start(tmp_path) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    study = open_study(tmp_path)
+    assert [trial.number for trial in study.trials] == list(range(5))
+    assert (trials_table(study)["state"] == "complete").all()
+    lines = [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
+    told = [line["trial_id"] for line in lines if "values" in line and "study_id" not in line]
+    assert sorted(told) == list(range(5))
+
+
+def test_line_that_was_cut_short_is_removed(tmp_path):
+    """By the process that wrote it, or by another one that is still running."""
+    sweep = make(tmp_path)
+    run(sweep, Parabola(), 2)
+    for again in (sweep, make(tmp_path)):
+        with open(tmp_path / "sweep.jsonl", "ab") as file:
+            file.write(b'{"op_code": 4, "work')
+        assert len(trials_table(open_study(tmp_path))) >= 2, "reading does not mind"
+        trials = run(again, Parabola(), 3)
+    same(trials, run(make(tmp_path / "whole"), Parabola(), 3))
+
+
+def test_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep = make(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_optuna(sweep, Parabola(stop_after=1), 3, progress=False)
-    # As if the process had died between writing the record and telling Optuna.
-    record = run_trial(sweep, Parabola(), 1, sweep.read(1).config)
-    objective = Parabola()
-    trials = run_optuna(sweep, objective, 3, progress=False)
-    assert objective.calls == 1 and trials["value"][1] == record.value
-    study = optuna.load_study(study_name="irlkit", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
-    assert [trial.value for trial in study.trials] == list(trials["value"])
-
-
-def test_journal_that_was_cut_short_is_mended(optuna, tmp_path):
-    sweep = make(tmp_path)
-    run_optuna(sweep, Parabola(), 2, store="journal", progress=False)
-    with open(tmp_path / "optuna.log", "ab") as file:
-        file.write(b'{"op_code": 4, "work')
-    (tmp_path / "optuna.log.lock").touch()
-    assert len(run_optuna(sweep, Parabola(), 3, progress=False)) == 3
-
-
-def test_two_processes_share_a_sweep(optuna, tmp_path):
-    """A trial that another process works on is left alone."""
-    sweep = make(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run_optuna(sweep, Parabola(stop_after=0), 3, progress=False)
-    with sweep.claim(0) as ours:
+        run(sweep, Parabola(stop_after=0), 3)
+    with _claim(sweep, 0) as ours:
         assert ours
-        with sweep.claim(0) as again:
+        with _claim(sweep, 0) as again:
             assert not again
-        trials = run_optuna(sweep, Parabola(), 3, progress=False)
+        trials = run(sweep, Parabola(), 3)
         assert list(trials["state"]) == ["running", "complete", "complete"]
-    assert list(run_optuna(sweep, Parabola(), 3, progress=False)["state"]) == ["complete"] * 3
+    assert list(run(sweep, Parabola(), 3)["state"]) == ["complete"] * 3
 
 
-def test_failed_trials_are_recorded_and_passed_over(optuna, tmp_path):
-    sweep = make(tmp_path)
-    trials = run_optuna(sweep, Parabola(fail_below=3e-4), 8, store="journal", progress=False)
+def test_failed_trials_are_recorded_and_passed_over(tmp_path):
+    trials = run(make(tmp_path), Parabola(fail_below=3e-4), 8)
     failed = trials["learning_rate"] < 3e-4
     assert 0 < failed.sum() < 8
     assert list(trials["state"]) == ["failed" if f else "complete" for f in failed]
     assert trials["value"].isna().equals(failed)
     assert trials.loc[failed, "error"].str.contains("RuntimeError: the gradient is not").all()
     with pytest.raises(RuntimeError, match="all of the first 3 trials failed, the last with"):
-        run_optuna(make(tmp_path / "all"), Parabola(fail_below=1.0), 8, progress=False)
+        run(make(tmp_path / "all"), Parabola(fail_below=1.0), 8)
 
 
-def test_trials_below_the_median_are_pruned(optuna, tmp_path):
-    trials = run_optuna(make(tmp_path), Parabola(), 16, store="journal", prune=True, progress=False)
+def test_trials_below_the_median_are_pruned(tmp_path):
+    trials = run(make(tmp_path), Parabola(), 16, prune=True)
     pruned = trials[trials["state"] == "pruned"]
     complete = trials[trials["state"] == "complete"]
     assert len(pruned) and (pruned["iterations"] == 5).all()
@@ -300,23 +281,7 @@ def test_trials_below_the_median_are_pruned(optuna, tmp_path):
     assert pruned["value"].max() < complete["value"].max()
 
 
-def test_median_is_that_of_the_others_at_the_same_iteration():
-    def trial(number, *values, state="complete"):
-        validations = tuple((5 * i, v) for i, v in enumerate(values, start=1))
-        return TrialRecord(number, {}, state, max(values), 5, validations)
-
-    others = [trial(i, 0.1 * i, 9.0) for i in range(4)]
-    assert below_median(trial(9, 0.14, state="running"), others)
-    assert not below_median(trial(9, 0.16, state="running"), others)
-    # The best so far counts, and neither trials that run nor one's own record.
-    assert not below_median(trial(9, 9.5, 1.0, state="running"), others)
-    assert not below_median(trial(9, 0.0, state="running"), others[:3])
-    assert not below_median(
-        trial(9, 0.0, state="running"), [*others[:3], trial(5, 1, state="running")]
-    )
-
-
-def test_objective_has_to_report_finite_numbers(optuna, tmp_path):
+def test_objective_has_to_report_finite_numbers(tmp_path):
     def silent(config, folder, report):
         pass
 
@@ -325,14 +290,13 @@ def test_objective_has_to_report_finite_numbers(optuna, tmp_path):
 
     sweep = make(tmp_path)
     with pytest.raises(ValueError, match="at least one validation"):
-        run_trial(sweep, silent, 0, SPACE.start[0])
-    assert not sweep.read(0).finished
-    assert run_trial(sweep, wrong, 0, SPACE.start[0]).state == "failed"
+        run(sweep, silent, 1)
+    assert list(trials_table(sweep.study)["state"]) == ["running"]
+    trials = run(sweep, wrong, 1)
+    assert trials["state"][0] == "failed" and "validation reward nan" in trials["error"][0]
     for wrong_count in (0, True, 2.0):
         with pytest.raises(ValueError, match=r"n_trials must be an?\b.* integer"):
             run_optuna(sweep, Parabola(), wrong_count)
-    with pytest.raises(ValueError, match="store must be one of"):
-        run_optuna(sweep, Parabola(), 1, store="redis")
 
 
 # --- folders ---
@@ -343,32 +307,29 @@ def test_folder_holds_one_sweep(tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match=r"holds another sweep \(other seed\)"):
         make(tmp_path, seed=1)
-    with pytest.raises(ValueError, match="other space, backend"):
-        SweepFolder.create(tmp_path, SPACES["velocity"], {"toy": "parabola"}, backend="ray")
+    with pytest.raises(ValueError, match="other space, objective"):
+        Sweep(tmp_path, SPACES["velocity"], {"toy": "other"})
+    with pytest.raises(ValueError, match="described by what JSON holds"):
+        Sweep(tmp_path / "new", SPACE, {"toy": math.nan})
     with pytest.raises(FileNotFoundError, match="no sweep in"):
-        SweepFolder.open(tmp_path / "elsewhere")
+        open_study(tmp_path / "elsewhere")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"out_dir: the folder .* cannot be made"):
         make(tmp_path / "file" / "sweep")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "irlkit-sweep"}', "\x00"])
-def test_damaged_files_are_named(content, tmp_path):
-    sweep = make(tmp_path)
-    sweep.write(TrialRecord(0, SPACE.start[0]))
-    (sweep.folder(0) / "trial.json").write_text(content)
-    with pytest.raises(ValueError, match=r"trial\.json is not the record of a trial"):
-        sweep.records()
-    (tmp_path / "sweep.json").write_text(content)
-    with pytest.raises(ValueError, match=r"sweep\.json is not the description of a sweep"):
-        SweepFolder.open(tmp_path)
+@pytest.mark.parametrize("content", ["", "[]\n", "{}\n", '{"op_code": 77}\n', "\x00", "a\nb\n"])
+def test_damaged_journal_is_named(content, tmp_path):
+    (tmp_path / "sweep.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"sweep\.jsonl is not the journal of a sweep"):
+        open_study(tmp_path)
 
 
 def test_empty_sweep_has_a_table(tmp_path):
     sweep = make(tmp_path)
-    assert not len(sweep.trials()) and set(SPACE.names) <= set(sweep.trials())
-    with pytest.raises(ValueError, match="no trial of the sweep"):
-        sweep.best()
+    trials = trials_table(sweep.study)
+    assert not len(trials) and set(NAMES) <= set(trials)
+    assert importance(sweep.study).isna().all()
 
 
 # --- the objective ---
@@ -379,38 +340,38 @@ def toy_parts(monkeypatch):
     """Trains on the toy model, without files."""
     model = ToyModel().requires_grad_(False)
     data = crystals()
-    parts = objectives._Parts(model, data, data, volume_reward, volume_reward, None)
-    monkeypatch.setattr(objectives, "_parts", lambda settings: parts)
-
-
-def settings(**options):
-    grpo = {"n_steps": 3, "validate_every": 2, "max_batch": 64}
-    return TrainingSettings(**{"iterations": 6, "grpo": grpo, **options})
+    parts = objectives._Parts(model, data, data, volume_reward, volume_reward, ExitStack())
+    monkeypatch.setattr(objectives, "_load_parts", lambda objective: parts)
 
 
 SMALL = SPACE.narrowed({"group_size": (4, 8)}, n_groups=2)
 
 
+def small(space=SMALL, **options):
+    grpo = {"n_steps": 3, "validate_every": 2, "max_batch": 64}
+    return PolicyObjective(space, **{"iterations": 6, "grpo": grpo, **options})
+
+
 @pytest.mark.usefixtures("toy_parts")
 def test_objective_reports_the_validations_of_the_trainer(tmp_path):
-    objective = PolicyObjective(SMALL, settings())
-    reported = []
-    objective(SMALL.start[0], tmp_path, lambda i, v: reported.append((i, v)))
+    objective = small()
+    reported = {}
+    objective(SMALL.start[0], tmp_path, reported.__setitem__)
     trainer = objective.trainer(SMALL.start[0], None)
     history = trainer.run(6, progress=False).dropna(subset=["validation_reward"])
     expected = history[["iteration", "validation_reward"]].iloc[1:]
-    assert reported == [(int(i), v) for i, v in expected.itertuples(index=False)]
+    assert list(reported.items()) == [(int(i), v) for i, v in expected.itertuples(index=False)]
     assert trainer.config.group_size == 8 and trainer.config.n_groups == 2
     assert (tmp_path / "best.safetensors").exists()
-    sweep = make(tmp_path / "sweep", objective)
-    record = run_trial(sweep, objective, 0, SMALL.start[0])
-    assert record.validations == tuple(reported)
+    sweep = Sweep(tmp_path / "sweep", SMALL, objective.describe())
+    run(sweep, objective, 1)
+    assert sweep.study.trials[0].intermediate_values == reported
     assert not (sweep.folder(0) / "checkpoint.pt").exists(), "a finished trial needs none"
 
 
 @pytest.mark.usefixtures("toy_parts")
 def test_interrupted_trial_continues_from_its_checkpoint(tmp_path):
-    objective = PolicyObjective(SMALL, settings())
+    objective = small()
     whole, parts = [], []
     objective(SMALL.start[0], tmp_path / "whole", lambda i, v: whole.append((i, v)))
 
@@ -430,7 +391,8 @@ def test_interrupted_trial_continues_from_its_checkpoint(tmp_path):
 @pytest.mark.usefixtures("toy_parts")
 def test_policies_of_networks_are_trained_as_well(policy, tmp_path):
     space = SPACES[policy].narrowed({"group_size": (4,)}, n_groups=2)
-    objective = PolicyObjective(space, settings(iterations=2, reward="energy"))
+    objective = small(space, iterations=2)
+    assert (objective.reward, objective.checkpoint) == ("energy", "trig-sde-gamma")
     reported = []
     objective(space.start[0], tmp_path, lambda i, v: reported.append(i))
     assert reported == [2]
@@ -440,41 +402,55 @@ def test_policies_of_networks_are_trained_as_well(policy, tmp_path):
 
 
 @pytest.mark.usefixtures("toy_parts")
-def test_sweep_of_the_toy_is_read_by_everything(optuna, tmp_path, capsys):
-    objective = PolicyObjective(SMALL, settings(iterations=4))
-    sweep = SweepFolder.create(tmp_path, SMALL, objective.describe())
-    trials = run_optuna(sweep, objective, 5, progress=False)
-    again = SweepFolder.open(tmp_path)
-    assert again.space.to_dict() == SMALL.to_dict()
-    pd.testing.assert_frame_equal(again.trials(), trials)
-    shares = importance(trials, again.space)
+def test_objective_travels_without_what_it_has_loaded(tmp_path):
+    objective = small()
+    objective.trainer(SMALL.start[0], None)
+    again = pickle.loads(pickle.dumps(objective))
+    assert "_parts" in vars(objective) and "_parts" not in vars(again)
+    assert again.describe() == objective.describe()
+    objective.close()
+    assert "_parts" not in vars(objective)
+
+
+@pytest.mark.usefixtures("toy_parts")
+def test_sweep_of_the_toy_is_read_by_everything(tmp_path, capsys):
+    objective = small(iterations=4)
+    sweep = Sweep(tmp_path, SMALL, objective.describe())
+    trials = run(sweep, objective, 5)
+    study = open_study(tmp_path)
+    pd.testing.assert_frame_equal(trials_table(study), trials)
+    shares = importance(study)
     assert shares.sum() == pytest.approx(1) and (shares >= 0).all()
-    figure = plots.parallel_coordinates(trials, SMALL.names, logarithmic=["learning_rate"])
-    assert len(figure.data[0].dimensions) == len(SMALL.names) + 1
+    figure = plots.parallel_coordinates(trials, NAMES, logarithmic=SMALL.logarithmic)
+    assert len(figure.data[0].dimensions) == len(NAMES) + 1
     assert command_line.main(["show", str(tmp_path)]) == 0
-    assert f"best: trial {sweep.best().number}" in capsys.readouterr().out
+    assert f"best: trial {study.best_trial.number}" in capsys.readouterr().out
     assert command_line.main(["show", "--json", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out) == dict(sweep.best().config)
+    assert json.loads(capsys.readouterr().out) == study.best_trial.params
 
 
 # --- importance ---
 
 
-def test_importance_finds_what_matters(optuna, tmp_path):
+def test_importance_finds_what_matters(tmp_path):
     sweep = make(tmp_path)
-    for number in range(60):
-        config = propose(SPACE, 3, max(number, 1), [])
-        run_trial(sweep, Parabola(), number, config)
-    shares = importance(sweep.trials(), SPACE)
+    for _ in range(60):
+        distributions = dict(SPACE.parameters)
+        sweep.study.ask(distributions)  # at random
+        with _claim_next(sweep, 60) as trial:
+            _run_trial(sweep, Parabola(), trial, prune=False)
+    shares = importance(sweep.study)
     assert shares.index[0] == "learning_rate" and shares.iloc[0] > 0.5
 
 
-def test_importance_of_few_or_equal_trials_is_unknown(optuna, tmp_path):
-    sweep = make(tmp_path)
-    trials = run_optuna(sweep, Parabola(), 3, progress=False)
-    assert importance(trials, SPACE).isna().all()
-    equal = pd.concat([trials] * 3).assign(value=0.5)
-    assert importance(equal, SPACE).isna().all()
+def test_importance_of_few_or_equal_trials_is_unknown(tmp_path):
+    def flat(config, folder, report):
+        report(5, 0.5)
+
+    few, equal = make(tmp_path / "few"), make(tmp_path / "equal")
+    run(few, Parabola(), 3)
+    run(equal, flat, 9)
+    assert importance(few.study).isna().all() and importance(equal.study).isna().all()
 
 
 # --- command line ---
@@ -489,30 +465,36 @@ def test_spaces_are_shown(capsys):
 def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert command_line.main(["show", str(tmp_path)]) == 1
     assert "no sweep in" in capsys.readouterr().err
-    run = ["run", "--out-dir", str(tmp_path / "sweep"), "--iterations", "2"]
-    assert command_line.main(run) == 1
+    arguments = ["run", "--out-dir", str(tmp_path / "sweep"), "--iterations", "2"]
+    assert command_line.main(arguments) == 1
     assert "iterations must be at least" in capsys.readouterr().err
+    make(tmp_path)
+    assert command_line.main(["show", "--json", str(tmp_path)]) == 1
+    assert "No trials are completed yet" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("toy_parts")
-def test_command_line_runs_and_continues(optuna, tmp_path, capsys):
-    run = ["run", "--out-dir", str(tmp_path), "--iterations", "4", "--validate-every", "2"]
-    run += ["--n-steps", "3", "--n-groups", "2", "--group-size", "4", "8"]
-    assert command_line.main([*run, "--trials", "2"]) == 0
-    assert command_line.main([*run, "--trials", "3", "--prune"]) == 0
+def test_command_line_runs_and_continues(tmp_path, capsys):
+    arguments = ["run", "--out-dir", str(tmp_path), "--iterations", "4", "--validate-every", "2"]
+    arguments += ["--n-steps", "3", "--n-groups", "2", "--group-size", "4", "8"]
+    assert command_line.main([*arguments, "--trials", "2"]) == 0
+    assert command_line.main([*arguments, "--trials", "3", "--prune"]) == 0
     assert "3 complete" in capsys.readouterr().out
-    assert command_line.main([*run, "--trials", "3", "--seed", "1"]) == 1
+    assert command_line.main([*arguments, "--trials", "3", "--seed", "1"]) == 1
     assert "holds another sweep" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("module", "extra"), [("optuna", "sweeps"), ("ray", "ray")])
-def test_missing_extra_is_named(module, extra, tmp_path, monkeypatch):
-    if module == "ray":
-        pytest.importorskip("optuna")
-    monkeypatch.setitem(sys.modules, module, None)
-    run = run_ray if module == "ray" else run_optuna
-    with pytest.raises(ImportError, match=rf"pip install 'irlkit\[{extra}\]'"):
-        run(make(tmp_path), Parabola(), 1)
+def test_missing_ray_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'irlkit\[ray\]'"):
+        run_ray(make(tmp_path), Parabola(), 1)
+
+
+def test_missing_optuna_is_named():
+    """In a process of its own: without Optuna the package is not even imported."""
+    code = "import sys; sys.modules['optuna.distributions'] = None; import irlkit.lab.sweeps"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "pip install 'irlkit[notebooks]'" in done.stderr
 
 
 # --- notebook 05 ---
@@ -532,5 +514,5 @@ def test_presets_of_the_notebook_resolve():
     )
     with pytest.raises(ValueError, match="preset must be one of"):
         sweep_experiment.resolve_sweep("huge")
-    with pytest.raises(ValueError, match="iterations must be at least validate_every, 2"):
-        sweep_experiment.resolve_sweep("quick", iterations=1)
+    with pytest.raises(ValueError, match="seeds must be different"):
+        sweep_experiment.resolve_sweep("quick", seeds=(1, 1))

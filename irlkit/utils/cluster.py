@@ -11,7 +11,7 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 def import_ray() -> ModuleType:
-    """Ray with Tune, without usage statistics.
+    """Ray, without usage statistics.
 
     Raises:
         ImportError: it is not installed; says how to get it.
@@ -19,10 +19,9 @@ def import_ray() -> ModuleType:
     os.environ.update(ENVIRONMENT)
     try:
         import ray
-        import ray.tune
     except ImportError as error:
         raise ImportError(
-            "this needs Ray with Tune, which is not installed: pip install 'irlkit[ray]'"
+            "this needs Ray, which is not installed: pip install 'irlkit[ray]'"
         ) from error
     return ray
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
+from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
 from irlkit.lab.experiments.base import Experiment, Job, annealing_labels, means_for_people
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import Rung, choose, parse_seeds
-from irlkit.lab.sweeps import objective as sweep_objective
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import checked
@@ -73,22 +71,11 @@ class SweepPreset:
     candidates: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        positive = ("n_steps", "n_network_steps", "n_trials", "iterations", "retrain_iterations")
-        for name in (*positive, "n_groups", "validate_every", "validation_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name in ("iterations", "retrain_iterations"):
-            if getattr(self, name) < self.validate_every:
-                raise ValueError(
-                    f"{name} must be at least validate_every, {self.validate_every}, "
-                    f"got {getattr(self, name)}"
-                )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them."""
+        """Return all settings as JSON can hold them."""
         return asdict(self)
 
 
@@ -142,7 +129,7 @@ def resolve_sweep(
     iterations: int | None = None,
     seeds: Iterable[int] | int | str | None = None,
 ) -> SweepPreset:
-    """A preset with the parameters that were given; None keeps what the preset says.
+    """Return a preset with the parameters that were given; None keeps what the preset says.
 
     Args:
         preset: a name in ``SWEEP_PRESETS``.
@@ -185,7 +172,7 @@ class SweepExperiment(Experiment):
     Attributes:
         space: what is searched.
         objective: what is maximised.
-        sweep: its folder.
+        sweep: its folder, and in `sweep.study` its trials.
         policies: (name, seed) -> trained policy; names are "first" and "best".
 
     Raises:
@@ -208,123 +195,83 @@ class SweepExperiment(Experiment):
         out_dir: str | Path = "runs/05",
         progress: bool = True,
     ) -> None:
-        if policy not in sweeps.POLICIES:
-            raise ValueError(f"policy must be one of {sweeps.POLICIES}, got {policy!r}")
+        if policy not in sweeps.SPACES:
+            raise ValueError(f"policy must be one of {[*sweeps.SPACES]}, got {policy!r}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-        annealing = policy == "annealing"
-        if checkpoint is None:
-            checkpoint = "linear-ode" if annealing else "trig-sde-gamma"
-        super().__init__(
-            checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
-        )
         self.preset, self.backend = preset, backend
-        self.n_steps = preset.n_steps if annealing else preset.n_network_steps
+        self.n_steps = preset.n_steps if policy == "annealing" else preset.n_network_steps
         self.space = sweeps.SPACES[policy].narrowed(preset.narrowed, n_groups=preset.n_groups)
         self.objective = sweeps.PolicyObjective(
             self.space,
-            sweeps.TrainingSettings(
-                checkpoint=str(checkpoint),
-                dataset=str(dataset),
-                reward=reward or ("crmse" if annealing else "energy"),
-                potential=potential,
-                iterations=preset.iterations,
-                grpo={
-                    "n_steps": self.n_steps,
-                    "validate_every": preset.validate_every,
-                    "validation_size": preset.validation_size,
-                    "max_batch": preset.max_batch,
-                },
-                device=str(device),
-                n_workers=preset.n_workers,
-            ),
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            dataset=str(dataset),
+            reward=reward,
+            potential=potential,
+            iterations=preset.iterations,
+            grpo={
+                "n_steps": self.n_steps,
+                "validate_every": preset.validate_every,
+                "validation_size": preset.validation_size,
+                "max_batch": preset.max_batch,
+            },
+            device=str(device),
+            n_workers=preset.n_workers,
         )
-        self.sweep = sweeps.SweepFolder.create(
-            self.out_dir / "sweep", self.space, self.objective.describe(), backend=backend
+        super().__init__(
+            str(self.objective.checkpoint),
+            dataset,
+            preset,
+            device=device,
+            out_dir=out_dir,
+            progress=progress,
         )
+        self.sweep = sweeps.Sweep(self.out_dir / "sweep", self.space, self.objective.describe())
         self.policies: dict[tuple[str, int], Policy] = {}
 
     def _summary(self) -> dict[str, str]:
-        settings = self.objective.settings
-        judged = f" of {settings.potential}" if settings.reward == "energy" else ""
+        judged = f" of {self.objective.potential}" if self.objective.reward == "energy" else ""
         return {
             "sweep": f"{self.preset.n_trials} trials of {self.preset.iterations} iterations, "
             f"{self.space.policy} policy, by {self.backend}",
-            "reward": settings.reward + judged,
+            "reward": f"{self.objective.reward}{judged}",
             "steps": str(self.n_steps),
         }
-
-    # ----------------------------------------------------------------------------------------------
-    # The sweep
-    # ----------------------------------------------------------------------------------------------
 
     def run_sweep(self) -> pd.DataFrame:
         """Run the sweep, or what is left of it.
 
         Returns:
-            One row per trial.
+            One row per trial, see ``sweeps.trials_table``.
 
         Raises:
             ImportError: the backend is not installed.
             KeyboardInterrupt: interrupted; a further call continues.
         """
+        n_trials, prune = self.preset.n_trials, self.preset.prune
         with self._timed("sweep"):
             if self.backend == "ray":
-                return sweeps.run_ray(
-                    self.sweep, self.objective, self.preset.n_trials, prune=self.preset.prune
-                )
+                return sweeps.run_ray(self.sweep, self.objective, n_trials, prune=prune)
             return sweeps.run_optuna(
-                self.sweep,
-                self.objective,
-                self.preset.n_trials,
-                prune=self.preset.prune,
-                progress=self.progress,
+                self.sweep, self.objective, n_trials, prune=prune, progress=self.progress
             )
 
-    @property
-    def trials(self) -> pd.DataFrame:
-        """One row per trial."""
-        return self.sweep.trials()
-
-    def trials_table(self, count: int = 10) -> pd.DataFrame:
-        """The best complete trials, for people."""
-        trials = self.trials
-        best = trials[trials["state"] == "complete"].sort_values("value", ascending=False)
-        columns = ["number", "value", *self.space.names, "iterations", "seconds"]
-        return best[columns].head(count).set_index("number")
-
-    def importance(self) -> pd.Series:
-        """Which parameters make the difference; see ``sweeps.importance``."""
-        return sweeps.importance(self.trials, self.space)
-
-    @property
-    def logarithmic(self) -> tuple[str, ...]:
-        """Parameters that are searched on a logarithmic scale."""
-        return tuple(p.name for p in self.space.parameters if getattr(p, "log", False))
-
-    def configurations(self) -> dict[str, sweeps.TrialRecord]:
-        """What is trained again: the first trial, known settings, and the best one.
-
-        Raises:
-            ValueError: no trial is complete.
-        """
-        return {"first": self.sweep.records()[0], "best": self.sweep.best()}
+    def _configurations(self) -> dict[str, FrozenTrial]:
+        """What is trained again: the first trial, known settings, and the best one."""
+        study = self.sweep.study
+        return {"first": study.get_trials(deepcopy=False)[0], "best": study.best_trial}
 
     def best_table(self) -> pd.DataFrame:
-        """First and best configuration beside each other, for people."""
+        """Return first and best configuration beside each other, for people."""
         return pd.DataFrame(
             {
                 f"{name}, trial {trial.number}": {
-                    **trial.config,
-                    "validation reward": f"{trial.value:.4f}" if trial.value is not None else "",
+                    **trial.params,
+                    "validation reward": "" if trial.value is None else f"{trial.value:.4f}",
                 }
-                for name, trial in self.configurations().items()
+                for name, trial in self._configurations().items()
             }
         )
-
-    # ----------------------------------------------------------------------------------------------
-    # The best configuration
-    # ----------------------------------------------------------------------------------------------
 
     def retrain(self) -> pd.DataFrame:
         """Train the first and the best configuration longer, with seeds new to the sweep.
@@ -333,20 +280,20 @@ class SweepExperiment(Experiment):
             The histories of all, with columns name and seed.
 
         Raises:
+            ValueError: no trial is complete.
             KeyboardInterrupt: interrupted; a further call continues.
         """
+        iterations = self.preset.retrain_iterations
         with self._timed("training", add=True):
-            for name, trial in self.configurations().items():
+            for name, trial in self._configurations().items():
                 for seed in self.preset.seeds:
                     if (name, seed) in self.policies:
                         continue
                     folder = self.out_dir / "training" / f"trial_{trial.number}" / f"seed_{seed}"
                     trainer = self.objective.trainer(
-                        trial.config, folder, seed=seed, iterations=self.preset.retrain_iterations
+                        trial.params, folder, seed=seed, iterations=iterations
                     )
-                    history = train_until(
-                        trainer, self.preset.retrain_iterations, progress=self.progress
-                    )
+                    history = train_until(trainer, iterations, progress=self.progress)
                     self.policies[name, seed] = trainer.restore_best()
                     assert trainer.best is not None  # There is a validation split.
                     self.best_iteration[name, seed] = int(trainer.best["iteration"])
@@ -354,7 +301,7 @@ class SweepExperiment(Experiment):
         return self.history
 
     def evaluate(self) -> pd.DataFrame:
-        """Metrics on the test split: without reinforcement, and what was trained again.
+        """Measure on the test split: without reinforcement, and what was trained again.
 
         Raises:
             ValueError: nothing was trained again yet.
@@ -378,47 +325,45 @@ class SweepExperiment(Experiment):
         return self._run("the test split", jobs)
 
     def metrics_table(self) -> pd.DataFrame:
-        """Means over seeds on the test split, for people."""
+        """Return means over seeds on the test split, for people."""
         table = means_for_people(self.evaluation, ("schedule",), METRIC_NAMES)
         return table.rename_axis("configuration")
 
-    # ----------------------------------------------------------------------------------------------
-    # Results
-    # ----------------------------------------------------------------------------------------------
+    def _measured(self, metric: str) -> dict[str, pd.Series]:
+        """Name -> metric on the test split by seed; names are "none", "first" and "best"."""
+        by_name = self.evaluation.groupby("schedule")
+        return {str(name): rows.set_index("seed")[metric] for name, rows in by_name}
 
-    def _rows(self, name: str) -> pd.DataFrame:
-        table = self.evaluation
-        return table[table["schedule"] == name].set_index("seed")
-
-    def _validation(self, name: str) -> pd.Series:
-        """Best validation reward per seed of what was trained again."""
-        table = self.history[self.history["name"] == name]
-        return table.groupby("seed")["validation_reward"].max()
+    def _validated(self) -> dict[str, pd.Series]:
+        """Name -> validation reward by seed, the best; for "none" that before any training."""
+        history = self.history
+        best = history.groupby(["name", "seed"])["validation_reward"].max()
+        untrained = history[(history["name"] == "best") & (history["iteration"] == 0)]
+        return {
+            "none": untrained.set_index("seed")["validation_reward"],
+            "first": best["first"],
+            "best": best["best"],
+        }
 
     def claims(self) -> list[Claim]:
-        """What the sweep was good for."""
-        none, first, best = (self._rows(name) for name in ("none", "first", "best"))
-        records = self.configurations()
-        gain = math.nan
-        if records["best"].value is not None and records["first"].value is not None:
-            gain = records["best"].value - records["first"].value
-        untrained = self.history[
-            (self.history["name"] == "best") & (self.history["iteration"] == 0)
-        ].set_index("seed")["validation_reward"]
+        """Return what the sweep was good for."""
+        validated, crmse = self._validated(), self._measured("crmse")
+        trials = sweeps.trials_table(self.sweep.study)["value"]
+        gain = float(trials[self.sweep.study.best_trial.number] - trials[0])
         check = Claim.check
         return [
             check(
                 "validation reward of the best configuration, trained again, minus that of the "
                 "untrained policy, mean over seeds",
-                float((self._validation("best") - untrained).mean()),
+                float((validated["best"] - validated["none"]).mean()),
                 "> 0",
             ),
             check(
                 "cRMSE of the best configuration on the test split minus that without "
                 "reinforcement, mean over seeds",
-                float((best["crmse"] - none["crmse"]).mean()),
+                float((crmse["best"] - crmse["none"]).mean()),
                 "< 0",
-                required=self.objective.settings.reward == "crmse",
+                required=self.objective.reward == "crmse",
             ),
             check(
                 "validation reward of the best trial minus that of the first",
@@ -429,52 +374,54 @@ class SweepExperiment(Experiment):
             check(
                 "validation reward of the best configuration minus that of the first, both trained "
                 "again with new seeds, mean",
-                float((self._validation("best") - self._validation("first")).mean()),
+                float((validated["best"] - validated["first"]).mean()),
                 "> 0",
                 required=False,
             ),
             check(
                 "cRMSE of the best configuration on the test split minus that of the first, mean "
                 "over seeds",
-                float((best["crmse"] - first["crmse"]).mean()),
+                float((crmse["best"] - crmse["first"]).mean()),
                 "< 0",
                 required=False,
             ),
         ]
 
     def conclusion(self, claims: Sequence[Claim]) -> str:
-        """What the numbers say, in Markdown."""
-        lines = ["| configuration | METRe | cRMSE | validation reward |", "|:--|--:|--:|--:|"]
-        for name in ("none", "first", "best"):
-            rows = self._rows(name)
-            reward = "" if name == "none" else f"{self._validation(name).mean():.4f}"
-            lines.append(
-                f"| {name} | {rows['metre'].mean():.3f} | {rows['crmse'].mean():.3f} | {reward} |"
-            )
+        """Say in Markdown what the numbers say."""
+        metre, crmse, reward = self._measured("metre"), self._measured("crmse"), self._validated()
+        rows = [
+            f"| {name} | {metre[name].mean():.3f} | {crmse[name].mean():.3f} | "
+            f"{reward[name].mean():.4f} |"
+            for name in ("none", "first", "best")
+        ]
         required = [claim for claim in claims if claim.required]
-        held = sum(claim.holds for claim in required)
-        counts = self.trials["state"].value_counts()
-        text = ", ".join(f"{count} {state}" for state, count in counts.items())
-        lines += ["", f"**{held} of {len(required)} claims hold.** Trials: {text}."]
+        counts = sweeps.trials_table(self.sweep.study)["state"].value_counts()
+        text = (
+            f"**{sum(claim.holds for claim in required)} of {len(required)} claims hold.** "
+            f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}."
+        )
         failing = [
             f"{number} ({'claim' if claim.required else 'aim'})"
             for number, claim in enumerate(claims, start=1)
             if not claim.holds
         ]
-        lines[-1] += f" Those that do not: number {', '.join(failing)}." if failing else ""
-        lines[-1] += (
+        text += f" Those that do not: number {', '.join(failing)}." if failing else ""
+        text += (
             " The best of many noisy trials looks better than it is: what counts is the comparison "
             "of the last two rows, which were trained with seeds that the sweep has not seen, on "
             "structures that it has not seen either."
         )
         if self.preset.name == "quick":
-            lines[-1] += (
+            text += (
                 " The preset *quick* only shows that everything works: do not judge a setting by "
                 "it."
             )
-        return "\n".join(lines)
+        header = ["| configuration | METRe | cRMSE | validation reward |", "|:--|--:|--:|--:|"]
+        return "\n".join([*header, *rows, "", text])
 
     def save_learned(self) -> list[Path]:
+        """Write the policies that were trained again, as safetensors."""
         paths = []
         for (name, seed), policy in self.policies.items():
             path = self.out_dir / f"{name}_seed_{seed}.safetensors"
@@ -483,20 +430,29 @@ class SweepExperiment(Experiment):
         return paths
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return {**super().tables(), "trials": self.trials, "validations": self.sweep.validations()}
+        """Return the tables of every experiment, the trials and their validations."""
+        validations = [
+            (trial.number, iteration, value)
+            for trial in self.sweep.study.get_trials(deepcopy=False)
+            for iteration, value in trial.intermediate_values.items()
+        ]
+        return {
+            **super().tables(),
+            "trials": sweeps.trials_table(self.sweep.study),
+            "validations": pd.DataFrame(validations, columns=["number", "iteration", "value"]),
+        }
 
     def results(self) -> dict[str, Any]:
-        importance = self.importance()
+        """Return what results.json has of the sweep and of the training after it."""
+        study = self.sweep.study
+        importance, trials = sweeps.importance(study), sweeps.trials_table(study)
         return {
             "sweep": {
                 "backend": self.backend,
-                "space": self.space.to_dict(),
-                "objective": self.objective.describe(),
-                "best": asdict(self.sweep.best()),
-                "trials": self.trials.astype(object)
-                .where(self.trials.notna(), None)
-                .to_dict("records"),
-                "importance": {} if np.isnan(importance).any() else importance.to_dict(),
+                **study.user_attrs["sweep"],
+                "best": {"number": study.best_trial.number, "config": study.best_trial.params},
+                "trials": trials.astype(object).where(trials.notna(), None).to_dict("records"),
+                "importance": {} if importance.isna().any() else importance.to_dict(),
             },
             "training": {
                 "iterations": self.preset.retrain_iterations,
@@ -509,5 +465,5 @@ class SweepExperiment(Experiment):
 
     def close(self) -> None:
         """End the worker processes of the trials and of the evaluation."""
-        sweep_objective.close()
+        self.objective.close()
         self.pool.close()

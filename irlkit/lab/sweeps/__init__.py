@@ -1,33 +1,25 @@
-"""Hyperparameter sweeps (Appendix F): search spaces as data, run by Optuna or Ray Tune.
+"""Hyperparameter sweeps (Appendix F): search spaces as data, Optuna's trials, run here or by Ray.
 
     python -m irlkit.lab.sweeps run --policy annealing --out-dir runs/sweep --trials 40
     python -m irlkit.lab.sweeps show runs/sweep
 
-A sweep can be stopped at any moment and started again. Optuna and Ray are optional extras,
-``irlkit[sweeps]`` and ``irlkit[ray]``; a sweep is read without either.
+A sweep can be stopped at any moment and started again. Ray is an optional extra, ``irlkit[ray]``.
 """
 
-from irlkit.lab.sweeps.analysis import importance
-from irlkit.lab.sweeps.objective import PolicyObjective, TrainingSettings
-from irlkit.lab.sweeps.optuna_backend import run_optuna
-from irlkit.lab.sweeps.ray_backend import run_ray
-from irlkit.lab.sweeps.spaces import POLICIES, SPACES, Choice, SearchSpace, Uniform
-from irlkit.lab.sweeps.store import SweepFolder, TrialRecord
-from irlkit.lab.sweeps.trial import Objective, Pruned
+from irlkit.lab.sweeps.objective import PolicyObjective
+from irlkit.lab.sweeps.run import Objective, run_optuna, run_ray
+from irlkit.lab.sweeps.spaces import SPACES, SearchSpace
+from irlkit.lab.sweeps.study import Sweep, importance, open_study, trials_table
 
 __all__ = [
-    "POLICIES",
     "SPACES",
-    "Choice",
     "Objective",
     "PolicyObjective",
-    "Pruned",
     "SearchSpace",
-    "SweepFolder",
-    "TrainingSettings",
-    "TrialRecord",
-    "Uniform",
+    "Sweep",
     "importance",
+    "open_study",
     "run_optuna",
     "run_ray",
+    "trials_table",
 ]

@@ -2,97 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import NORMALIZATIONS
 from irlkit.utils.checks import checked
 
-POLICIES = ("annealing", "velocity", "score")
+try:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+except ImportError as error:
+    raise ImportError(
+        "sweeps need Optuna, which is not installed: pip install 'irlkit[notebooks]'"
+    ) from error
+
+Distribution = CategoricalDistribution | FloatDistribution
+
 _ANNEALING_NAMES = ("hidden_dim", "n_hidden_layers", "shared_trunk")
 _POS_WEIGHT = "pos_policy_weight"
-_GRPO_NAMES = tuple(TrainerConfig().to_settings())
-
-
-@checked
-@dataclass(frozen=True)
-class Choice:
-    """A parameter that takes one of some values, all equally likely at first.
-
-    Attributes:
-        name: of the parameter.
-        values: numbers, texts or truth values, all different.
-    """
-
-    name: str
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.values) or len(set(map(repr, self.values))) < len(self.values):
-            raise ValueError(
-                f"values of {self.name!r} must be different and at least one, got {self.values!r}"
-            )
-
-    def check(self, value: Any) -> None:
-        """Raises a ValueError unless the value is one of the choices."""
-        # Compared with the type: True is 1 for Python, but not the same setting.
-        if not any(type(value) is type(v) and value == v for v in self.values):
-            raise ValueError(f"{self.name} must be one of {self.values}, got {value!r}")
-
-    def nearest(self, value: Any) -> Any:
-        """The choice that is equal or, among numbers, closest; else the first."""
-        for v in self.values:
-            if type(value) is type(v) and value == v:
-                return v
-        numbers = [v for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if isinstance(value, bool | str) or not numbers:
-            return self.values[0]
-        return min(numbers, key=lambda v: abs(v - value))
-
-
-@checked
-@dataclass(frozen=True)
-class Uniform:
-    """A number between two bounds, uniform in itself or in its logarithm.
-
-    Attributes:
-        name: of the parameter.
-        low, high: bounds, both included.
-        log: uniform in the logarithm; bounds are then positive.
-    """
-
-    name: str
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        ok = math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high
-        if not ok or (self.log and self.low <= 0):
-            raise ValueError(
-                f"{self.name!r} needs low < high{', both positive' if self.log else ''}, "
-                f"got {self.low!r} and {self.high!r}"
-            )
-
-    def check(self, value: Any) -> None:
-        """Raises a ValueError unless the value is a number within the bounds."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not self.low <= value <= self.high:
-            raise ValueError(
-                f"{self.name} must be a number from {self.low} to {self.high}, got {value!r}"
-            )
-
-    def nearest(self, value: float) -> float:
-        """The number, moved into the bounds."""
-        return min(max(value, self.low), self.high)
-
-
-Parameter = Choice | Uniform
 
 
 @checked
@@ -102,67 +31,44 @@ class SearchSpace:
 
     Attributes:
         policy: "annealing", "velocity" or "score".
-        parameters: what is varied.
-        fixed: parameters of the same kind that are not varied.
+        parameters: name -> Optuna's distribution of what is varied: settings of GRPO, of
+            ``LearnedAnnealing`` and, for an annealing, "pos_policy_weight".
+        fixed: settings of the same kinds that are not varied.
         start: configurations to try first, such as published ones.
 
     Raises:
-        ValueError: an unknown policy or parameter, two parameters of one name, or a start that
-            does not lie in the space.
+        ValueError: nothing is varied, or a start that does not name what is.
     """
 
     policy: str
-    parameters: tuple[Parameter, ...]
+    parameters: Mapping[str, Distribution]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     start: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
         if not self.parameters:
             raise ValueError("parameters must hold at least one parameter, got none")
-        names = [*self.names, *self.fixed]
-        if len(set(names)) < len(names):
-            raise ValueError(f"parameters and fixed must have different names, got {names}")
-        known = {*_GRPO_NAMES} - {"seed", "validation_seed", "iterations", "validate_every"}
-        if self.policy == "annealing":
-            known |= {*_ANNEALING_NAMES, _POS_WEIGHT}
-        if unknown := sorted(set(names) - known):
-            raise ValueError(
-                f"parameters and fixed: {unknown} are no settings of a sweep of the policy "
-                f"{self.policy}; "
-                f"there are {sorted(known)}"
-            )
         for config in self.start:
-            self.check(config)
+            if set(config) != set(self.parameters):
+                raise ValueError(f"start must name {sorted(self.parameters)}, got {sorted(config)}")
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the varied parameters."""
-        return tuple(p.name for p in self.parameters)
-
-    def __getitem__(self, name: str) -> Parameter:
-        for parameter in self.parameters:
-            if parameter.name == name:
-                return parameter
-        raise KeyError(name)
-
-    @checked
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raises a ValueError unless `config` gives each parameter a value that it can take."""
-        if set(config) != set(self.names):
-            raise ValueError(f"config must name {sorted(self.names)}, got {sorted(config)}")
-        for parameter in self.parameters:
-            parameter.check(config[parameter.name])
+    def logarithmic(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are searched on a logarithmic scale."""
+        return tuple(n for n, d in self.parameters.items() if getattr(d, "log", False))
 
     def narrowed(
         self, parameters: Mapping[str, Sequence[Any]] | None = None, **fixed: Any
     ) -> SearchSpace:
-        """The space with other choices or bounds, or with parameters fixed, for smaller runs.
+        """Return the space with other choices or bounds, or settings fixed, for smaller runs.
+
+        >>> space = SPACES["annealing"].narrowed({"group_size": (8, 16)}, n_ppo_epochs=2)
+        >>> space.parameters["group_size"].choices, space.fixed
+        ((8, 16), {'n_groups': 16, 'n_ppo_epochs': 2})
 
         Args:
             parameters: name -> new choices, or (low, high) of a number.
-            **fixed: parameters to fix.
+            **fixed: settings to fix.
 
         Returns:
             The new space; its starts have the nearest values that it can have.
@@ -170,28 +76,27 @@ class SearchSpace:
         Raises:
             ValueError: there is no such parameter to narrow.
         """
-        parameters = dict(parameters or {})
-        if unknown := sorted(set(parameters) - set(self.names)):
-            raise ValueError(f"parameters: there are {self.names} to narrow, got {unknown}")
-        kept: list[Parameter] = []
-        for parameter in self.parameters:
-            new = parameters.get(parameter.name)
-            if parameter.name in fixed:
+        changed = dict(parameters or {})
+        if unknown := sorted(set(changed) - set(self.parameters)):
+            raise ValueError(f"parameters: there are {[*self.parameters]} to narrow, got {unknown}")
+        kept: dict[str, Distribution] = {}
+        for name, old in self.parameters.items():
+            if name in fixed:
                 continue
+            new = changed.get(name)
             if new is None:
-                kept.append(parameter)
-            elif isinstance(parameter, Choice):
-                kept.append(Choice(parameter.name, tuple(new)))
+                kept[name] = old
+            elif isinstance(old, CategoricalDistribution):
+                kept[name] = CategoricalDistribution(new)
             elif len(new) == 2:
-                kept.append(replace(parameter, low=new[0], high=new[1]))
+                kept[name] = FloatDistribution(new[0], new[1], log=old.log)
             else:
-                raise ValueError(f"parameters[{parameter.name!r}] must be (low, high), got {new!r}")
-        start = tuple({p.name: p.nearest(config[p.name]) for p in kept} for config in self.start)
-        return SearchSpace(self.policy, tuple(kept), {**self.fixed, **fixed}, start)
+                raise ValueError(f"parameters[{name!r}] must be (low, high), got {new!r}")
+        start = tuple({n: _nearest(d, config[n]) for n, d in kept.items()} for config in self.start)
+        return SearchSpace(self.policy, kept, {**self.fixed, **fixed}, start)
 
-    @checked
     def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of ``TrainerConfig`` and of ``LearnedAnnealing`` that a configuration means.
+        """Return the settings of GRPO and of ``LearnedAnnealing`` that a configuration means.
 
         The weight of the positions in a sweep of annealings is relative to a weight of 1 of the
         lattice; both are then rescaled to sum to one (Appendix F).
@@ -204,151 +109,131 @@ class SearchSpace:
         return values, annealing
 
     def table(self) -> pd.DataFrame:
-        """The space for people: one row per parameter."""
-        rows = []
-        for parameter in self.parameters:
-            if isinstance(parameter, Choice):
-                values = "one of " + ", ".join(map(str, parameter.values))
-            else:
-                scale = "log-uniform" if parameter.log else "uniform"
-                values = f"{scale}, {parameter.low:g} to {parameter.high:g}"
-            rows.append((parameter.name, values))
-        rows += [(name, f"fixed: {value}") for name, value in self.fixed.items()]
-        return pd.DataFrame(rows, columns=["parameter", "values"]).set_index("parameter")
+        """Return the space for people: one row per parameter, with the column values.
 
-    def to_dict(self) -> dict[str, Any]:
-        """The space as JSON can hold it."""
-        parameters = [
-            {"kind": "choice", "name": p.name, "values": list(p.values)}
-            if isinstance(p, Choice)
-            else {"kind": "uniform", **asdict(p)}
-            for p in self.parameters
-        ]
-        return {
-            "policy": self.policy,
-            "parameters": parameters,
-            "fixed": dict(self.fixed),
-            "start": [dict(config) for config in self.start],
-        }
-
-    @classmethod
-    @checked
-    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            ValueError: the data are no search space.
+        >>> print(SPACES["velocity"].table()["values"]["clip_eps"])
+        uniform, 0.05 to 0.3
         """
-        try:
-            parameters: list[Parameter] = []
-            for entry in data["parameters"]:
-                rest = {name: value for name, value in entry.items() if name != "kind"}
-                if entry["kind"] == "choice":
-                    parameters.append(Choice(rest["name"], tuple(rest["values"])))
-                elif entry["kind"] == "uniform":
-                    parameters.append(Uniform(**rest))
-                else:
-                    raise ValueError(f"unknown kind of parameter {entry['kind']!r}")
-            return cls(data["policy"], tuple(parameters), dict(data["fixed"]), tuple(data["start"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"data: not a search space: {type(error).__name__} {error}") from error
+        values = {name: f"fixed: {value}" for name, value in self.fixed.items()}
+        rows = {name: _words(d) for name, d in self.parameters.items()} | values
+        return pd.DataFrame({"values": rows}).rename_axis("parameter")
+
+
+def _words(distribution: Distribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + ", ".join(map(str, distribution.choices))
+    scale = "log-uniform" if distribution.log else "uniform"
+    return f"{scale}, {distribution.low:g} to {distribution.high:g}"
+
+
+def _nearest(distribution: Distribution, value: Any) -> Any:
+    """The value itself where it is possible, else the closest number, else the first choice."""
+    if isinstance(distribution, FloatDistribution):
+        return min(max(value, distribution.low), distribution.high)
+    if value in distribution.choices:
+        return value
+    if isinstance(value, bool | str):
+        return distribution.choices[0]
+    return min(distribution.choices, key=lambda choice: abs(choice - value))
 
 
 # --------------------------------------------------------------------------------------------------
 # Appendix F
 # --------------------------------------------------------------------------------------------------
 
-_SHARED = (Choice("group_size", (32, 64)), Choice("shared_x_0", (True, False)))
-_ENERGY = (
-    *_SHARED,
-    Choice("n_ppo_epochs", (1, 2, 3, 4)),
-    Uniform("clip_eps", 0.05, 0.3),
-    Uniform("policy_weight", 0.1, 10.0, log=True),
-    Choice("kl_weight", (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
-    Uniform("learning_rate", 1e-5, 1e-3, log=True),
-    Choice("normalization", NORMALIZATIONS),
-)
+_SHARED: dict[str, Distribution] = {
+    "group_size": CategoricalDistribution((32, 64)),
+    "shared_x_0": CategoricalDistribution((True, False)),
+}
+_ENERGY: dict[str, Distribution] = {
+    **_SHARED,
+    "n_ppo_epochs": CategoricalDistribution((1, 2, 3, 4)),
+    "clip_eps": FloatDistribution(0.05, 0.3),
+    "policy_weight": FloatDistribution(0.1, 10.0, log=True),
+    "kl_weight": CategoricalDistribution((0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+    "learning_rate": FloatDistribution(1e-5, 1e-3, log=True),
+    "normalization": CategoricalDistribution(NORMALIZATIONS),
+}
 _FIXED = {"n_groups": 16}
 
 SPACES: dict[str, SearchSpace] = {
-    space.policy: space
-    for space in (
-        SearchSpace(
-            "annealing",
-            (
-                *_SHARED,
-                Choice("n_ppo_epochs", (1, 2, 3, 4, 5)),
-                Uniform("clip_eps", 0.1, 0.5),
-                Uniform(_POS_WEIGHT, 0.01, 100.0, log=True),
-                Uniform("learning_rate", 1e-5, 1e-2, log=True),
-                Choice("hidden_dim", (32, 64, 128)),
-                Choice("n_hidden_layers", (1, 2, 3)),
-                Choice("shared_trunk", (True, False)),
-            ),
-            _FIXED,
-            # The defaults of this package (``TrainerConfig``, ``LearnedAnnealing``).
-            start=(
-                {
-                    "group_size": 32,
-                    "shared_x_0": False,
-                    "n_ppo_epochs": 4,
-                    "clip_eps": 0.3,
-                    "pos_policy_weight": 1.0,
-                    "learning_rate": 1e-2,
-                    "hidden_dim": 64,
-                    "n_hidden_layers": 2,
-                    "shared_trunk": True,
-                },
-            ),
+    "annealing": SearchSpace(
+        "annealing",
+        {
+            **_SHARED,
+            "n_ppo_epochs": CategoricalDistribution((1, 2, 3, 4, 5)),
+            "clip_eps": FloatDistribution(0.1, 0.5),
+            _POS_WEIGHT: FloatDistribution(0.01, 100.0, log=True),
+            "learning_rate": FloatDistribution(1e-5, 1e-2, log=True),
+            "hidden_dim": CategoricalDistribution((32, 64, 128)),
+            "n_hidden_layers": CategoricalDistribution((1, 2, 3)),
+            "shared_trunk": CategoricalDistribution((True, False)),
+        },
+        _FIXED,
+        # The defaults of this package.
+        start=(
+            {
+                "group_size": 32,
+                "shared_x_0": False,
+                "n_ppo_epochs": 4,
+                "clip_eps": 0.3,
+                _POS_WEIGHT: 1.0,
+                "learning_rate": 1e-2,
+                "hidden_dim": 64,
+                "n_hidden_layers": 2,
+                "shared_trunk": True,
+            },
         ),
-        # The starts of the two below are the authors' published settings for MP-20.
-        SearchSpace(
-            "velocity",
-            _ENERGY,
-            _FIXED,
-            start=(
-                {
-                    "group_size": 64,
-                    "shared_x_0": False,
-                    "n_ppo_epochs": 4,
-                    "clip_eps": 0.2812,
-                    "policy_weight": 2.298,
-                    "kl_weight": 1e-3,
-                    "learning_rate": 1.1706e-4,
-                    "normalization": "per_atom_surrogate",
-                },
-                {
-                    "group_size": 64,
-                    "shared_x_0": False,
-                    "n_ppo_epochs": 3,
-                    "clip_eps": 0.2293,
-                    "policy_weight": 5.877,
-                    "kl_weight": 0.0,
-                    "learning_rate": 5.111e-5,
-                    "normalization": "none",
-                },
-            ),
+    ),
+    # The starts of the two below are the authors' published settings for MP-20.
+    "velocity": SearchSpace(
+        "velocity",
+        _ENERGY,
+        _FIXED,
+        start=(
+            {
+                "group_size": 64,
+                "shared_x_0": False,
+                "n_ppo_epochs": 4,
+                "clip_eps": 0.2812,
+                "policy_weight": 2.298,
+                "kl_weight": 1e-3,
+                "learning_rate": 1.1706e-4,
+                "normalization": "per_atom_surrogate",
+            },
+            {
+                "group_size": 64,
+                "shared_x_0": False,
+                "n_ppo_epochs": 3,
+                "clip_eps": 0.2293,
+                "policy_weight": 5.877,
+                "kl_weight": 0.0,
+                "learning_rate": 5.111e-5,
+                "normalization": "none",
+            },
         ),
-        SearchSpace(
-            "score",
-            (
-                *_ENERGY,
-                Choice("distillation_weight", (0.0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    ),
+    "score": SearchSpace(
+        "score",
+        {
+            **_ENERGY,
+            "distillation_weight": CategoricalDistribution(
+                (0.0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
             ),
-            _FIXED,
-            start=(
-                {
-                    "group_size": 64,
-                    "shared_x_0": False,
-                    "n_ppo_epochs": 4,
-                    "clip_eps": 0.2567,
-                    "policy_weight": 2.372,
-                    "kl_weight": 1e-5,
-                    "learning_rate": 1.3424e-4,
-                    "normalization": "per_atom_surrogate",
-                    "distillation_weight": 3e-5,
-                },
-            ),
+        },
+        _FIXED,
+        start=(
+            {
+                "group_size": 64,
+                "shared_x_0": False,
+                "n_ppo_epochs": 4,
+                "clip_eps": 0.2567,
+                "policy_weight": 2.372,
+                "kl_weight": 1e-5,
+                "learning_rate": 1.3424e-4,
+                "normalization": "per_atom_surrogate",
+                "distillation_weight": 3e-5,
+            },
         ),
-    )
+    ),
 }

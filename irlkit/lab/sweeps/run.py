@@ -1,0 +1,250 @@
+"""Running a sweep: Optuna proposes, this process, several, or workers of a Ray cluster train."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+import pandas as pd
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from irlkit.lab.sweeps.study import Sweep, trials_table
+from irlkit.rl.trainer import CHECKPOINT, NonFiniteRewardError
+from irlkit.utils.checks import checked
+from irlkit.utils.cluster import connect, import_ray
+from irlkit.utils.progress import progress_bar
+
+Report = Callable[[int, float], None]
+"""Takes an iteration and its validation reward; may end the trial with ``optuna.TrialPruned``."""
+
+_GIVE_UP_AFTER = 3
+
+
+class Objective(Protocol):
+    """What a sweep maximises: the highest validation reward that it reports.
+
+    Called again with the folder of a trial that a process left unfinished, it continues and reports
+    everything from the beginning. It has to be picklable for a cluster.
+    """
+
+    def __call__(self, config: Mapping[str, Any], folder: Path, report: Report) -> None:
+        """Train with a configuration, with files in `folder`, and report each validation."""
+
+
+@checked
+def run_optuna(
+    sweep: Sweep,
+    objective: Objective,
+    n_trials: int,
+    *,
+    prune: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run or continue a sweep until it has `n_trials` trials, those that were there included.
+
+    What is proposed depends on the seed of the sweep, the number of the trial and the results
+    before it. With one process, a sweep that was stopped at any moment and continued is therefore
+    the one that was never stopped. Several processes may work on one folder at the same time.
+
+    Args:
+        sweep: its folder.
+        objective: what is maximised.
+        n_trials: in total.
+        prune: end trials early that are worse than the median of the others at the same iteration.
+        progress: show a bar.
+
+    Returns:
+        The table of ``trials_table``.
+
+    Raises:
+        ValueError: an argument is wrong.
+        RuntimeError: the first three trials all failed.
+        KeyboardInterrupt: interrupted; the same call continues.
+    """
+    _check_positive(n_trials=n_trials)
+    with sweep.lock:
+        sweep.study.set_user_attr("n_trials", n_trials)
+        for trial in sweep.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            _discard_checkpoint(sweep, trial.number)
+    with progress_bar(total=n_trials, disable=not progress, desc="sweep", unit="trial") as bar:
+        while True:
+            trials = trials_table(sweep.study)
+            finished = trials[trials["state"] != "running"]
+            bar.n = len(finished)
+            best = finished["value"].max()
+            bar.set_postfix({} if math.isnan(best) else {"best": f"{best:.4f}"})
+            if len(finished) >= _GIVE_UP_AFTER and (finished["state"] == "failed").all():
+                raise RuntimeError(
+                    f"all of the first {len(finished)} trials failed, the last with "
+                    f"{finished['error'].iloc[-1]}; see {sweep.path}"
+                )
+            with _claim_next(sweep, n_trials) as claimed:
+                if claimed is None:
+                    return trials
+                _run_trial(sweep, objective, claimed, prune)
+
+
+@checked
+def run_ray(
+    sweep: Sweep,
+    objective: Objective,
+    n_trials: int,
+    *,
+    n_workers: int = 2,
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
+    address: str | None = None,
+    prune: bool = False,
+) -> pd.DataFrame:
+    """Run or continue a sweep as ``run_optuna`` does, in several workers of a Ray cluster.
+
+    All nodes need the folder of the sweep at the same path.
+
+    Args:
+        sweep: its folder.
+        objective: what is maximised; pickled.
+        n_trials: in total.
+        n_workers: trials at the same time.
+        cpus_per_trial, gpus_per_trial: what a trial is given.
+        address: of a Ray cluster; None: the one this process is connected to, or else a new one on
+            this machine, which ends with the sweep.
+        prune: end trials early that are worse than the median of the others at the same iteration.
+
+    Returns:
+        The table of ``trials_table``.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: an argument is wrong.
+        RuntimeError: the first three trials all failed.
+    """
+    _check_positive(n_trials=n_trials, n_workers=n_workers)
+    ray = import_ray()
+    connected = connect(ray, address, n_workers, cpus_per_trial, gpus_per_trial)
+    # A worker whose node is lost is begun anew elsewhere, with the trial that it has left.
+    options = {"max_restarts": 3, "max_task_retries": 3}
+    make = ray.remote(num_cpus=cpus_per_trial, num_gpus=gpus_per_trial, **options)(_Worker)
+    workers = [make.remote() for _ in range(n_workers)]
+    try:
+        ray.get([worker.run.remote(sweep, objective, n_trials, prune) for worker in workers])
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        if connected:
+            ray.shutdown()
+    return trials_table(sweep.study)
+
+
+class _Worker:
+    def run(self, sweep: Sweep, objective: Objective, n_trials: int, prune: bool) -> None:
+        run_optuna(sweep, objective, n_trials, prune=prune, progress=False)
+
+
+def _check_positive(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+@contextmanager
+def _claim(sweep: Sweep, number: int) -> Iterator[bool]:
+    """Try to be the only process that works on a trial; yields whether it is."""
+    sweep.folder(number).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(sweep.folder(number) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _claim_next(sweep: Sweep, n_trials: int) -> Iterator[FrozenTrial | None]:
+    """The next trial for this process: one left unfinished, a new one, or None if there is none."""
+    with ExitStack() as claims:
+        with sweep.lock:
+            trials = sweep.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and claims.enter_context(
+                    _claim(sweep, trial.number)
+                ):
+                    break
+            else:
+                trial = None
+                number = len(trials)
+                if number < n_trials:
+                    # Added as a whole: a trial is there with all its parameters or not at all.
+                    sweep.study.add_trial(
+                        optuna.trial.create_trial(
+                            state=TrialState.RUNNING,
+                            params=_propose(sweep, number),
+                            distributions=dict(sweep.space.parameters),
+                        )
+                    )
+                    trial = sweep.study.get_trials(deepcopy=False)[number]
+                    claims.enter_context(_claim(sweep, number))
+        yield trial
+
+
+def _propose(sweep: Sweep, number: int) -> dict[str, Any]:
+    """Propose the configuration of a trial: a start of the space, or what Optuna's TPE samples."""
+    if number < len(sweep.space.start):
+        return dict(sweep.space.start[number])
+    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    done = (TrialState.COMPLETE, TrialState.PRUNED)
+    study.add_trials(sweep.study.get_trials(deepcopy=False, states=done))
+    return dict(study.ask(dict(sweep.space.parameters)).params)
+
+
+def _run_trial(sweep: Sweep, objective: Objective, claimed: FrozenTrial, prune: bool) -> None:
+    """Run or continue a trial that this process has claimed, to its end.
+
+    Errors of the numerics (a reward or gradient that is not finite, memory that ran out) end it as
+    failed. Everything else, an interrupt included, leaves it unfinished and is raised.
+    """
+    started = time.perf_counter()
+    # Optuna gives a trial that was begun elsewhere to nobody; its constructor does.
+    trial = optuna.trial.Trial(sweep.study, claimed._trial_id)
+    reported: dict[int, float] = {}
+
+    def report(iteration: int, value: float) -> None:
+        if not math.isfinite(value):
+            raise ArithmeticError(f"validation reward {value} at iteration {iteration}")
+        reported[iteration] = value
+        if iteration not in claimed.intermediate_values:
+            trial.report(value, iteration)
+        if prune and trial.should_prune():
+            raise optuna.TrialPruned
+
+    state, value = TrialState.COMPLETE, None
+    try:
+        objective(claimed.params, sweep.folder(claimed.number), report)
+        if not reported:
+            raise ValueError("the objective must report at least one validation, it reported none")
+        value = max(reported.values())
+    except optuna.TrialPruned:
+        state = TrialState.PRUNED
+    except (RuntimeError, ArithmeticError, MemoryError, NonFiniteRewardError) as failure:
+        state = TrialState.FAIL
+        trial.set_user_attr("error", f"{type(failure).__name__}: {failure}")
+    trial.set_user_attr("seconds", time.perf_counter() - started)
+    sweep.study.tell(claimed.number, value, state)
+    if state == TrialState.COMPLETE:
+        _discard_checkpoint(sweep, claimed.number)
+
+
+def _discard_checkpoint(sweep: Sweep, number: int) -> None:
+    """Delete the checkpoint of a complete trial, which needs none."""
+    (sweep.folder(number) / CHECKPOINT).unlink(missing_ok=True)
