@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals.batch import wrap_positions
-from irlkit.utils.checks import checked, fitting
+from irlkit.utils.checks import checked
 
 # Angles near the corners of the allowed cube give flat cells; those are drawn again.
 MIN_POLAR_SINE = 0.05
@@ -45,7 +45,6 @@ LATTICE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, flo
 }
 
 
-@fitting
 def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
     """Cells in the standard orientation: first vector along x, second in the xy plane.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.utils.checks import checked, fitting
+from irlkit.utils.checks import checked
 
 T_MIN = 1e-3
 T_MAX = 1.0 - 1e-3
@@ -205,7 +205,6 @@ GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
 EPSILONS = {c.__name__: c for c in (ConstantEpsilon, VanishingEpsilon)}
 
 
-@checked
 def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
     """The object that `named` described.
 
@@ -290,7 +289,6 @@ class Interpolant:
             return self.trained_heads
         return ("velocity",) if self.gamma is None else ("velocity", "denoiser")
 
-    @fitting
     def velocity_from_denoiser(self, t: Tensor, x_t: Tensor, denoiser: Tensor) -> Tensor:
         """b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
 
@@ -310,7 +308,6 @@ class Interpolant:
         alpha_rate = time_derivative(self.path.alpha, time).to(x_t.dtype)
         return alpha_rate * denoiser + ratio * (x_t - alpha * denoiser)
 
-    @fitting
     def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
         """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
         if not self.periodic:
@@ -318,7 +315,6 @@ class Interpolant:
         difference = x_1 - x_0
         return x_0 + difference - difference.round()
 
-    @fitting
     def sample(
         self, t: Tensor, x_0: Tensor, x_1: Tensor, z: Tensor | None = None
     ) -> InterpolantSample:
@@ -364,7 +360,6 @@ class Interpolant:
         return data
 
     @classmethod
-    @checked
     def from_dict(cls, data: dict[str, Any]) -> Interpolant:
         """Inverse of `to_dict`.
 
@@ -384,14 +379,12 @@ class Interpolant:
         )
 
 
-@fitting
 def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
     """`values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
     total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
     return values - (total / n_atoms[:, None].to(values.dtype))[batch]
 
 
-@fitting
 def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
     """Shift each structure's base positions as a whole to a least total squared periodic distance.
 
@@ -424,7 +417,6 @@ def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) 
     return x_0 + shift[batch]
 
 
-@fitting
 def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tensor) -> Tensor:
     """Reorder base positions of equal atoms to the smallest total squared periodic distance.
 
@@ -463,7 +455,6 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tens
     return x_0[torch.from_numpy(order).to(x_0.device)]
 
 
-@fitting
 def pair_with_data(
     x_0: Tensor, x_1: Tensor, species: Tensor, batch: Tensor, n_atoms: Tensor
 ) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from irlkit.flows.interpolants import Interpolant, time_derivative
 from irlkit.flows.schedules import NoiseSchedule, check_n_steps, time_grid
-from irlkit.utils.checks import check_count, checked, fitting
+from irlkit.utils.checks import check_count, checked
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """b(t, x) or z(t, x): a time and points (n, 2) to vectors (n, 2)."""
@@ -123,7 +123,7 @@ class PlaneFlow:
         return torch.softmax(-0.5 * square / variance, dim=1), centers, variance
 
 
-@fitting
+@checked
 def integrate(
     velocity: Field,
     x_0: Tensor,
@@ -152,6 +152,7 @@ def integrate(
     Raises:
         ValueError: `noise` without `generator`, or `denoiser` without `gamma`.
     """
+    _check_points("x_0", x_0)
     check_n_steps(n_steps)
     if noise is not None and generator is None:
         raise ValueError("generator must be given with noise")
@@ -261,7 +262,7 @@ def velocity_loss(
     return float(torch.stack(losses).mean())
 
 
-@fitting
+@checked
 def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
     """Root-mean-square distance to the nearest mean, in spreads: sqrt(2) for the data themselves.
 
@@ -269,5 +270,14 @@ def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
         flow: of the data.
         points: shape (n, 2).
     """
+    _check_points("points", points)
     nearest = torch.cdist(points.double(), flow.means).min(1).values
     return float(nearest.square().mean().sqrt() / flow.spread)
+
+
+def _check_points(name: str, points: Tensor) -> None:
+    if points.shape[1:] != (2,) or not points.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating-point of shape (n, 2), got {points.dtype} of shape "
+            f"{tuple(points.shape)}"
+        )

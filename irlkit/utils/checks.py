@@ -1,10 +1,9 @@
 """Arguments compared with their annotations where users call, so that errors name them.
 
-`checked` decorates a function, a method or a class (whose constructor it then checks); what it lets
-through is still checked for its range where that matters. It is not for functions that are called
-at every step. What stands in for a kind of object is taken as well: NumPy's and torch's whole
-numbers for ints, lists for tuples, any mapping for dictionaries, objects with the methods of a
-protocol.
+`checked` decorates a function, a method or a class (whose constructor it then checks). What stands
+in for a kind of object is taken as well: NumPy's and torch's whole numbers for ints, lists for
+tuples, any mapping for dictionaries, objects with the methods of a protocol. An annotation is read
+once, at the first call.
 """
 
 from __future__ import annotations
@@ -12,35 +11,33 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import itertools
 import math
 import operator
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-_WORDS = {
-    bool: "True or False",
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-    os.PathLike: "a path",
-    np.ndarray: "an array",
-    torch.dtype: "a floating-point dtype",
-}
 _STAND_INS = dict.fromkeys(("FlowModel", "VelocityField"), ("prepare", "velocity"))
 """Objects with these methods are taken for one of the class."""
 
 
 def checked(entry: T) -> T:
-    """Checks arguments against the annotations, at each call and before anything is done.
+    """Check arguments against the annotations, at each call and before anything is done.
+
+    >>> @checked
+    ... def twice(x: float) -> float:
+    ...     return 2 * x
+    >>> twice("2")
+    Traceback (most recent call last):
+    ValueError: x must be a number, got '2'
 
     Raises:
         ValueError: at the call: an argument is of another kind; the message names it.
@@ -53,76 +50,38 @@ def checked(entry: T) -> T:
         for name, parameter in inspect.signature(entry).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
+    named: dict[str, _Kind] = {}
+    in_order: list[tuple[str, _Kind]] = []
 
     @functools.wraps(entry)
     def checking(*args: Any, **kwargs: Any) -> Any:
-        hints = _hints(entry)
-        for name, value in zip(positional, args, strict=False):
-            if name in hints:
-                check_kind(name, value, hints[name])
+        if not in_order:  # Not before: annotations may name what is defined later.
+            named.update({name: _kind(hint) for name, hint in _hints(entry).items()})
+            in_order.extend((name, named.get(name, _ANYTHING)) for name in positional)
+        for (name, kind), value in zip(in_order, args, strict=False):
+            if type(value) not in kind.surely:
+                kind.check(name, value)
         for name, value in kwargs.items():
-            if name in hints:
-                check_kind(name, value, hints[name])
+            kind = named.get(name, _ANYTHING)
+            if type(value) not in kind.surely:
+                kind.check(name, value)
         return entry(*args, **kwargs)
 
     return checking  # type: ignore[return-value]
 
 
-def fitting(function: T) -> T:
-    """`checked`, for functions of tensors: where their shapes disagree, the error names them.
-
-    Raises:
-        ValueError: at the call: as `checked`; or torch cannot compute with these shapes and dtypes.
-    """
-    inner = checked(function)
-    names = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def fitted(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return inner(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except (IndexError, RuntimeError, TypeError) as error:
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            shown = [
-                f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-                if isinstance(value, torch.Tensor)
-                else name
-                for name, value in given.items()
-            ]
-            raise ValueError(f"{', '.join(shown)} do not fit together: {error}") from error
-
-    return fitted  # type: ignore[return-value]
-
-
 def check_kind(name: str, value: Any, hint: Any) -> None:
-    """Raises a ValueError, which names the argument, unless a value is what an annotation says."""
-    found = _misfit(name, value, hint)
-    if found is not None:
-        place, what, wanted = found
-        raise ValueError(f"{place} must be {_words(wanted)}, got {_shown(what)}")
-    options = get_args(hint) or (hint,)
-    if torch.device in options and isinstance(value, str | torch.device):
-        try:
-            torch.empty(0, device=value)
-        except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} {str(value)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' "
-                "always can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
-            ) from error
-    if isinstance(value, str):
-        if "\0" in value and any(_is_below(option, os.PathLike) for option in options):
-            raise ValueError(f"{name} must be a path, which holds no null character, got {value!r}")
+    """Raise a ValueError, which names the argument, unless a value is what an annotation says."""
+    _kind(hint).check(name, value)
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number (True and False are none)."""
+    """Return whether it is a finite number (True and False are none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raises a ValueError unless a value is a whole number, neither too small nor too large."""
+    """Raise a ValueError unless a value is a whole number, neither too small nor too large."""
     check_kind(name, value, int)
     if value < least or (most is not None and value > most):
         upper = "" if most is None else f" and at most {most}"
@@ -130,7 +89,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def check_finite(name: str, value: Any, above: float = -math.inf) -> None:
-    """Raises a ValueError unless a value is a finite number, and above a bound."""
+    """Raise a ValueError unless a value is a finite number, and above a bound."""
     check_kind(name, value, float)
     if not (math.isfinite(value) and value > above):
         bound = "" if above == -math.inf else f" above {above:g}"
@@ -138,7 +97,7 @@ def check_finite(name: str, value: Any, above: float = -math.inf) -> None:
 
 
 def as_numbers(name: str, values: Any, length: int | None = None) -> np.ndarray:
-    """A list of numbers as a float64 array of shape (length,); a ValueError if it is none."""
+    """Return a list of numbers as a float64 array of shape (length,), or raise a ValueError."""
     array = _to_floats(values) if _converts(_to_floats, values) else None
     if array is None or array.ndim != 1 or (length is not None and len(array) != length):
         many = "" if length is None else f"{length} "
@@ -164,7 +123,6 @@ class _ByName(type):
         return cls
 
 
-@functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of all arguments; what is imported for type checkers alone is by name."""
     missing: dict[str, Any] = {}
@@ -179,105 +137,167 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _is_below(hint: Any, base: type) -> bool:
-    """Whether an annotation is a class, with parameters or not, below another one."""
-    hint = get_origin(hint) or hint
-    return inspect.isclass(hint) and issubclass(hint, base)
+Misfit = tuple[str, str] | None
+"""The place in a value that is not what an annotation says (``[1]``, or nothing), and what is."""
 
 
-def _misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
-    """Where a value is not what the annotation says: the place, what is there, what should be."""
+class _Kind(NamedTuple):
+    """An annotation, read.
+
+    Attributes:
+        words: for people.
+        misfit: of a value.
+        surely: classes whose instances fit, without another look.
+    """
+
+    words: str
+    misfit: Callable[[Any], Misfit] = lambda value: None
+    surely: frozenset[type] = frozenset()
+
+    def check(self, name: str, value: Any) -> None:
+        found = self.misfit(value)
+        if found is not None:
+            raise ValueError(f"{name}{found[0]} {found[1]}")
+
+
+_ANYTHING = _Kind("anything")
+
+
+def _wrong(words: str, value: Any) -> Misfit:
+    return "", f"must be {words}, got {_shown(value)}"
+
+
+def _plain(words: str, fits: Callable[[Any], bool], *surely: type) -> _Kind:
+    """A kind without parts."""
+    return _Kind(
+        words, lambda value: None if fits(value) else _wrong(words, value), frozenset(surely)
+    )
+
+
+@functools.cache
+def _kind(hint: Any) -> _Kind:
     origin, options = get_origin(hint), get_args(hint)
-    wrong = (place, value, hint)
-    if hint is Any or hint is object or isinstance(hint, TypeVar):
-        return None
-    if hint is None or hint is type(None):
-        return None if value is None else wrong
+    kind = origin or hint
+    if hint in _KINDS:
+        return _KINDS[hint]
     if origin in (Union, types.UnionType):
-        # Plain classes first: they need no look at every entry of a container.
+        return _union_kind(options)
+    if origin is Literal:
+        words = " or ".join(map(repr, options))
+        return _plain(words, lambda v: any(type(v) is type(o) and v == o for o in options))
+    if kind is collections.abc.Callable:
+        return _plain("callable", callable)
+    if hint is object or not inspect.isclass(kind):  # such as Any and type variables
+        return _ANYTHING
+    if issubclass(kind, Mapping):
+        return _mapping_kind(*map(_kind, options or (Any, Any)))
+    if kind in (tuple, list, set, frozenset) or kind.__module__ == "collections.abc":
+        return _sequence_kind(kind, options)
+    return _class_kind(kind)
+
+
+def _union_kind(options: tuple[Any, ...]) -> _Kind:
+    # Plain classes first: they need no look at every entry of a container.
+    kinds = [_kind(option) for option in sorted(options, key=lambda o: bool(get_args(o)))]
+    words = " or ".join(dict.fromkeys(_kind(option).words for option in options))
+    surely = frozenset(one for kind in kinds for one in kind.surely)
+    device, path = "a device" in words, "a path" in words
+
+    def misfit(value: Any) -> Misfit:
+        if device and isinstance(value, str | torch.device):
+            return _device_misfit(value)
+        if isinstance(value, str) and path and "\0" in value:
+            return "", f"must be a path, which holds no null character, got {value!r}"
         misfits = []
-        for option in sorted(options, key=lambda option: bool(get_args(option))):
-            misfits.append(_misfit(place, value, option))
+        for kind in kinds:
+            misfits.append(kind.misfit(value))
             if misfits[-1] is None:
                 return None
         # Of a container of the right kind, the entry that is wrong says more.
-        return next((m for m in misfits if m is not None and m[0] != place), wrong)
-    if origin is Literal:
-        return None if any(type(value) is type(o) and value == o for o in options) else wrong
-    if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        return None if callable(value) else wrong
-    kind = origin or hint
-    if not inspect.isclass(kind):
+        return next((found for found in misfits if found and found[0]), _wrong(words, value))
+
+    return _Kind(words, misfit, surely - {str} if device or path else surely)
+
+
+def _mapping_kind(keys: _Kind, values: _Kind) -> _Kind:
+    words = "a mapping" if values.words == "anything" else f"a mapping to {values.words}"
+
+    def misfit(value: Any) -> Misfit:
+        if not isinstance(value, Mapping):
+            return _wrong(words, value)
+        for key, entry in value.items():
+            if found := keys.misfit(key):
+                return f" (its key {key!r}){found[0]}", found[1]
+            if found := values.misfit(entry):
+                return f"[{key!r}]{found[0]}", found[1]
         return None
-    if issubclass(kind, Mapping):
-        return _mapping_misfit(place, value, options, wrong)
-    if kind in (tuple, list, set, frozenset) or kind.__module__ == "collections.abc":
-        return _sequence_misfit(place, value, kind, options, wrong)
-    return None if _is_one(value, kind) else wrong
+
+    return _Kind(words, misfit)
 
 
-def _mapping_misfit(place: str, value: Any, options: Any, wrong: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return wrong
-    if not options:
+def _sequence_kind(kind: type, options: tuple[Any, ...]) -> _Kind:
+    entries = [_kind(option) for option in options if option is not Ellipsis]
+    of = ", ".join(entry.words for entry in entries)
+    words = f"a sequence of {of}" if of and of != "anything" else "a sequence"
+    length = len(options) if kind is tuple and options and Ellipsis not in options else None
+    numbers = kind is not tuple and (not options or options[0] in (float, Any))
+    ordered = kind in (tuple, list, collections.abc.Sequence)
+
+    def is_one(value: Any) -> bool:
+        # The entries of a table would be taken for its columns' names.
+        if isinstance(value, str | bytes | Mapping | type) or hasattr(value, "columns"):
+            return False
+        if not hasattr(value, "__len__"):  # A generator can be looked at only once.
+            return kind in (Iterable, collections.abc.Iterator) and hasattr(value, "__iter__")
+        if isinstance(value, torch.Tensor):
+            # It has no truth value, and `in` looks for numbers in it.
+            return numbers and value.ndim == 1 and not value.is_complex()
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            return False
+        return hasattr(value, "__iter__") and not (ordered and isinstance(value, Set))
+
+    def misfit(value: Any) -> Misfit:
+        if not is_one(value) or (length is not None and len(value) != length):
+            return _wrong(words, value)
+        if isinstance(value, torch.Tensor) or not (entries and hasattr(value, "__len__")):
+            return None
+        of_each = entries if length is not None else itertools.repeat(entries[0])
+        for i, (entry, wanted) in enumerate(zip(value, of_each, strict=False)):
+            if type(entry) not in wanted.surely and (found := wanted.misfit(entry)):
+                return f"[{i}]{found[0]}", found[1]
         return None
-    for key, entry in value.items():
-        found = _misfit(f"{place} (its key {key!r})", key, options[0])
-        found = found or _misfit(f"{place}[{key!r}]", entry, options[1])
-        if found is not None:
-            return found
-    return None
+
+    return _Kind(words, misfit)
 
 
-def _sequence_misfit(place: str, value: Any, kind: type, options: Any, wrong: Any) -> Any:
-    text = isinstance(value, str | bytes | Mapping) or inspect.isclass(value)
-    table = hasattr(value, "columns")  # It would be taken for their names.
-    if text or table or not hasattr(value, "__iter__"):
-        return wrong
-    if not hasattr(value, "__len__"):  # A generator can be looked at only once.
-        return None if kind in (collections.abc.Iterable, collections.abc.Iterator) else wrong
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
-        return wrong
-    if isinstance(value, collections.abc.Set) and kind in (tuple, list, collections.abc.Sequence):
-        return wrong
-    if isinstance(value, torch.Tensor):
-        # It has no truth value, and `in` looks for numbers in it.
-        numbers = kind is not tuple and (not options or options[0] in (float, Any))
-        return None if numbers and value.ndim == 1 and not value.is_complex() else wrong
-    if kind is tuple and options and Ellipsis not in options:
-        if len(value) != len(options):
-            return wrong
-        pairs = list(zip(value, options, strict=True))
-    else:
-        pairs = (
-            [(entry, options[0]) for entry in value] if options and options[0] is not Any else []
-        )
-    for i, (entry, option) in enumerate(pairs):
-        found = _misfit(f"{place}[{i}]", entry, option)
-        if found is not None:
-            return found
-    return None
-
-
-def _is_one(value: Any, kind: type) -> bool:
-    """Whether a value is of a class, or can stand for one."""
-    if kind is bool:
-        return isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))
-    if kind is int:
-        return not isinstance(value, bool | np.bool_) and _converts(operator.index, value)
-    if kind is float:
-        others = bool | np.bool_ | str | bytes | torch.Tensor
-        return not isinstance(value, others) and _converts(float, value)
-    if kind is torch.dtype:
-        return isinstance(value, torch.dtype) and value.is_floating_point
+def _class_kind(kind: type) -> _Kind:
+    """A class, or what can stand for one."""
+    words = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    if issubclass(kind, os.PathLike):
+        words = "a path"
+    methods: tuple[str, ...] = _STAND_INS.get(kind.__name__, ())
+    if not methods and getattr(kind, "_is_protocol", False):
+        methods = tuple(n for n in vars(kind) if n[0] != "_" or n == "__call__")
     if kind.__name__ == "ArrayLike":
-        return value is not None and _converts(_to_floats, value)
-    stand_in: tuple[str, ...] = _STAND_INS.get(kind.__name__, ())
-    if not stand_in and getattr(kind, "_is_protocol", False):
-        stand_in = tuple(n for n in vars(kind) if n[0] != "_" or n == "__call__")
-    if stand_in:
-        return not inspect.isclass(value) and all(hasattr(value, n) for n in stand_in)
-    return isinstance(value, kind)
+        return _plain("an array of numbers", lambda v: v is not None and _converts(_to_floats, v))
+    if methods and kind is not os.PathLike:
+        return _plain(
+            words, lambda v: not inspect.isclass(v) and all(hasattr(v, name) for name in methods)
+        )
+    return _plain(words, lambda v: isinstance(v, kind), kind)
+
+
+def _device_misfit(value: Any) -> Misfit:
+    if not isinstance(value, str | torch.device):
+        return _wrong("a text or a device", value)
+    try:
+        torch.empty(0, device=value)
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        return "", (
+            f"{str(value)!r} cannot be used here ({str(error).splitlines()[0]}); 'cpu' always "
+            "can, 'cuda' needs an NVIDIA GPU and a PyTorch built for it"
+        )
+    return None
 
 
 def _to_floats(value: Any) -> np.ndarray:
@@ -292,36 +312,27 @@ def _converts(convert: Callable[[Any], Any], value: Any) -> bool:
     return True
 
 
-# --- words ---
-
-
-def _words(hint: Any) -> str:
-    """An annotation for people."""
-    origin, options = get_origin(hint), get_args(hint)
-    if hint is None or hint is type(None):
-        return "None"
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(option) for option in options))
-    if origin is Literal:
-        return " or ".join(map(repr, options))
-    kind = origin or hint
-    if kind is collections.abc.Callable:
-        return "callable"
-    if hint is Any or not inspect.isclass(kind):
-        return "anything"
-    if issubclass(kind, Mapping):
-        of = _words(options[1]) if options else "anything"
-        return "a mapping" if of == "anything" else f"a mapping to {of}"
-    if kind in (tuple, list, set, frozenset) or kind.__module__ == "collections.abc":
-        of = ", ".join(_words(option) for option in options if option is not Ellipsis)
-        return f"a sequence of {of}" if of and of != "anything" else "a sequence"
-    if kind.__name__ == "ArrayLike":
-        return "an array of numbers"
-    for known, words in _WORDS.items():
-        if issubclass(kind, known):
-            return words
-    article = "an" if kind.__name__[0] in "AEIOU" else "a"
-    return f"{article} {kind.__name__}"
+_TRUTH = bool | np.bool_
+_NO_FLOAT = _TRUTH | str | bytes | torch.Tensor
+_KINDS: dict[Any, _Kind] = {
+    bool: _plain(
+        "True or False", lambda v: isinstance(v, _TRUTH) or (type(v) is int and v in (0, 1)), bool
+    ),
+    int: _plain(
+        "an integer", lambda v: not isinstance(v, _TRUTH) and _converts(operator.index, v), int
+    ),
+    float: _plain(
+        "a number", lambda v: not isinstance(v, _NO_FLOAT) and _converts(float, v), float
+    ),
+    str: _plain("a text", lambda v: isinstance(v, str), str),
+    None: _plain("None", lambda v: v is None, type(None)),
+    type(None): _plain("None", lambda v: v is None, type(None)),
+    np.ndarray: _plain("an array", lambda v: isinstance(v, np.ndarray), np.ndarray),
+    torch.dtype: _plain(
+        "a floating-point dtype", lambda v: isinstance(v, torch.dtype) and v.is_floating_point
+    ),
+    torch.device: _Kind("a device", _device_misfit),
+}
 
 
 def _shown(value: Any) -> str:
