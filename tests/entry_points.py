@@ -1,5 +1,6 @@
 """A valid, tiny call of every public entry point, and why some have none."""
 
+import importlib
 from functools import cached_property, partial
 from types import SimpleNamespace
 
@@ -8,8 +9,7 @@ import pandas as pd
 import torch
 from optuna.distributions import CategoricalDistribution
 
-from irlkit import data as datasets
-from irlkit import pretraining, rewards
+from irlkit import data, pretraining, rewards
 from irlkit.data.readers import RawRecords
 from irlkit.data.tables import read_csv
 from irlkit.evaluate import diversity, metrics
@@ -21,66 +21,23 @@ from irlkit.rl import grpo, policies, trainer
 from tests.tiny_experiments import write_files
 from tests.tiny_omatg import write_model
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
-from tests.toys import ToyModel, flow_model
+from tests.toys import ToyModel, flow_model, trainer_config
 from tests.toys import crystals as toys
 
-MODULES = [
-    *(
-        "irlkit",
-        "irlkit.data",
-        "irlkit.lab.experiments",
-        "irlkit.evaluate.metrics",
-        "irlkit.lab.notebooks",
-    ),
-    *(
-        "irlkit.networks.omatg",
-        "irlkit.lab.plots",
-        "irlkit.rl.policies",
-        "irlkit.potentials",
-        "irlkit.rewards",
-    ),
-    *(
-        "irlkit.rl.sampler",
-        "irlkit.flows.schedules",
-        "irlkit.lab.sweeps",
-        "irlkit.rl.trainer",
-        "irlkit.lab.widgets",
-    ),
-    # Without a list of names: all that they define.
-    *(
-        "irlkit.rl._averaging",
-        "irlkit.flows.base_distribution",
-        "irlkit.rl._checkpoints",
-        "irlkit.crystals.compositions",
-    ),
-    *(
-        "irlkit.crystals",
-        "irlkit.networks.cspnet",
-        "irlkit.lab.diagnostics",
-        "irlkit.evaluate.diversity",
-    ),
-    *(
-        "irlkit.networks.omatg.download",
-        "irlkit.rl.grpo",
-        "irlkit.lab.grpo_step",
-        "irlkit.flows.interpolants",
-    ),
-    *(
-        "irlkit.evaluate.matcher",
-        "irlkit.evaluate.matching",
-        "irlkit.networks.flow_model",
-        "irlkit.pretraining",
-        "irlkit.lab.runs",
-    ),
-    *(
-        "irlkit.rl._scoring",
-        "irlkit.lab.teaching",
-        "irlkit.lab.train",
-        "irlkit.rl.update",
-        "irlkit.crystals.validity",
-    ),
-    "irlkit.data.writers",
-]
+MODULES = {
+    module.rpartition(".")[2]: f"irlkit.{module}".removesuffix(".irlkit")
+    for module in (
+        "irlkit crystals crystals.compositions crystals.validity "
+        "flows.base_distribution flows.dynamics flows.interpolants flows.schedules "
+        "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
+        "evaluate.diversity evaluate.matcher evaluate.metrics evaluate.matching "
+        "potentials data data.writers rewards pretraining "
+        "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
+        "lab.diagnostics lab.experiments lab.grpo_step lab.notebooks lab.plots lab.runs lab.sweeps "
+        "lab.teaching lab.train lab.widgets"
+    ).split()
+}
+"""Short name -> module. Modules without a list of names have all that they define."""
 
 
 class Objective:
@@ -124,12 +81,12 @@ class Kit:
         formulas = self.batch.reduced_formulas()
         n_atoms = self.batch.n_atoms.numpy()
         table = pd.DataFrame({"material_id": ["a", "b"], "formula": formulas, "n_atoms": n_atoms})
-        return datasets.CrystalDataset("toy", "test", self.batch, table)
+        return data.CrystalDataset("toy", "test", self.batch, table)
 
     @cached_property
     def salts(self):
         with_cache = dict(cache=False, progress=False)
-        return datasets.load(self.files / "salts.csv", **with_cache).select(range(4))
+        return data.load(self.files / "salts.csv", **with_cache).select(range(4))
 
     @cached_property
     def model(self):
@@ -147,7 +104,7 @@ class Kit:
 
     @cached_property
     def config(self):
-        return grpo.trainer_config(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
+        return trainer_config(n_groups=1, group_size=2, n_steps=2, n_ppo_epochs=1)
 
     @cached_property
     def noise(self):
@@ -265,9 +222,9 @@ def entries(kit):
     """Name -> (entry point, keyword arguments). A method is named by its class."""
     k = kit
     one, batch, dataset, toy = k.one, k.batch, k.dataset, k.toy
-    n_atoms, atoms = batch.n_atoms, batch.batch
+    n_atoms = batch.n_atoms
     tensors = dict(species=batch.species, pos=batch.pos, cell=batch.cell, n_atoms=n_atoms)
-    data = dict(checkpoint=k.files / "model.safetensors", dataset=k.files / "salts.csv")
+    source = dict(checkpoint=k.files / "model.safetensors", dataset=k.files / "salts.csv")
     where = dict(device="cpu", out_dir="results", progress=False)
     arrays = dict(species=[[1]], pos=[np.zeros((1, 3))], cell=[np.eye(3)])
     table = {
@@ -295,12 +252,15 @@ def entries(kit):
         ),
         "crystals.CrystalBatch.from_ase": dict(atoms=batch.to_ase(), dtype=torch.float32),
         "crystals.CrystalBatch.from_pyg": dict(data=batch.to_pyg(), dtype=torch.float32),
-        "model.FlowModel.prepare": (k.model.prepare, dict(batch=batch)),
-        "model.FlowModel.gamma": (k.model.gamma, dict(field="pos", t=torch.tensor(0.5))),
-        "model.FlowModel.sample_base": (k.model.sample_base, dict(batch=batch, generator=k.draws)),
-        "model.FlowModel.save": (k.model.save, dict(path="a.safetensors")),
-        "model.FlowModel.load": dict(path=k.saved_model, device="cpu"),
-        "model.pretrained_names": {},
+        "flow_model.FlowModel.prepare": (k.model.prepare, dict(batch=batch)),
+        "flow_model.FlowModel.gamma": (k.model.gamma, dict(field="pos", t=torch.tensor(0.5))),
+        "flow_model.FlowModel.sample_base": (
+            k.model.sample_base,
+            dict(batch=batch, generator=k.draws),
+        ),
+        "flow_model.FlowModel.save": (k.model.save, dict(path="a.safetensors")),
+        "flow_model.FlowModel.load": dict(path=k.saved_model, device="cpu"),
+        "flow_model.pretrained_names": {},
         # --- training, policies, generation ---
         "trainer.GRPOTrainer": dict(
             policy=k.policy,
@@ -319,7 +279,6 @@ def entries(kit):
             ).validate,
             dict(seed=1),
         ),
-        "trainer.GRPOTrainer.diagnose": (k.trainer.diagnose, {}),
         "policies.AnnealingPolicy": dict(
             model=toy, annealing=schedules.LearnedAnnealing(4, 1), noise=k.noise, ref_noise=k.noise
         ),
@@ -327,31 +286,26 @@ def entries(kit):
             model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR
         ),
         "policies.ScorePolicy": dict(model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR),
-        "policies.Dynamics": dict(model=toy, annealing=LINEAR, noise=k.noise, kind="ode"),
+        "dynamics.Dynamics": dict(model=toy, annealing=LINEAR, noise=k.noise, kind="ode"),
         "policies.load_dynamics": dict(path=k.saved_policy, model=k.model),
         "policies.AnnealingPolicy.save": (k.policy.save, dict(path="a", metadata={"a": 1})),
         "policies.VelocityPolicy.save": (
             policies.VelocityPolicy(k.model).save,
             dict(path="a", metadata={"a": 1}),
         ),
-        "policies.Dynamics.generate": (
+        "dynamics.Dynamics.generate": (
             k.policy.deploy().generate,
-            dict(batch=batch, n_steps=2, generator=k.draws),
+            dict(
+                batch=batch,
+                n_steps=2,
+                generator=k.draws,
+                x_0=batch,
+                max_batch=2,
+                record=[],
+                progress=False,
+            ),
         ),
-        "sampler.integrate": dict(
-            model=toy,
-            batch=batch,
-            n_steps=2,
-            annealing=LINEAR,
-            noise=k.noise,
-            kind="ode",
-            generator=k.draws,
-            x_0=batch,
-            max_batch=2,
-            record=True,
-            progress=False,
-        ),
-        "sampler.rollout": dict(
+        "rollout.rollout": dict(
             policy=k.policy,
             x_0=batch,
             n_steps=2,
@@ -361,7 +315,8 @@ def entries(kit):
         ),
         "grpo.group_advantages": dict(rewards=torch.tensor([1.0, 2.0]), group_size=2),
         "grpo.check_group_size": dict(group_size=2),
-        "grpo.GRPOConfig": {name: value for name, value in vars(grpo.trainer_config()).items()},
+        "grpo.GRPOConfig": vars(grpo.GRPOConfig()),
+        "config.TrainerConfig": vars(trainer_config()),
         "grpo_step.explain": dict(
             policy=k.policy,
             composition=one,
@@ -369,17 +324,11 @@ def entries(kit):
             config=k.config,
             generator=k.draws,
         ),
-        "scoring.score": dict(reward=volume_per_atom, structures=batch, folder=None, when="now"),
-        "scoring.check_groups": dict(reward=volume_per_atom, group_size=2),
-        "averaging.ParameterAverage": dict(policy=k.policy),
-        "updates.PolicyUpdate": dict(
+        "update.PolicyUpdate": dict(
             policy=k.policy,
             optimizer=torch.optim.Adam(k.policy.parameters()),
             config=k.config,
             generator=k.draws,
-        ),
-        "diagnostics.group_statistics": dict(
-            structures=batch, rewards=np.array([1.0, 2.0]), group_size=2
         ),
         "diagnostics.judge": dict(history=k.history, config=k.config),
         "diversity.fingerprints": dict(batch=batch, n_neighbours=4),
@@ -521,7 +470,6 @@ def entries(kit):
         "interpolants.EncoderDecoderGamma": dict(a=0.1, switch_time=0.5, power=1.0),
         "interpolants.ConstantEpsilon": dict(c=1.0),
         "interpolants.VanishingEpsilon": dict(c=1.0, mu=0.1, sigma=0.1),
-        "interpolants.build_named": dict(kinds=interpolants.PATHS, entry={"name": "LinearPath"}),
         "interpolants.Interpolant": dict(
             path=interpolants.LinearPath(),
             gamma=interpolants.SqrtGamma(0.1),
@@ -529,32 +477,6 @@ def entries(kit):
             center_of_mass_free=True,
             one_sided=False,
             trained_heads=("velocity",),
-        ),
-        "interpolants.Interpolant.sample": (
-            interpolants.Interpolant(gamma=interpolants.SqrtGamma(0.1), periodic=True).sample,
-            dict(t=torch.full((3, 1), 0.5), x_0=batch.pos, x_1=batch.pos, z=batch.pos),
-        ),
-        "interpolants.Interpolant.nearest_image": (
-            interpolants.Interpolant(periodic=True).nearest_image,
-            dict(x_0=batch.pos, x_1=batch.pos),
-        ),
-        "interpolants.Interpolant.velocity_from_denoiser": (
-            interpolants.Interpolant(one_sided=True).velocity_from_denoiser,
-            dict(t=torch.full((3, 1), 0.5), x_t=batch.pos, denoiser=batch.pos),
-        ),
-        "interpolants.Interpolant.from_dict": dict(data=interpolants.Interpolant().to_dict()),
-        "interpolants.center": dict(values=batch.pos, batch=atoms, n_atoms=n_atoms),
-        "interpolants.align_translation": dict(
-            x_0=batch.pos, x_1=batch.pos, batch=atoms, n_atoms=n_atoms
-        ),
-        "interpolants.pair_by_permutation": dict(
-            x_0=batch.pos, x_1=batch.pos, species=batch.species, n_atoms=n_atoms
-        ),
-        "interpolants.pair_with_data": dict(
-            x_0=batch.pos, x_1=batch.pos, species=batch.species, batch=atoms, n_atoms=n_atoms
-        ),
-        "base_distribution.cell_from_parameters": dict(
-            lengths=torch.ones(1, 3), angles=torch.full((1, 3), 90.0)
         ),
         "base_distribution.BaseDistribution": dict(
             log_length_mean=(1.0,) * 3,
@@ -582,7 +504,7 @@ def entries(kit):
         "teaching.PlaneFlow.sample_base": (k.flow.sample_base, dict(n=3, generator=k.draws)),
         "teaching.PlaneFlow.sample_data": (k.flow.sample_data, dict(n=3, generator=k.draws)),
         # --- data ---
-        "datasets.CrystalDataset": dict(
+        "data.CrystalDataset": dict(
             name="toy",
             split="test",
             batch=batch,
@@ -590,15 +512,15 @@ def entries(kit):
             skipped=(),
             has_structures=True,
         ),
-        "datasets.CrystalDataset.select": (dataset.select, dict(index=[0])),
-        "datasets.CrystalDataset.subset": (dataset.subset, dict(size=1, seed=0)),
-        "datasets.CrystalDataset.references_of": (
+        "data.CrystalDataset.select": (dataset.select, dict(index=[0])),
+        "data.CrystalDataset.subset": (dataset.subset, dict(size=1, seed=0)),
+        "data.CrystalDataset.references_of": (
             dataset.references_of,
             dict(formulas=batch.reduced_formulas()),
         ),
-        "datasets.RawRecords": dict(payloads=[], table=pd.DataFrame()),
-        "datasets.Skipped": dict(record="a", reason="b"),
-        "datasets.LazyDataset": dict(
+        "data.RawRecords": dict(payloads=[], table=pd.DataFrame()),
+        "data.Skipped": dict(record="a", reason="b"),
+        "data.LazyDataset": dict(
             name="a",
             split=None,
             path=k.files / "salts.csv",
@@ -608,10 +530,10 @@ def entries(kit):
             dtype=torch.float32,
             skipped=[],
         ),
-        "datasets.from_formulas": dict(
+        "data.from_formulas": dict(
             formulas=["NaCl"], z=1, max_atoms=20, name="a", dtype=torch.float32
         ),
-        "datasets.load": dict(
+        "data.load": dict(
             source=["NaCl"],
             split=None,
             max_atoms=20,
@@ -622,9 +544,7 @@ def entries(kit):
             progress=False,
             dtype=torch.float32,
         ),
-        "datasets.register_reader": dict(
-            extension=".xyzzy", reader=lambda path: RawRecords([], [])
-        ),
+        "data.register_reader": dict(extension=".xyzzy", reader=lambda path: RawRecords([], [])),
         "compositions.from_formula": dict(
             formula="NaCl", n_formula_units=1, max_atoms=20, dtype=torch.float32
         ),
@@ -763,20 +683,20 @@ def entries(kit):
         "experiments.resolve_sweep": dict(
             preset="quick", n_steps=2, n_trials=2, iterations=2, seeds=(0,)
         ),
-        "experiments.VelocityAnnealing": dict(**data, preset=PRESET, **where),
+        "experiments.VelocityAnnealing": dict(**source, preset=PRESET, **where),
         "experiments.NoiseSchedules": dict(
-            **data,
+            **source,
             preset=experiments.NOISE_PRESETS["quick"],
             velocity_checkpoint=k.files / "second.safetensors",
             potential=k.potential,
             **where,
         ),
         "experiments.EnergyReinforcement": dict(
-            **data, preset=experiments.ENERGY_PRESETS["quick"], potential=k.potential, **where
+            **source, preset=experiments.ENERGY_PRESETS["quick"], potential=k.potential, **where
         ),
         "experiments.SweepExperiment": dict(
             policy="annealing",
-            **data,
+            **source,
             preset=experiments.SWEEP_PRESETS["quick"],
             reward="crmse",
             potential="chgnet",
@@ -921,16 +841,12 @@ def entries(kit):
 
 
 def irlkit_omatg(kit):
-    import irlkit
-
-    return irlkit.load_omatg(kit.omatg / "model.ckpt")
+    return omatg.load_omatg(kit.omatg / "model.ckpt")
 
 
 def _find(name):
-    module, *path = name.removeprefix("irlkit.").split(".")
-    found = globals().get(module) or __import__("irlkit", fromlist=[module])
-    if found.__name__ == "irlkit":
-        path = [module, *path]
+    module, *path = name.split(".")
+    found = importlib.import_module(MODULES[module])
     for part in path:
         found = getattr(found, part)
     return found
@@ -943,20 +859,20 @@ NEED_THEM = ("potentials.MACEPotential", "rewards.RayReward", "sweeps.run_ray")
 
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
-        "policies.FieldStep policies.Gaussian policies.StepInputs policies.evaluate "
-        "policies.standard_normal sampler.advance sampler.State sampler.Trajectory "
+        "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
+        "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
+        "rl.Trajectory rollout.generate dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "
         "schedules.annealing_on_grid grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "
-        "crystals.wrap_positions model.Conditioning cspnet.NetworkOutput cspnet.TimeEmbedding "
+        "flow_model.Conditioning cspnet.NetworkOutput cspnet.TimeEmbedding "
         "cspnet.CSPLayer interpolants.time_derivative interpolants.named "
-        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.Losses updates.Minibatch "
-        "updates.halve_until_it_fits updates.split_sizes "
+        "interpolants.build_named interpolants.center interpolants.align_translation "
+        "interpolants.pair_by_permutation interpolants.pair_with_data "
+        "base_distribution.cell_from_parameters "
+        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.Losses update.Minibatch "
+        "update.halve_until_it_fits update.split_sizes "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
-        "matcher.PreparedStructure matcher.RmsdMatcher matching.Matches matching.References"
-    ),
-    "of the trainer alone, which checks what they get": (
-        "scoring.NonFiniteRewardError scoring.RewardsInParts scoring.check_threads scoring.means "
-        "scoring.save_cifs scoring.save_numbers"
+        "matcher.PreparedStructure matcher.RmsdMatcher"
     ),
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
@@ -965,28 +881,18 @@ EXCLUDED = {
     ),
     "abstract, or a protocol": (
         "interpolants.Path potentials.Potential rewards.Reward policies.Policy "
-        "policies.NetworkPolicy policies.VelocityField schedules.Annealing "
-        "schedules.NoiseSchedule sweeps.Objective"
+        "policies.NetworkPolicy policies.FlowPolicy rl.Process dynamics.VelocityField "
+        "schedules.Annealing schedules.NoiseSchedule sweeps.Objective"
     ),
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
-    "reads and writes checkpoints for the trainers; files are fuzzed": (
-        "checkpoints.composition_digest checkpoints.model_digest checkpoints.annealing_digest "
-        "checkpoints.write_checkpoint checkpoints.read_checkpoint checkpoints.pack "
-        "checkpoints.unpack"
-    ),
     "command lines, which argparse checks": (
-        "notebooks.main runs.main download.main pretraining.main train.main train.train "
-        "train.ShareOfBatch train.DistributedTrainer"
+        "notebooks.main runs.main download.main pretraining.main train.main train.train"
     ),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
         "notebooks.run notebooks.export experiments.estimate experiments.write_results"
     ),
     "tested with wrong names in test_properties": (
         "runs.read download.find_downloaded download.download"
-    ),
-    "the same as in another module": (
-        "widgets.ControlPointAnnealing widgets.ControlPointNoise model.FlowModel "
-        "model.load_pretrained crystals.CrystalBatch matching.MatchPool omatg.load_omatg"
     ),
     "draws in a notebook through crystal-toolkit: see test_plots_structures": (
         "plots.crystal_toolkit_view"

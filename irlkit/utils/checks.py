@@ -187,7 +187,7 @@ def _kind(hint: Any) -> _Kind:
         return _plain(words, lambda v: any(type(v) is type(o) and v == o for o in options))
     if kind is collections.abc.Callable:
         return _plain("callable", callable)
-    if hint is object or not inspect.isclass(kind):  # such as Any and type variables
+    if not inspect.isclass(kind):  # such as type variables
         return _ANYTHING
     if issubclass(kind, Mapping):
         return _mapping_kind(*map(_kind, options or (Any, Any)))
@@ -315,6 +315,8 @@ def _converts(convert: Callable[[Any], Any], value: Any) -> bool:
 _TRUTH = bool | np.bool_
 _NO_FLOAT = _TRUTH | str | bytes | torch.Tensor
 _KINDS: dict[Any, _Kind] = {
+    Any: _ANYTHING,
+    object: _ANYTHING,
     bool: _plain(
         "True or False", lambda v: isinstance(v, _TRUTH) or (type(v) is int and v in (0, 1)), bool
     ),
