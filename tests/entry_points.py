@@ -14,7 +14,7 @@ from irlkit.data.readers import RawRecords
 from irlkit.data.tables import read_csv
 from irlkit.evaluate import diversity, metrics
 from irlkit.flows import interpolants, schedules
-from irlkit.lab import experiments, grpo_step, notebooks, plots, runs, sweeps, teaching
+from irlkit.lab import experiments, grpo_step, notebooks, plots, sweeps, teaching
 from irlkit.lab.experiments import Rung
 from irlkit.networks import omatg
 from irlkit.rl import grpo, policies, trainer
@@ -162,10 +162,6 @@ class Kit:
     def curves(self):
         rows = {"schedule": "learned", "tuned_at": np.nan, "seed": 0, "n_steps": 10}
         return pd.DataFrame({**rows, "field": ["pos", "cell"], "t": 0.5, "factor": 1.0})
-
-    @cached_property
-    def run(self):
-        return runs.Run(self.folder, "grpo", history=self.history)
 
     @cached_property
     def experiment(self):
@@ -607,9 +603,6 @@ def entries(kit):
         "omatg.read_checkpoint": dict(path=k.omatg / "model.ckpt"),
         "omatg.read_config": dict(config=k.omatg / "train.yaml"),
         # --- runs and sweeps ---
-        "runs.find": dict(root="."),
-        "runs.table": dict(runs=[k.run], root="."),
-        "runs.compare": dict(first=k.run, second=k.run),
         "sweeps.SearchSpace": dict(
             policy="annealing",
             parameters=dict(k.space.parameters),
@@ -873,6 +866,9 @@ EXCLUDED = {
         "update.halve_until_it_fits update.split_sizes "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher"
+    ),
+    "take what the kit wrote or made": (
+        "runs.find runs.table runs.compare sweeps.importance sweeps.trials_table"
     ),
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
