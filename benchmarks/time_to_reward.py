@@ -21,7 +21,7 @@ from benchmarks.common import parser, report, start
 from benchmarks.edge_list import with_edge_list
 from irlkit.data import load
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise
-from irlkit.lab.experiments import ENERGY_PRESETS, PRESETS
+from irlkit.lab.experiments import presets
 from irlkit.networks.flow_model import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
 from irlkit.rl.config import TrainerConfig
@@ -35,7 +35,7 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
         "as in notebook 04": {},
         "2 PPO epochs": {"n_ppo_epochs": 2},
         "16 PPO epochs": {"n_ppo_epochs": 16},
-        "half the groups": {"n_groups": PRESETS["laptop"].config(0).n_groups // 2},
+        "half the groups": {"n_groups": presets("annealing")["laptop"].config(0).n_groups // 2},
     },
     "velocity": {
         "as in notebook 03": {},
@@ -55,10 +55,12 @@ def make_policy(name: str, edge_list: bool, device: torch.device) -> Policy:
         model = with_edge_list(model).requires_grad_(False)
     if name == "annealing":
         generator = torch.Generator().manual_seed(0)
-        annealing = LearnedAnnealing(**PRESETS["laptop"].annealing, generator=generator)
-        scales = PRESETS["laptop"].noise
+        annealing = LearnedAnnealing(
+            **presets("annealing")["laptop"].annealing, generator=generator
+        )
+        scales = presets("annealing")["laptop"].noise
         return AnnealingPolicy(model, annealing, {f: ConstantNoise(scales[f]) for f in scales})
-    preset = ENERGY_PRESETS["laptop"]
+    preset = presets("energy")["laptop"]
     scales = preset.noise["medium"]
     return VelocityPolicy(model, {f: SquareRootNoise(scales[f]) for f in preset.fields})
 
@@ -107,9 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for name in options.policies:
         if name == "annealing":
-            default = PRESETS["laptop"].config(options.seed)
+            default = presets("annealing")["laptop"].config(options.seed)
         else:
-            default = ENERGY_PRESETS["laptop"].config("velocity-based", options.seed)
+            default = presets("energy")["laptop"].config("velocity-based", options.seed)
         levers = LEVERS[name]
         default = replace(default, validate_every=2, validation_size=200)
         if name == "velocity":

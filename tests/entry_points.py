@@ -209,7 +209,7 @@ class Kit:
         return self.potential(self.batch)
 
 
-PRESET = experiments.PRESETS["quick"]
+PRESET = experiments.presets("annealing")["quick"]
 NOISE = {"pos": 0.1, "cell": 0.1}
 LINEAR = schedules.LinearAnnealing(1.0, 0.5)
 
@@ -638,54 +638,29 @@ def entries(kit):
         "experiments.Claim": dict(claim="a", value=1.0, target=">= 1", holds=True, required=True),
         "experiments.Claim.check": dict(claim="a", value=1.0, target=">= 1", required=True),
         "experiments.claims_table": dict(claims=[experiments.Claim.check("a", 1.0, ">= 1")]),
-        "experiments.Preset": vars(PRESET),
-        "experiments.NoisePreset": vars(experiments.NOISE_PRESETS["quick"]),
-        "experiments.EnergyPreset": vars(experiments.ENERGY_PRESETS["quick"]),
+        "experiments.AnnealingPreset": vars(PRESET),
+        "experiments.NoisePreset": vars(experiments.presets("noise")["quick"]),
+        "experiments.EnergyPreset": vars(experiments.presets("energy")["quick"]),
         "experiments.SweepPreset": vars(experiments.SWEEP_PRESETS["quick"]),
         "experiments.Variant": dict(
             policy="velocity", noise="medium", ref_noise=None, grpo={}, n_seeds=1
         ),
         "experiments.Rung": vars(Rung(1, 2, 3)),
-        "experiments.resolve": dict(
-            preset="quick",
-            checkpoint="linear-ode",
-            dataset="prototypes",
-            n_steps=2,
-            iterations=2,
-            n_groups=2,
-            group_size=2,
-            seeds=(0,),
-        ),
-        "experiments.resolve_energy": dict(
-            preset="quick",
-            checkpoint="linear-ode",
-            dataset="prototypes",
-            potential="chgnet",
-            fields=("pos",),
-            annealing=(1.0, 1.0),
-            n_steps=2,
-            iterations=2,
-            n_groups=2,
-            group_size=2,
-            kl_weight=0.0,
-            seeds=(0,),
-        ),
-        "experiments.resolve_noise": dict(
-            preset="quick", split="test", n_steps=2, scales=(0.1,), test_size=2, seeds=(0,)
-        ),
+        "experiments.presets": dict(kind="noise"),
+        "experiments.resolve": dict(kind="energy", preset="quick"),
         "experiments.resolve_sweep": dict(
             preset="quick", n_steps=2, n_trials=2, iterations=2, seeds=(0,)
         ),
         "experiments.VelocityAnnealing": dict(**source, preset=PRESET, **where),
         "experiments.NoiseSchedules": dict(
             **source,
-            preset=experiments.NOISE_PRESETS["quick"],
+            preset=experiments.presets("noise")["quick"],
             velocity_checkpoint=k.files / "second.safetensors",
             potential=k.potential,
             **where,
         ),
         "experiments.EnergyReinforcement": dict(
-            **source, preset=experiments.ENERGY_PRESETS["quick"], potential=k.potential, **where
+            **source, preset=experiments.presets("energy")["quick"], potential=k.potential, **where
         ),
         "experiments.SweepExperiment": dict(
             policy="annealing",

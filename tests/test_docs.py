@@ -144,7 +144,7 @@ def test_solutions_of_notebook_04_run(tmp_path, monkeypatch):
     files = write_files(tmp_path)
     monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path / "cache"))
     settings = replace(
-        experiments.PRESETS["quick"],
+        experiments.presets("annealing")["quick"],
         checkpoint=str(files / "second.safetensors"),
         dataset=str(files / "salts.csv"),
         n_steps=4,

@@ -17,7 +17,7 @@ from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
 from irlkit.lab import experiments
 from irlkit.lab.experiments import claims, handcrafted, results
-from irlkit.lab.experiments.presets import PRESETS, Rung
+from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
@@ -28,9 +28,9 @@ from irlkit.rl.trainer import GRPOTrainer
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets("annealing"))
 def test_presets_are_complete_and_json(name):
-    preset = experiments.resolve(name)
+    preset = experiments.resolve("annealing", name)
     assert preset.name == name
     assert preset.evaluation_steps[-1] == preset.reference_steps
     assert preset.n_steps in preset.evaluation_steps
@@ -38,23 +38,25 @@ def test_presets_are_complete_and_json(name):
 
 
 def test_given_parameters_override_the_preset():
-    preset = experiments.resolve("laptop", n_steps=7, iterations=2, group_size=4, seeds=[5])
+    preset = experiments.resolve(
+        "annealing", "laptop", n_steps=7, iterations=2, group_size=4, seeds=[5]
+    )
     config = preset.config(5)
     assert (preset.iterations, preset.seeds, config.seed, config.group_size) == (2, (5,), 5, 4)
-    assert config.n_groups == PRESETS["laptop"].config(0).n_groups
+    assert config.n_groups == presets("annealing")["laptop"].config(0).n_groups
     assert 7 in config.step_choices and 7 in preset.evaluation_steps
 
 
 def test_the_paper_trains_at_100_steps_whatever_few_is():
-    preset = experiments.resolve("paper", n_steps=7)
+    preset = experiments.resolve("annealing", "paper", n_steps=7)
     assert preset.config(0).step_choices == (100,)
     assert (preset.config(0).n_groups, preset.config(0).group_size) == (16, 64)
 
 
 @pytest.mark.parametrize("seeds", [(3, 1), [3, 1], "3,1", "[3, 1]", "(3, 1)"])
 def test_seeds_as_people_write_them(seeds):
-    assert experiments.resolve("quick", seeds=seeds).seeds == (3, 1)
-    assert experiments.resolve("quick", seeds=4).seeds == (4,)
+    assert experiments.resolve("annealing", "quick", seeds=seeds).seeds == (3, 1)
+    assert experiments.resolve("annealing", "quick", seeds=4).seeds == (4,)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +76,13 @@ def test_seeds_as_people_write_them(seeds):
 )
 def test_parameters_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        experiments.resolve(**arguments)
+        experiments.resolve("annealing", **arguments)
 
 
 def test_fewer_seeds_where_evaluations_are_long():
-    preset = replace(PRESETS["laptop"], n_seeds_at_reference={"none": 1})
-    assert preset.seeds_for("none", 500) == (0,)
-    assert preset.seeds_for("learned", 500) == preset.seeds_for("none", 100) == (0, 1, 2)
+    preset = replace(presets("annealing")["laptop"], n_seeds_at_reference={"none": 1})
+    assert preset.seeds_for(500, "none") == (0,)
+    assert preset.seeds_for(500, "learned") == preset.seeds_for(100, "none") == (0, 1, 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_fewer_seeds_where_evaluations_are_long():
 def evaluation(**changes):
     """A table in which everything holds, at 10 against 500 steps; `changes` are METRe."""
     metre = {
-        **{f"learned_{n}": 0.80 for n in PRESETS["laptop"].evaluation_steps},
+        **{f"learned_{n}": 0.80 for n in presets("annealing")["laptop"].evaluation_steps},
         "handcrafted_500": 0.80,
         "tuned_10": 0.30,
         **changes,
@@ -108,7 +110,7 @@ def evaluation(**changes):
 
 
 def judge(table, smallest=0.3):
-    return claims.annealing_claims(table, PRESETS["laptop"], smallest)
+    return claims.annealing_claims(table, presets("annealing")["laptop"], smallest)
 
 
 def test_all_claims_hold():
@@ -164,7 +166,7 @@ def test_claims_table_is_readable():
 
 def test_the_conclusion_is_computed():
     table = evaluation(learned_10=(0.7, 0.75, 0.8), learned_5=0.1).assign(n_structures=100)
-    preset = PRESETS["laptop"]
+    preset = presets("annealing")["laptop"]
     text = claims.annealing_conclusion(table, preset, judge(table))
     assert "| learned, 10 steps | 0.750 (0.700 to 0.800) |" in text
     assert "| none, 10 steps | not measured | not measured |" in text
@@ -176,7 +178,7 @@ def test_the_conclusion_is_computed():
     assert failing and all(f"{i} (" in text for i in failing) and "6 (aim)" in text
     assert "With 100 test structures" in text and "4.3 percentage points" in text
     assert "quick" not in text
-    assert "quick" in claims.annealing_conclusion(table, PRESETS["quick"], judged)
+    assert "quick" in claims.annealing_conclusion(table, presets("annealing")["quick"], judged)
     good = evaluation().assign(n_structures=100)
     assert "9 of 9 claims hold.** With" in claims.annealing_conclusion(good, preset, judge(good))
 
@@ -278,7 +280,7 @@ def test_a_sweep_without_rounds_is_refused(polymorphs):
 # --------------------------------------------------------------------------------------------------
 
 TINY = replace(
-    PRESETS["quick"],
+    presets("annealing")["quick"],
     train_steps=(2, 4),
     step_counts=(2, 4),
     n_steps=3,

@@ -29,9 +29,8 @@ from irlkit.lab.experiments.energy_claims import (
     energy_claims,
     energy_conclusion,
 )
-from irlkit.lab.experiments.energy_presets import ENERGY_PRESETS, AnnealingTraining, Variant
 from irlkit.lab.experiments.energy_reinforcement import file_name
-from irlkit.lab.experiments.presets import Rung
+from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
 from irlkit.rl.policies import load_dynamics
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils.workers import Outcome, WorkerPool, WorkersLostError
@@ -43,9 +42,9 @@ from tests.toy_potentials import LennardJonesToy
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENERGY_PRESETS)
+@pytest.mark.parametrize("name", presets("energy"))
 def test_presets_are_complete_and_json(name):
-    preset = experiments.resolve_energy(name)
+    preset = experiments.resolve("energy", name)
     assert preset.name == name
     for variant in preset.variants:
         assert preset.config(variant, 3).seed == 3
@@ -54,22 +53,29 @@ def test_presets_are_complete_and_json(name):
 
 
 def test_given_parameters_override_the_preset():
-    preset = experiments.resolve_energy(
-        "laptop", fields="pos, cell", iterations=2, n_groups=3, group_size=4, seeds=5, kl_weight=0.5
+    preset = experiments.resolve(
+        "energy",
+        "laptop",
+        fields="pos, cell",
+        iterations=2,
+        n_groups=3,
+        group_size=4,
+        seeds=5,
+        kl_weight=0.5,
     )
     config = preset.config("score-based", 5)
     assert (preset.fields, preset.iterations, preset.seeds) == (("pos", "cell"), 2, (5,))
     assert (config.n_groups, config.group_size) == (3, 4)
     assert all(preset.config(name, 0).grpo.weight("kl", "pos") == 0.5 for name in preset.variants)
     # What a preset says of one policy does not hide a parameter.
-    paper = experiments.resolve_energy("paper", kl_weight=0.5)
+    paper = experiments.resolve("energy", "paper", kl_weight=0.5)
     assert all(paper.config(name, 0).grpo.weight("kl", "pos") == 0.5 for name in paper.variants)
     assert paper.config("score-based", 0).grpo.clip_eps == 0.2567
 
 
 def test_variants_have_their_own_settings():
     variants = {"other": Variant("velocity", noise="small", grpo={"clip_eps": 0.07}, n_seeds=1)}
-    preset = replace(ENERGY_PRESETS["quick"], noise_study=variants)
+    preset = replace(presets("energy")["quick"], noise_study=variants)
     assert preset.config("other", 0).grpo.clip_eps == 0.07
     assert preset.config("score-based", 0).grpo.clip_eps != 0.07
     assert preset.seeds_of("other") == (0,) and preset.seeds_of("score-based") == (0, 1)
@@ -91,12 +97,12 @@ def test_variants_have_their_own_settings():
 )
 def test_settings_that_make_no_sense(changed, message):
     with pytest.raises(ValueError, match=message):
-        replace(ENERGY_PRESETS["quick"], **changed)
+        replace(presets("energy")["quick"], **changed)
 
 
 def test_names_that_make_no_sense():
     with pytest.raises(ValueError, match="preset must be one of"):
-        experiments.resolve_energy("huge")
+        experiments.resolve("energy", "huge")
     with pytest.raises(ValueError, match="policy must be one of"):
         Variant("annealing")
 
@@ -105,7 +111,7 @@ def test_names_that_make_no_sense():
 # Claims
 # --------------------------------------------------------------------------------------------------
 
-PRESET = ENERGY_PRESETS["laptop"]
+PRESET = presets("energy")["laptop"]
 
 
 def evaluation(score=(), velocity=(), baseline=(), plain=()):
@@ -258,7 +264,7 @@ def test_structures_that_match_count_once():
 # --------------------------------------------------------------------------------------------------
 
 TINY = replace(
-    ENERGY_PRESETS["quick"],
+    presets("energy")["quick"],
     n_steps=3,
     train_steps=2,
     iterations=2,
@@ -486,7 +492,7 @@ def test_an_annealing_is_carried_into_both_policies(files, tmp_path):
     schedule = tmp_path / "schedule.safetensors"
     save_annealing(LinearAnnealing(3.0, 0.0), schedule)
     for given in ((3.0, 0.0), str(schedule)):
-        preset = experiments.resolve_energy("quick", annealing=given)
+        preset = experiments.resolve("energy", "quick", annealing=given)
         preset = replace(TINY, annealing=preset.annealing, seeds=(0,), iterations=1)
         experiment = make(files, tmp_path, preset)
         experiment.train_policies()

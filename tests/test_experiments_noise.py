@@ -11,16 +11,15 @@ import torch
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab import experiments
 from irlkit.lab.experiments.noise_claims import noise_claims
-from irlkit.lab.experiments.noise_presets import NOISE_PRESETS
 from irlkit.lab.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, scale_at
-from irlkit.lab.experiments.presets import Rung
+from irlkit.lab.experiments.presets import Rung, presets
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 
 
-@pytest.mark.parametrize("name", NOISE_PRESETS)
+@pytest.mark.parametrize("name", presets("noise"))
 def test_presets_are_complete_and_json(name):
-    preset = experiments.resolve_noise(name)
+    preset = experiments.resolve("noise", name)
     assert preset.n_steps in preset.evaluation_steps
     assert preset.evaluation_steps[-1] == preset.reference_steps
     assert list(preset.levels) == ["small", "medium", "large"]
@@ -28,9 +27,9 @@ def test_presets_are_complete_and_json(name):
 
 
 def test_given_parameters_override_the_preset():
-    preset = experiments.resolve_noise("quick", split="val", scales=[0.3, 1], seeds="4,5")
+    preset = experiments.resolve("noise", "quick", split="val", scales=[0.3, 1], seeds="4,5")
     assert (preset.split, preset.scales, preset.seeds) == ("val", (0.3, 1.0), (4, 5))
-    assert preset.n_steps == NOISE_PRESETS["quick"].n_steps
+    assert preset.n_steps == presets("noise")["quick"].n_steps
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_given_parameters_override_the_preset():
 )
 def test_parameters_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        experiments.resolve_noise(**arguments)
+        experiments.resolve("noise", **arguments)
 
 
 def test_a_scale_lies_between_those_that_were_tried():
@@ -61,7 +60,7 @@ def test_a_scale_lies_between_those_that_were_tried():
 # Claims
 # --------------------------------------------------------------------------------------------------
 
-PRESET = NOISE_PRESETS["laptop"]
+PRESET = presets("noise")["laptop"]
 MEDIUM = {
     (SDE, "constant"): 0.4,
     (SDE, "square root"): 0.6,
@@ -135,7 +134,7 @@ def test_what_was_not_measured_does_not_hold():
 # --------------------------------------------------------------------------------------------------
 
 TINY = replace(
-    NOISE_PRESETS["quick"],
+    presets("noise")["quick"],
     scales=(0.1, 1.0),
     n_steps=2,
     step_counts=(2, 3),

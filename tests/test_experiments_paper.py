@@ -8,16 +8,8 @@ import torch
 
 from irlkit import potentials
 from irlkit.lab import experiments
-from irlkit.lab.experiments import estimate
-from irlkit.lab.experiments.energy_presets import ENERGY_PRESETS
-from irlkit.lab.experiments.estimate import (
-    Cost,
-    annealing_work,
-    duration,
-    energy_work,
-    memory_of,
-)
-from irlkit.lab.experiments.presets import PRESETS, Rung
+from irlkit.lab.experiments.estimate import annealing_work, energy_work
+from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.lab.experiments.splits import load_splits
 from irlkit.networks.cspnet import CSPNet
 from tests.tiny_experiments import write_files
@@ -28,7 +20,7 @@ from tests.toy_potentials import LennardJonesToy
 pytest.importorskip("yaml")
 
 ANNEALING = replace(
-    PRESETS["paper"],
+    presets("annealing")["paper"],
     n_steps=2,
     train_steps=(3,),
     step_counts=(2,),
@@ -37,7 +29,7 @@ ANNEALING = replace(
     seeds=(0, 1),
     iterations=2,
     grpo={
-        **PRESETS["paper"].grpo,
+        **presets("annealing")["paper"].grpo,
         "n_groups": 2,
         "group_size": 3,
         "validate_every": 1,
@@ -49,11 +41,11 @@ ANNEALING = replace(
     n_workers=1,  # rewards are asked beside the rollouts, where time limits need a process
 )
 ENERGY = replace(
-    ENERGY_PRESETS["paper"],
+    presets("energy")["paper"],
     n_steps=2,
     iterations=2,
     grpo={
-        **ENERGY_PRESETS["paper"].grpo,
+        **presets("energy")["paper"].grpo,
         "n_groups": 2,
         "group_size": 3,
         "validate_every": 1,
@@ -142,7 +134,8 @@ def counted(monkeypatch):
 
 
 def test_presets_name_what_the_paper_used():
-    annealing, energy = experiments.resolve("paper"), experiments.resolve_energy("paper")
+    annealing = experiments.resolve("annealing", "paper")
+    energy = experiments.resolve("energy", "paper")
     assert annealing.checkpoint == "omatg/MP-20-CSP/Linear-ODE"
     assert energy.checkpoint == "omatg/MP-20-CSP/Trig-SDE-Gamma"
     assert (energy.potential, energy.dataset, annealing.dataset) == ("mace-mpa-0", "mp-20", "mp-20")
@@ -154,10 +147,10 @@ def test_presets_name_what_the_paper_used():
 
 
 def test_what_is_given_comes_before_the_preset():
-    assert experiments.resolve("paper", checkpoint="a", dataset="b").checkpoint == "a"
-    given = experiments.resolve_energy("paper", dataset="b", potential="chgnet")
+    assert experiments.resolve("annealing", "paper", checkpoint="a", dataset="b").checkpoint == "a"
+    given = experiments.resolve("energy", "paper", dataset="b", potential="chgnet")
     assert (given.dataset, given.potential) == ("b", "chgnet")
-    assert given.checkpoint == ENERGY_PRESETS["paper"].checkpoint
+    assert given.checkpoint == presets("energy")["paper"].checkpoint
 
 
 def test_a_folder_has_a_file_per_split(placed):
@@ -184,7 +177,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 
 def check_work(works, counted):
     for kind in ("forward", "backward"):
-        assert sum(getattr(work, kind) for work in works) == counted[kind], kind
+        assert works[kind].sum() == counted[kind], kind
 
 
 def test_velocity_annealing_of_the_paper(placed, counted):
@@ -240,36 +233,27 @@ def test_estimates_leave_the_experiment_as_it_was(placed):
     found = experiments.estimate(experiment)
     assert not any(p.requires_grad for p in experiment.model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
-    assert found.seconds > 0 and (found.table["seconds"] >= 0).all()
-    assert "on cpu" in str(found) and "GB" in str(found)
+    assert (found["seconds"] >= 0).all() and found["seconds"].sum() > 0
 
 
-def test_more_of_everything_takes_longer_and_more_memory(placed):
-    experiment = make_annealing(placed)
-    config = ENERGY.config("score-based", 0)
-    small, more, longer = (
-        memory_of(experiment, changed, 0.0, trained=True)
-        for changed in (config, replace(config, group_size=64), replace(config, n_steps=50))
-    )
-    assert more > small and longer > small
-    cost = Cost(forward=1e-3, backward=3e-3, matched=1e-3, energy=1e-2)
+def test_more_iterations_are_more_work():
     short, long = (
-        sum(cost.seconds(work) for work in annealing_work(preset, 100, 50))
-        for preset in (ANNEALING, replace(ANNEALING, iterations=40))
+        annealing_work(preset, 100, 50) for preset in (ANNEALING, replace(ANNEALING, iterations=40))
     )
-    assert long > short
+    assert long["forward"].sum() > short["forward"].sum()
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours"), (3 * 86400, "3.0 days")],
 )
-def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
+def test_estimates_in_words(seconds, text):
+    table = pd.DataFrame({"seconds": [0.75 * seconds, 0.25 * seconds]}, index=["a", "b"])
+    assert f"about {text}, 75% of it for a" in experiments.in_words(table)
 
 
 def test_other_experiments_are_refused(placed):
     experiment = make_annealing(placed)
     experiment.settings = object()
     with pytest.raises(ValueError, match="of notebook 03 or 04"):
-        estimate(experiment)
+        experiments.estimate(experiment)

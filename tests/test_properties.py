@@ -392,25 +392,19 @@ def test_fingerprints_of_any_structures(drawn, group_size):
 
 
 @pytest.mark.parametrize(
-    ("resolve", "name"),
+    ("kind", "name"),
     [
-        (experiments.resolve, "n_steps"),
-        (experiments.resolve, "seeds"),
-        (experiments.resolve, "iterations"),
-        (experiments.resolve, "group_size"),
-        (experiments.resolve_energy, "n_steps"),
-        (experiments.resolve_energy, "iterations"),
-        (experiments.resolve_energy, "group_size"),
-        (experiments.resolve_energy, "kl_weight"),
-        (experiments.resolve_energy, "fields"),
-        (experiments.resolve_energy, "annealing"),
-        (experiments.resolve_noise, "n_steps"),
-        (experiments.resolve_noise, "seeds"),
+        *(("annealing", name) for name in ("n_steps", "seeds", "iterations", "group_size")),
+        *(("energy", name) for name in ("n_steps", "iterations", "group_size", "kl_weight")),
+        *(("energy", name) for name in ("fields", "annealing")),
+        *(("noise", name) for name in ("n_steps", "seeds", "scales")),
     ],
 )
 @given(value=ANYTHING)
-def test_parameters_of_notebooks(resolve, name, value):
-    preset = result_or_words(lambda: resolve("quick", **{name: value}), name, "seed")
+def test_parameters_of_notebooks(kind, name, value):
+    preset = result_or_words(
+        lambda: experiments.resolve(kind, "quick", **{name: value}), name, "seed"
+    )
     if preset is not None:
         json.dumps(preset.to_dict(), allow_nan=False)
 

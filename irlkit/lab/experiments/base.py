@@ -43,41 +43,6 @@ NOISE_SEED = 2_000_003
 """Added to a seed for the noise: its stream is not that of the base samples."""
 
 
-class Settings(Protocol):
-    """What every preset says."""
-
-    @property
-    def name(self) -> str:
-        """Of the preset."""
-
-    @property
-    def test_size(self) -> int | None:
-        """Structures of the test split, about; None: all."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of training, and of the base samples of the evaluation."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """Structures per network call."""
-
-    @property
-    def n_workers(self) -> int | None:
-        """Processes that match structures; None: one per core, 0: in this process."""
-
-    @property
-    def reference_sweep(self) -> tuple[Rung, ...]:
-        """Rounds of the handcrafted sweep for many steps, on validation."""
-
-    @property
-    def candidates(self) -> tuple[tuple[float, float], ...]:
-        """Coefficients (pos, cell) that every sweep tries besides its own."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them."""
-
-
 class Measured(Protocol):
     """Metrics of a set of generated structures: ``metrics.Metrics``, or more."""
 
@@ -110,7 +75,7 @@ class Experiment:
     Args:
         checkpoint: what ``load_pretrained`` takes.
         dataset: what ``load_splits`` takes.
-        preset: size and settings.
+        preset: size and settings, with the attributes of ``Settings``.
         device: of the network; structures are matched on the CPU.
         out_dir: folder for results; made when needed.
         progress: show bars.
@@ -133,7 +98,7 @@ class Experiment:
         self,
         checkpoint: str | Path,
         dataset: str | Path,
-        preset: Settings,
+        preset: Any,
         *,
         device: str | torch.device = "cpu",
         out_dir: str | Path,

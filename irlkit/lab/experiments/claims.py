@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from irlkit.lab.experiments.presets import Preset
+from irlkit.lab.experiments.presets import AnnealingPreset
 from irlkit.utils.checks import checked
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -74,7 +74,7 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def annealing_claims(
-    evaluation: pd.DataFrame, preset: Preset, smallest_factor: float
+    evaluation: pd.DataFrame, preset: AnnealingPreset, smallest_factor: float
 ) -> list[Claim]:
     """The paper's claims about learned annealing (section 4.3, Appendix H).
 
@@ -130,7 +130,9 @@ def annealing_claims(
     return claims
 
 
-def annealing_conclusion(evaluation: pd.DataFrame, preset: Preset, claims: Sequence[Claim]) -> str:
+def annealing_conclusion(
+    evaluation: pd.DataFrame, preset: AnnealingPreset, claims: Sequence[Claim]
+) -> str:
     """What the numbers say, in Markdown.
 
     Args:

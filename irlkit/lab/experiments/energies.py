@@ -13,7 +13,8 @@ from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
-from irlkit.lab.experiments.base import Experiment, Settings
+from irlkit.lab.experiments.base import Experiment
+from irlkit.lab.experiments.presets import Settings
 from irlkit.potentials import Energies, Potential
 
 METRIC_NAMES = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from irlkit.lab.experiments.claims import Claim, _with_range, held_in_words
-from irlkit.lab.experiments.energy_presets import EnergyPreset
+from irlkit.lab.experiments.presets import EnergyPreset
 
 PRETRAINED = "pretrained"
 ANNEALED = "pretrained, annealed"

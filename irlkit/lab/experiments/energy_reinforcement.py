@@ -42,7 +42,7 @@ from irlkit.lab.experiments.energy_claims import (
     energy_conclusion,
     rows_of,
 )
-from irlkit.lab.experiments.energy_presets import EnergyPreset
+from irlkit.lab.experiments.presets import EnergyPreset
 from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward

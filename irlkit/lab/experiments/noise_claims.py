@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from irlkit.lab.experiments.claims import Claim, _ratio, held_in_words
-from irlkit.lab.experiments.noise_presets import NoisePreset
+from irlkit.lab.experiments.presets import NoisePreset
 
 
 def noise_claims(

@@ -16,7 +16,7 @@ from irlkit.lab.experiments.base import Job, annealing_labels, means_for_people
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.energies import METRIC_NAMES, EnergyExperiment
 from irlkit.lab.experiments.noise_claims import noise_claims, noise_conclusion
-from irlkit.lab.experiments.noise_presets import NoisePreset
+from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel
 from irlkit.potentials import Potential
 from irlkit.utils.checks import checked

@@ -1,16 +1,26 @@
-"""How large an experiment is: presets, and parameters that override them."""
+"""How large the experiments of notebooks 02 to 04 are: presets, and parameters in their place.
+
+The numbers are in ``presets.yaml``; here is what they mean, and what is refused.
+"""
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
 
-from irlkit.flows.schedules import check_n_steps
+import yaml
+
+from irlkit.flows.schedules import FIELD_NAMES, check_n_steps
 from irlkit.rl.config import TrainerConfig
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import checked, is_number
 
-P = TypeVar("P")
+ANNEALINGS = ("none", "learn")
+"""What ``EnergyPreset.annealing`` can be besides coefficients and a path."""
+SPLITS = ("val", "test")
 
 
 @checked
@@ -29,62 +39,108 @@ class Rung:
     n_steps: int
 
 
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    """Raise a ValueError unless these are seeds of runs."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be different and at least one, got {seeds}")
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
-
-
-def check_training(seeds: tuple[int, ...], iterations: int) -> None:
-    """Raise a ValueError unless seeds and number of iterations are those of training runs."""
-    check_seeds(seeds)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
-
-
-@checked
 @dataclass(frozen=True)
-class Preset:
-    """Size and settings of notebook 04.
+class Settings:
+    """What the presets of all experiments share.
 
     Attributes:
         name: of the preset.
-        checkpoint: model that is annealed: what ``load_pretrained`` takes.
+        checkpoint: model: what ``load_pretrained`` takes.
         dataset: what it predicts: a name, or a path.
         n_steps: few integration steps, where the claims are tested.
-        train_steps: further numbers of steps of rollouts; each iteration draws one.
-        train_at_n_steps: rollouts have n_steps as well.
-        step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
         reference_steps: many steps, which the handcrafted annealing is tuned for.
         test_size: structures of the test split, about; None: all.
         seeds: of training, and of the base samples of the evaluation.
-        n_seeds_at_reference: schedule -> how many of the seeds are evaluated at reference_steps,
-            where one evaluation takes longer than at all other numbers of steps; all, if not given.
-        iterations: of GRPO, per seed.
-        grpo: further arguments of ``TrainerConfig``.
-        annealing: arguments of ``LearnedAnnealing``.
-        noise: field -> constant noise scale of rollouts.
-        few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
+        n_seeds_at_reference: how many of the seeds are evaluated at reference_steps; None: all. Of
+            notebook 04: schedule -> how many.
         reference_sweep: rounds of the handcrafted sweep for reference_steps, on validation.
         candidates: coefficients (pos, cell) that every sweep tries besides its own.
         max_batch: structures per network call; small ones stay in a processor's cache.
-        n_workers: processes that match structures; None: one per core, 0: in this process.
+        n_workers: processes that match structures, and policies trained at a time in notebook 03;
+            None: one per core, 0: in this process.
     """
+
+    kind: ClassVar[str]
 
     name: str
     checkpoint: str = "linear-ode"
     dataset: str = "prototypes"
-    n_steps: int = 10
-    train_steps: tuple[int, ...] = ()
-    train_at_n_steps: bool = True
-    step_counts: tuple[int, ...] = (5, 10, 20, 50, 100, 500)
+    n_steps: int = 50
     reference_steps: int = 500
     test_size: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    n_seeds_at_reference: Any = None
+    reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
+    candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
+    max_batch: int | None = 64
+    n_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "reference_steps"):
+            check_n_steps(getattr(self, name), name)
+        if self.n_steps >= self.reference_steps:
+            raise ValueError(
+                f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
+                f"got {self.n_steps}"
+            )
+        for rung in self.reference_sweep:
+            check_n_steps(rung.n_steps, "reference_sweep")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
+        """Build a preset from what the file says."""
+        entries = {key: _to_tuples(value) for key, value in data.items()}
+        if "reference_sweep" in entries:
+            entries["reference_sweep"] = tuple(Rung(*rung) for rung in entries["reference_sweep"])
+        return cls(name, **entries)
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """All numbers of steps to evaluate, ascending."""
+        counts = getattr(self, "step_counts", ())
+        return tuple(sorted({*counts, self.n_steps, self.reference_steps}))
+
+    def seeds_for(self, n_steps: int, schedule: str | None = None) -> tuple[int, ...]:
+        """Return the seeds to evaluate a number of steps (and a schedule) with."""
+        limit = self.n_seeds_at_reference
+        if isinstance(limit, Mapping):
+            limit = limit.get(schedule)
+        return self.seeds[:limit] if n_steps >= self.reference_steps else self.seeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON can hold them."""
+        return asdict(self)
+
+
+@checked
+@dataclass(frozen=True)
+class AnnealingPreset(Settings):
+    """Size and settings of notebook 04; see also ``Settings``.
+
+    Attributes:
+        train_steps: further numbers of steps of rollouts; each iteration draws one.
+        train_at_n_steps: rollouts have n_steps as well.
+        step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
+        iterations: of GRPO, per seed.
+        grpo: further settings of ``TrainerConfig``.
+        annealing: arguments of ``LearnedAnnealing``.
+        noise: field -> constant noise scale of rollouts.
+        few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
+    """
+
+    kind: ClassVar[str] = "annealing"
+
+    n_steps: int = 10
     n_seeds_at_reference: Mapping[str, int] = field(default_factory=dict)
+    max_batch: int | None = 128
+    train_steps: tuple[int, ...] = ()
+    train_at_n_steps: bool = True
+    step_counts: tuple[int, ...] = (5, 10, 20, 50, 100, 500)
     iterations: int = 60
     grpo: Mapping[str, Any] = field(default_factory=dict)
     annealing: Mapping[str, Any] = field(
@@ -92,31 +148,19 @@ class Preset:
     )
     noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
     few_step_sweep: tuple[int, int] = (24, 256)
-    reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
-    candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
-    max_batch: int | None = 128
-    n_workers: int | None = None
 
     def __post_init__(self) -> None:
-        check_n_steps(self.n_steps)
-        check_n_steps(self.reference_steps, "reference_steps")
+        super().__post_init__()
         for name in ("train_steps", "step_counts"):
             for n_steps in getattr(self, name):
                 check_n_steps(n_steps, name)
         if not self.train_at_n_steps and not self.train_steps:
             raise ValueError("train_steps must not be empty if train_at_n_steps is False")
-        for rung in self.reference_sweep:
-            check_n_steps(rung.n_steps, "reference_sweep")
-        if self.n_steps >= self.reference_steps:
-            raise ValueError(
-                f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
-                f"got {self.n_steps}"
-            )
-        check_training(self.seeds, self.iterations)
+        _check_iterations(self.iterations)
         self.config(0)  # Checks the settings of GRPO.
 
     def config(self, seed: int) -> TrainerConfig:
-        """Settings of a training run."""
+        """Return the settings of a training run."""
         steps = {*self.train_steps, self.n_steps} if self.train_at_n_steps else {*self.train_steps}
         settings = {
             "n_steps": tuple(sorted(steps)),
@@ -126,176 +170,316 @@ class Preset:
         }
         return TrainerConfig.from_settings(settings, seed)
 
-    @property
-    def evaluation_steps(self) -> tuple[int, ...]:
-        """All numbers of steps to evaluate, ascending."""
-        return tuple(sorted({*self.step_counts, self.n_steps, self.reference_steps}))
-
-    def seeds_for(self, schedule: str, n_steps: int) -> tuple[int, ...]:
-        """Seeds to evaluate a schedule ("none", "handcrafted" or "learned") with."""
-        if n_steps < self.reference_steps:
-            return self.seeds
-        return self.seeds[: self.n_seeds_at_reference.get(schedule, len(self.seeds))]
-
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them."""
         return {**asdict(self), "grpo": self.config(self.seeds[0]).to_settings()}
 
 
-# --------------------------------------------------------------------------------------------------
-# The one place to tune.
-# --------------------------------------------------------------------------------------------------
+@checked
+@dataclass(frozen=True)
+class Variant:
+    """A policy to be trained.
 
-# Found by hand on the validation split. Structures of a group start from one base sample, so that
-# their rewards differ by the actions alone; noise and learning rate decay, and the parameters are
-# averaged, so that three seeds end at nearly the same schedule.
-_GRPO = {
-    "n_ppo_epochs": 8,
-    "learning_rate": 2e-2,
-    "shared_x_0": True,
-    "average_decay": 0.95,
-}
+    Attributes:
+        policy: "score" (7) or "velocity" (13).
+        noise: level of the exploration noise.
+        ref_noise: level of the reference policy's noise; None: the same.
+        grpo: further settings of ``TrainerConfig``, before those of the preset.
+        n_seeds: how many of the preset's seeds it is trained with; None: all.
+    """
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        # About a minute on two cores: shows that everything works, not how well.
-        Preset(
-            "quick",
-            step_counts=(5, 10, 20, 50),
-            reference_steps=100,
-            test_size=64,
-            seeds=(0, 1),
-            iterations=12,
-            grpo={
-                **_GRPO,
-                "n_groups": 12,
-                "group_size": 8,
-                "validate_every": 4,
-                "validation_size": 48,
-            },
-            few_step_sweep=(20, 48),
-            reference_sweep=(Rung(8, 32, 100),),
-            max_batch=48,
-            n_workers=0,
-        ),
-        # Less than ten minutes on two cores.
-        Preset(
-            "laptop",
-            test_size=480,
-            n_seeds_at_reference={"none": 1},
-            iterations=200,
-            grpo={
-                **_GRPO,
-                "n_groups": 32,
-                "group_size": 8,
-                "final_learning_rate": 2e-3,
-                "noise_decay": 0.4,
-                "validate_every": 20,
-                "validation_size": 400,
-            },
-        ),
-        # The paper's run, for a GPU: trained at 100 steps (section 4.3) in 16 groups of 64, within
-        # the search space of Appendix F, whose winner is not published; without regularisation.
-        # The paper's model was trained on another split of MP-20, which keeps polymorphs together:
-        # with that model and split at hand, name them instead. Its handcrafted annealing takes 950
-        # steps; that of the published model of MP-20 is the last of the candidates.
-        Preset(
-            "paper",
-            checkpoint="omatg/MP-20-CSP/Linear-ODE",
-            dataset="mp-20",
-            train_steps=(100,),
-            train_at_n_steps=False,
-            step_counts=(5, 10, 20, 50, 100, 200, 500),
-            reference_steps=950,
-            n_seeds_at_reference={"none": 1},
-            iterations=200,
-            grpo={
-                "n_groups": 16,
-                "group_size": 64,
-                "validate_every": 10,
-                "validation_n_steps": 100,
-                "validation_size": 2048,
-                "learning_rate": 1e-3,
-                "max_batch": 256,
-                "overlap_rewards": True,
-            },
-            annealing={"hidden_dim": 64, "n_hidden_layers": 2},
-            few_step_sweep=(50, 1024),
-            reference_sweep=(Rung(48, 512, 200), Rung(6, 2048, 950)),
-            candidates=((2, 0), (2, 2), (4, 0), (5, 5), (10, 2), (10.1827, 1.8245)),
-            max_batch=4096,
-        ),
-    )
-}
+    policy: str
+    noise: str = "medium"
+    ref_noise: str | None = None
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    n_seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("score", "velocity"):
+            raise ValueError(f"policy must be one of ('score', 'velocity'), got {self.policy!r}")
+
+
+@dataclass(frozen=True)
+class AnnealingTraining:
+    """How the annealing that the policies keep is learned, with cRMSE as the reward.
+
+    Attributes:
+        iterations: of GRPO.
+        grpo: further settings of ``TrainerConfig``.
+        noise: field -> scale of the constant exploration noise (no unit for "pos", Å for "cell").
+        schedule: arguments of ``LearnedAnnealing``.
+    """
+
+    iterations: int = 120
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
 @checked
-def resolve(
-    preset: str = "laptop",
-    *,
-    checkpoint: str | None = None,
-    dataset: str | None = None,
-    n_steps: int | None = None,
-    iterations: int | None = None,
-    n_groups: int | None = None,
-    group_size: int | None = None,
-    seeds: Iterable[int] | int | str | None = None,
-) -> Preset:
-    """A preset with the parameters that were given; None keeps what the preset says.
+@dataclass(frozen=True)
+class EnergyPreset(Settings):
+    """Size and settings of notebook 03; see also ``Settings``.
+
+    Attributes:
+        potential: what computes all energies: a name for ``potentials.get``.
+        fields: that are reinforced: ("pos",), as in the paper, ("cell",) or both.
+        noise: level -> field -> scale of the square-root schedule (no unit for "pos", Å for
+            "cell"); the fields that are not reinforced are not looked at.
+        policies: name -> policy; those of the main comparison, one of each kind.
+        noise_study: name -> policies with other scales of the noise (Fig. 6); trained on request.
+        annealing: that the velocities of the policies keep: "none"; "learn": one is learned before
+            the policies are trained, see `annealing_training`; coefficients (pos, cell) of a
+            handcrafted one; or the path of a learned one (notebook 04).
+        annealing_training: how it is learned.
+        train_steps: of the rollouts; None: n_steps.
+        iterations: of GRPO, per policy and seed.
+        grpo: further settings of ``TrainerConfig``.
+        diversity: test compositions, and structures of each, whose diversity is looked at.
+    """
+
+    kind: ClassVar[str] = "energy"
+
+    checkpoint: str = "trig-sde-gamma"
+    potential: str = "chgnet"
+    fields: tuple[str, ...] = ("pos",)
+    noise: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: {
+            "small": {"pos": 0.1, "cell": 0.02},
+            "medium": {"pos": 0.5, "cell": 0.05},
+            "large": {"pos": 0.9, "cell": 0.15},
+        }
+    )
+    policies: Mapping[str, Variant] = field(
+        default_factory=lambda: {
+            "score-based": Variant("score"),
+            "velocity-based": Variant("velocity"),
+        }
+    )
+    noise_study: Mapping[str, Variant] = field(default_factory=dict)
+    annealing: tuple[float, float] | str = "none"
+    annealing_training: AnnealingTraining = field(default_factory=AnnealingTraining)
+    train_steps: int | None = None
+    iterations: int = 40
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+    n_seeds_at_reference: int | None = None
+    diversity: tuple[int, int] = (8, 16)
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
+        built: dict[str, Any] = {}
+        for group in ("policies", "noise_study"):
+            if group in data:
+                built[group] = {key: Variant(**entry) for key, entry in data[group].items()}
+        if "annealing_training" in data:
+            built["annealing_training"] = AnnealingTraining(**data["annealing_training"])
+        return super().from_dict(name, {**data, **built})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_n_steps(1 if self.train_steps is None else self.train_steps, "train_steps")
+        _check_fields(self.fields)
+        _check_iterations(self.iterations)
+        kinds = [variant.policy for variant in self.policies.values()]
+        if sorted(kinds) != ["score", "velocity"]:
+            raise ValueError(f"policies must be one of each kind, score and velocity, got {kinds}")
+        if both := set(self.policies) & set(self.noise_study):
+            raise ValueError(f"noise_study must have other names than policies, got {sorted(both)}")
+        for name, variant in self.variants.items():
+            for level in (variant.noise, variant.ref_noise or variant.noise):
+                if not set(self.fields) <= set(self.noise.get(level, ())):
+                    raise ValueError(
+                        f"noise must have a scale for {self.fields} of level {level!r}, which "
+                        f"{name} uses, got {dict(self.noise.get(level, {}))}"
+                    )
+            self.config(name, 0)  # Checks the settings of GRPO.
+        if not isinstance(self.annealing, str) and not (
+            isinstance(self.annealing, tuple)
+            and len(self.annealing) == 2
+            and all(map(is_number, self.annealing))
+        ):
+            raise ValueError(
+                f"annealing must be one of {ANNEALINGS}, two coefficients (pos, cell) or the path "
+                f"of a learned one, got {self.annealing!r}"
+            )
+        if self.annealing == "learn":
+            _check_iterations(self.annealing_training.iterations)
+            self.annealing_config()
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """All policies by name."""
+        return {**self.policies, **self.noise_study}
+
+    def config(self, name: str, seed: int) -> TrainerConfig:
+        """Return the settings of a training run of a policy."""
+        more = {"iterations": self.iterations, **self.grpo, **self.variants[name].grpo}
+        return self._config(more, seed)
+
+    def annealing_config(self) -> TrainerConfig:
+        """Return the settings of the training of the annealing; its seed is the first."""
+        training = self.annealing_training
+        more = {"iterations": training.iterations, "shared_x_0": True, **training.grpo}
+        return self._config(more, self.seeds[0])
+
+    def _config(self, more: Mapping[str, Any], seed: int) -> TrainerConfig:
+        settings = {
+            "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
+            "validation_n_steps": self.n_steps,
+            "max_batch": self.max_batch,
+            **more,
+        }
+        return TrainerConfig.from_settings(settings, seed)
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """Return the seeds that a policy is trained with."""
+        return self.seeds[: self.variants[name].n_seeds]
+
+    def to_dict(self) -> dict[str, Any]:
+        configs = {name: self.config(name, self.seeds[0]).to_settings() for name in self.variants}
+        learned = self.annealing_config().to_settings() if self.annealing == "learn" else {}
+        settings = asdict(self)
+        settings["annealing_training"]["grpo"] = learned
+        return {**settings, "grpo": configs}
+
+
+@checked
+@dataclass(frozen=True)
+class NoisePreset(Settings):
+    """Size and settings of notebook 02; see also ``Settings``.
+
+    Attributes:
+        split: that is generated for: "test", as in the paper, or "val", for choosing a scale that
+            a training shall use.
+        fields: that get noise.
+        scales: of the noise, ascending; no noise is added.
+        levels: name -> which share of the quality without noise its scale costs; quality is 0.5
+            minus cRMSE.
+        step_counts: numbers of steps of the comparison with and without annealing; n_steps and
+            reference_steps are added.
+    """
+
+    kind: ClassVar[str] = "noise"
+
+    checkpoint: str = "trig-sde-gamma"
+    split: str = "test"
+    fields: tuple[str, ...] = ("pos",)
+    scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+    levels: Mapping[str, float] = field(
+        default_factory=lambda: {"small": 0.02, "medium": 0.1, "large": 0.5}
+    )
+    step_counts: tuple[int, ...] = (50, 100, 500)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for n_steps in self.step_counts:
+            check_n_steps(n_steps, "step_counts")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
+        _check_fields(self.fields)
+        if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] <= 0:
+            raise ValueError(f"scales must be positive and ascending, got {self.scales}")
+
+
+def _check_iterations(iterations: int) -> None:
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
+
+
+def _check_fields(names: tuple[str, ...]) -> None:
+    if not names or set(names) - set(FIELD_NAMES):
+        raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {names}")
+
+
+def _to_tuples(value: Any) -> Any:
+    """Lists as tuples, in lists and on the outside."""
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
+
+
+_KINDS: dict[str, type[Settings]] = {
+    kind.kind: kind for kind in (AnnealingPreset, EnergyPreset, NoisePreset)
+}
+
+
+@cache
+def presets(kind: str) -> Mapping[str, Any]:
+    """Return the presets of a kind of experiment by name, the smallest first.
 
     Args:
-        preset: a name in ``PRESETS``.
-        checkpoint: see ``Preset``.
-        dataset: see ``Preset``.
-        n_steps: see ``Preset``.
-        iterations: see ``Preset``.
-        n_groups: compositions per iteration.
-        group_size: structures per composition.
-        seeds: numbers, or as a command line has them: one number, or a text such as "0,1,2".
+        kind: "annealing" (notebook 04), "energy" (03) or "noise" (02).
 
     Raises:
-        ValueError: no such preset, or a value that makes no sense.
+        ValueError: no such kind.
+
+    >>> presets("noise")["quick"].scales
+    (0.05, 0.2, 0.8)
     """
-    given: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "dataset": dataset,
-        "n_steps": n_steps,
-        "iterations": iterations,
-        "seeds": parse_seeds(seeds),
-    }
-    return choose(PRESETS, preset, given, {"n_groups": n_groups, "group_size": group_size})
+    if kind not in _KINDS:
+        raise ValueError(f"kind must be one of {sorted(_KINDS)}, got {kind!r}")
+    data = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+    found = {name: _KINDS[kind].from_dict(name, entry) for name, entry in data[kind].items()}
+    return types.MappingProxyType(found)
 
 
-def choose(
-    presets: Mapping[str, P],
-    name: str,
-    given: Mapping[str, Any],
-    grpo: Mapping[str, Any] | None = None,
-) -> P:
-    """A preset with what was given in place of its values; None keeps them.
+def resolve(kind: str, preset: str = "laptop", **given: Any) -> Any:
+    """Return a preset with the parameters that were given; None keeps what the preset says.
 
     Args:
-        presets: name -> preset, a dataclass.
+        kind: see ``presets``.
+        preset: a name in ``presets(kind)``.
+        **given: fields of the preset; n_groups, group_size and kl_weight, which are settings of the
+            training of all policies; seeds and fields also as a command line has them: one number,
+            or a text such as "0,1,2" or "pos,cell".
+
+    Raises:
+        ValueError: no such kind, preset or parameter, or a value that makes no sense.
+
+    >>> resolve("annealing", "quick", seeds="4,5", group_size=16).config(4).group_size
+    16
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes["seeds"] = parse_seeds(changes.get("seeds"))
+    if "fields" in changes:
+        changes["fields"] = _parse_names("fields", changes["fields"])
+    if "scales" in changes:
+        changes["scales"] = _parse_numbers("scales", changes["scales"])
+    if isinstance(changes.get("annealing"), list):
+        changes["annealing"] = tuple(changes["annealing"])
+    return choose(presets(kind), preset, changes)
+
+
+def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any:
+    """Return a preset with what was given in place of its values; None keeps them.
+
+    Args:
+        known: name -> preset, a dataclass.
         name: which.
-        given: field -> value or None.
-        grpo: the same for entries of the preset's ``grpo``.
+        given: field -> value or None; n_groups, group_size and kl_weight go to its ``grpo``.
 
     Raises:
-        ValueError: no such preset, or a value that the preset refuses.
+        ValueError: no such preset or field, or a value that the preset refuses.
     """
-    if name not in presets:
-        raise ValueError(f"preset must be one of {sorted(presets)}, got {name!r}")
-    chosen: Any = presets[name]
+    if name not in known:
+        raise ValueError(f"preset must be one of {sorted(known)}, got {name!r}")
+    chosen = known[name]
     changes = {key: value for key, value in given.items() if value is not None}
-    if grpo is not None:
-        settings = {key: value for key, value in grpo.items() if value is not None}
-        changes["grpo"] = {**chosen.grpo, **settings}
+    own = {entry.name for entry in fields(chosen)}
+    of_grpo = {"n_groups", "group_size", "kl_weight"} - own if "grpo" in own else set()
+    if unknown := sorted(set(changes) - own - of_grpo):
+        raise ValueError(f"{unknown[0]} is no parameter of the preset, which has {sorted(own)}")
+    grpo = {key: changes.pop(key) for key in sorted(of_grpo & set(changes))}
+    if grpo:
+        changes["grpo"] = {**chosen.grpo, **grpo}
+        for group in ("policies", "noise_study"):  # What a preset says of one policy comes after.
+            if "kl_weight" in grpo and group in own:
+                changes[group] = {
+                    key: replace(entry, grpo={**entry.grpo, "kl_weight": grpo["kl_weight"]})
+                    for key, entry in getattr(chosen, group).items()
+                }
     return replace(chosen, **changes)
 
 
 def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | None:
-    """Seeds from numbers, one number, or a text such as "0,1,2"; None stays None.
+    """Return seeds from numbers, one number, or a text such as "0,1,2"; None stays None.
 
     Raises:
         ValueError: a text or a value that holds something else.
@@ -312,3 +496,18 @@ def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | No
     if not isinstance(seeds, Iterable):
         raise ValueError(f"seeds must be integers such as [0, 1, 2], got {seeds!r}")
     return tuple(seeds)
+
+
+def _parse_names(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    if not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be one or more of {FIELD_NAMES}, got {value!r}")
+    return tuple(value)
+
+
+def _parse_numbers(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (OverflowError, TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers such as [0.05, 0.2], got {values!r}") from None

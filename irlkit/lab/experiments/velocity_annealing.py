@@ -34,7 +34,7 @@ from irlkit.lab.experiments.base import (
 from irlkit.lab.experiments.claims import Claim, annealing_claims, annealing_conclusion
 from irlkit.lab.experiments.finished import some_found
 from irlkit.lab.experiments.handcrafted import best_of
-from irlkit.lab.experiments.presets import Preset, Rung
+from irlkit.lab.experiments.presets import AnnealingPreset, Rung
 from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.rl.policies import AnnealingPolicy, Policy
 from irlkit.utils.checks import checked
@@ -62,7 +62,7 @@ class VelocityAnnealing(Experiment):
         self,
         checkpoint: str | Path,
         dataset: str | Path,
-        preset: Preset,
+        preset: AnnealingPreset,
         *,
         device: str | torch.device = "cpu",
         out_dir: str | Path = "runs/04",
@@ -117,7 +117,7 @@ class VelocityAnnealing(Experiment):
         name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
         jobs = []
         for k in counts:
-            for seed in self.preset.seeds_for(schedule, k):
+            for seed in self.preset.seeds_for(k, schedule):
                 annealing = self.annealing(schedule, seed, tuned_at)
                 labels = annealing_labels(schedule, annealing, tuned_at)
                 jobs.append(Job({**labels, "n_steps": k, "seed": seed}, annealing))
