@@ -860,7 +860,8 @@ EXCLUDED = {
         "notebooks.main runs.main download.main pretraining.main train.main train.train"
     ),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
-        "notebooks.run notebooks.export experiments.estimate experiments.write_results"
+        "notebooks.run notebooks.export experiments.estimate experiments.in_words "
+        "experiments.write_results"
     ),
     "tested with wrong names in test_properties": (
         "runs.read download.find_downloaded download.download"

@@ -420,6 +420,7 @@ def presets(kind: str) -> Mapping[str, Any]:
     return types.MappingProxyType(found)
 
 
+@checked
 def resolve(kind: str, preset: str = "laptop", **given: Any) -> Any:
     """Return a preset with the parameters that were given; None keeps what the preset says.
 
