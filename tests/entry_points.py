@@ -556,12 +556,6 @@ def entries(kit):
             hidden_dim=4, n_layers=1, n_freqs=2, time_dim=4, n_species=100, denoiser=True
         ),
         "pretraining.PretrainingConfig": vars(pretraining.PretrainingConfig()),
-        "pretraining.build_model": dict(
-            dataset=dataset,
-            config=pretraining.PretrainingConfig(
-                hidden_dim=4, n_layers=1, n_freqs=2, time_dim=4, iterations=1, batch_size=2
-            ),
-        ),
         "pretraining.pretrain": dict(
             dataset=dataset,
             config=pretraining.PretrainingConfig(
@@ -581,9 +575,6 @@ def entries(kit):
             progress=False,
         ),
         "pretraining.metre_evaluation": dict(validation=dataset, n_structures=2, n_steps=2, seed=0),
-        "pretraining.interpolant_losses": dict(
-            model=k.model, x_1=batch, generator=k.draws, pairing=True
-        ),
         # --- published models ---
         "omatg.annealing_of": dict(model=irlkit_omatg(k)),
         "omatg.find_model": dict(name_or_path=k.omatg),
@@ -837,7 +828,8 @@ EXCLUDED = {
         "interpolants.build_named interpolants.center interpolants.align_translation "
         "interpolants.pair_by_permutation interpolants.pair_with_data "
         "base_distribution.cell_from_parameters "
-        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.Losses update.Minibatch "
+        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.build_model "
+        "pretraining.interpolant_losses pretraining.total_loss update.Minibatch "
         "update.halve_until_it_fits update.split_sizes "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher"
@@ -857,7 +849,7 @@ EXCLUDED = {
     ),
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
     "command lines, which argparse checks": (
-        "notebooks.main runs.main download.main pretraining.main train.main train.train"
+        "notebooks.main runs.main download.main train.main train.train"
     ),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
         "notebooks.run notebooks.export experiments.estimate experiments.in_words "

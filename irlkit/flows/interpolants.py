@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,8 +228,7 @@ def named(item: Any) -> dict[str, Any]:
     return {"name": type(item).__name__, **asdict(item)}
 
 
-@dataclass(frozen=True)
-class InterpolantSample:
+class InterpolantSample(NamedTuple):
     """One draw of an interpolant.
 
     Attributes:

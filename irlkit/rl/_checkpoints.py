@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.rl.config import TrainerConfig
@@ -20,7 +18,6 @@ from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
-_PACKED = "packed tensor"
 FORMAT = "irlkit-grpo-checkpoint"
 
 
@@ -85,56 +82,3 @@ def read_checkpoint(
                 f"{ours}; take another out_dir or the same settings"
             )
     return state
-
-
-def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Join the tensors of nested dicts, lists and tuples to one per dtype, on the CPU.
-
-    A file of a few long tensors is written many times faster than one of hundreds of short ones.
-
-    Returns:
-        The tree with plain data for tensors, and the joined tensors, which share no memory with
-        those of the tree.
-    """
-    pieces: dict[str, list[Tensor]] = {}
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            dtype = str(node.dtype).removeprefix("torch.")
-            pieces.setdefault(dtype, []).append(node.detach().flatten().cpu())
-            return {_PACKED: dtype, "shape": list(node.shape)}
-        if isinstance(node, Mapping):
-            return {key: walk(value) for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(walk(value) for value in node)
-        return node
-
-    return walk(tree), {dtype: torch.cat(parts) for dtype, parts in pieces.items()}
-
-
-def unpack(tree: Any, joined: Mapping[str, Tensor]) -> Any:
-    """Undo ``pack``.
-
-    Raises:
-        ValueError: the tensors are more or fewer than the tree has a place for.
-    """
-    left = dict(joined)
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, Mapping) and _PACKED in node:
-            dtype, shape = node[_PACKED], node["shape"]
-            size = math.prod(shape)
-            if dtype not in left or len(left[dtype]) < size:
-                raise ValueError(f"tensors of {dtype} are missing")
-            tensor, left[dtype] = left[dtype][:size], left[dtype][size:]
-            return tensor.reshape(shape).clone()
-        if isinstance(node, Mapping):
-            return {key: walk(value) for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(walk(value) for value in node)
-        return node
-
-    unpacked = walk(tree)
-    if any(len(rest) for rest in left.values()):
-        raise ValueError("there are more tensors than there is a place for")
-    return unpacked

@@ -88,12 +88,15 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
         raise ValueError(f"{name} must be at least {least}{upper}, got {value!r}")
 
 
-def check_finite(name: str, value: Any, above: float = -math.inf) -> None:
-    """Raise a ValueError unless a value is a finite number, and above a bound."""
+def check_finite(
+    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf
+) -> None:
+    """Raise a ValueError unless a value is a finite number, above a bound, or not below one."""
     check_kind(name, value, float)
-    if not (math.isfinite(value) and value > above):
-        bound = "" if above == -math.inf else f" above {above:g}"
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+    if not (math.isfinite(value) and value > above and value >= least):
+        bounds = {f" above {above:g}": above, f" of at least {least:g}": least}
+        words = "".join(text for text, bound in bounds.items() if bound > -math.inf)
+        raise ValueError(f"{name} must be a finite number{words}, got {value!r}")
 
 
 def as_numbers(name: str, values: Any, length: int | None = None) -> np.ndarray:

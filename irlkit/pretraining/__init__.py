@@ -1,0 +1,462 @@
+"""Training of flow models: velocity loss (Eq. 2), denoiser loss (Eq. 5), EMA, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
+from irlkit.evaluate import metrics
+from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.dynamics import Dynamics
+from irlkit.flows.interpolants import (
+    T_MAX,
+    T_MIN,
+    Interpolant,
+    LinearPath,
+    SqrtGamma,
+    TrigonometricPath,
+    center,
+    pair_with_data,
+)
+from irlkit.networks.cspnet import CSPNet
+from irlkit.networks.flow_model import FlowModel
+from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.utils.packing import pack, unpack
+from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
+
+CHECKPOINT = "checkpoint.pt"
+FORMAT = "irlkit-pretraining-checkpoint"
+
+#: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
+#: Trig-SDE-Gamma.
+KINDS: dict[str, dict[str, Interpolant]] = {
+    "linear-ode": {
+        "pos": Interpolant(LinearPath(), periodic=True, center_of_mass_free=True),
+        "cell": Interpolant(LinearPath()),
+    },
+    "trig-sde-gamma": {
+        "pos": Interpolant(
+            TrigonometricPath(), SqrtGamma(0.049242906), periodic=True, center_of_mass_free=True
+        ),
+        "cell": Interpolant(TrigonometricPath()),
+    },
+}
+
+
+@checked
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Settings of `pretrain`.
+
+    Attributes:
+        kind: "linear-ode" or "trig-sde-gamma".
+        hidden_dim: channels of the network.
+        n_layers: layers of the network.
+        n_freqs: frequencies of the pair features.
+        time_dim: size of the time embedding.
+        iterations: optimiser steps.
+        batch_size: structures per step.
+        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
+        weight_decay: of AdamW.
+        warmup: steps of linear increase to the peak.
+        ema_decay: decay of the exponential moving average of the weights, per step.
+        max_grad_norm: gradient-norm clip.
+        cell_weight: weight of the cell's losses against the positions'.
+        denoiser_weight: weight of the denoiser's losses against the velocities'.
+        pairing: shift and reorder base positions towards the data (`pair_with_data`).
+        validate_every: steps between validations.
+        seed: of weights, data order and draws.
+    """
+
+    kind: str = "linear-ode"
+    hidden_dim: int = 128
+    n_layers: int = 4
+    n_freqs: int = 16
+    time_dim: int = 128
+    iterations: int = 45_000
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warmup: int = 500
+    ema_decay: float = 0.9995
+    max_grad_norm: float = 1.0
+    cell_weight: float = 0.02
+    denoiser_weight: float = 0.1
+    pairing: bool = True
+    validate_every: int = 2500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {sorted(KINDS)}, got {self.kind!r}")
+        sizes = ("hidden_dim", "n_layers", "n_freqs", "time_dim")
+        for name in ("iterations", "batch_size", "validate_every", *sizes):
+            check_count(name, getattr(self, name))
+        check_count("warmup", self.warmup, least=0)
+        for name in ("learning_rate", "max_grad_norm"):
+            check_finite(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "cell_weight", "denoiser_weight", "ema_decay"):
+            check_finite(name, getattr(self, name), least=0)
+        if self.ema_decay >= 1:
+            raise ValueError(f"ema_decay must be below 1, got {self.ema_decay}")
+
+
+def total_loss(losses: Mapping[str, Tensor], config: PretrainingConfig) -> Tensor:
+    """Return the weighted sum of what `interpolant_losses` returns."""
+    heads = {"velocity": 1.0, "denoiser": config.denoiser_weight}
+    fields = {"pos": 1.0, "cell": config.cell_weight}
+    total = torch.zeros(())
+    for name, value in losses.items():
+        head, field = name.split("_")
+        total = total.to(value) + heads[head] * fields[field] * value
+    return total
+
+
+def interpolant_losses(
+    model: FlowModel, x_1: CrystalBatch, generator: torch.Generator, *, pairing: bool = True
+) -> dict[str, Tensor]:
+    """Return the losses (2) and (5) at one stratified random time per structure.
+
+    With latent noise both signs of z are evaluated at the same draw (antithetic pairs), which
+    keeps the variance of the loss finite where the derivative of gamma diverges.
+
+    Args:
+        model: trained model.
+        x_1: data, cells in the standard orientation, at least one.
+        generator: draws times, base samples and latent noise; on the CPU.
+        pairing: pair base positions with the data (`interpolants.pair_with_data`).
+
+    Returns:
+        "velocity_{field}" and, for fields with latent noise, "denoiser_{field}" -> mean squared
+        error, with gradient.
+    """
+    device, dtype, size = x_1.device, x_1.dtype, len(x_1)
+    strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    strata = strata[torch.randperm(size, generator=generator)]
+    t = (T_MIN + (T_MAX - T_MIN) * strata).to(device, dtype)
+    x_0 = model.sample_base(x_1, generator)
+    data = {"pos": x_1.pos, "cell": x_1.cell}
+    base = {"pos": x_0.pos, "cell": x_0.cell}
+    if pairing:
+        base["pos"] = pair_with_data(base["pos"], data["pos"], x_1.species, x_1.batch, x_1.n_atoms)
+    times = {"pos": t[x_1.batch][:, None], "cell": t[:, None, None]}
+    noise = {
+        name: torch.randn(data[name].shape, generator=generator).to(device, dtype)
+        for name, interpolant in model.interpolants.items()
+        if interpolant.gamma is not None
+    }
+    conditioning = model.prepare(x_1)
+    signs = (1.0, -1.0) if noise else (1.0,)
+    heads = ("velocity", "denoiser") if noise else ("velocity",)
+    losses: dict[str, Tensor] = {}
+    for sign in signs:
+        states, targets = {}, {}
+        for name, interpolant in model.interpolants.items():
+            z = sign * noise[name] if name in noise else None
+            states[name], target = interpolant.sample(times[name], base[name], data[name], z)
+            if interpolant.center_of_mass_free:
+                target = center(target, x_1.batch, x_1.n_atoms)
+            targets[name] = target
+        output = model.velocity(t, states["pos"], states["cell"], conditioning, heads)
+        errors = {f"velocity_{name}": output.velocity[name] - targets[name] for name in data}
+        errors |= {f"denoiser_{name}": output.denoiser[name] - sign * noise[name] for name in noise}
+        for name, error in errors.items():
+            losses[name] = losses.get(name, 0.0) + error.square().mean() / len(signs)
+    return losses
+
+
+def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel:
+    """Return an untrained model, base distribution fitted to a data set, weights of a seed."""
+    interpolants = KINDS[config.kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = CSPNet(
+            config.hidden_dim,
+            config.n_layers,
+            config.n_freqs,
+            config.time_dim,
+            denoiser=any(entry.gamma is not None for entry in interpolants.values()),
+        )
+    return FlowModel(network, interpolants, BaseDistribution.fit(dataset.batch.cell))
+
+
+class _State:
+    """All that changes during training, and its checkpoint file.
+
+    Args:
+        model: to be trained.
+        config: settings.
+        n_train: number of training structures.
+    """
+
+    def __init__(self, model: FlowModel, config: PretrainingConfig, n_train: int) -> None:
+        self.config = config
+        self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.iteration = 0
+        self.seconds = 0.0
+        self.order = torch.empty(0, dtype=torch.long)
+        self.n_train = n_train
+        self.history: list[dict[str, float]] = []
+
+    def next_indices(self) -> Tensor:
+        """Return the next minibatch; the order is drawn anew once all structures were used."""
+        size = min(self.config.batch_size, self.n_train)
+        while len(self.order) < size:
+            epoch = torch.randperm(self.n_train, generator=self.generator)
+            self.order = torch.cat([self.order, epoch])
+        indices, self.order = self.order[:size], self.order[size:]
+        return indices
+
+    def learning_rate(self) -> float:
+        """Return that of a linear warm-up, then half a cosine to zero."""
+        config = self.config
+        rise = min(1.0, (self.iteration + 1) / max(config.warmup, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.iteration / config.iterations))
+        return config.learning_rate * rise * cosine
+
+    def step(self, batch: CrystalBatch) -> dict[str, float]:
+        """Take one optimiser step and return its losses."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        losses = interpolant_losses(self.model, batch, self.generator, pairing=config.pairing)
+        total = total_loss(losses, config)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"iteration {self.iteration}: the gradient is not finite; start anew with a lower "
+                f"learning_rate (now {config.learning_rate})"
+            )
+        self.optimizer.step()
+        # Early averages follow the weights closely, else the random start would stay in them.
+        decay = min(config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+            )
+        self.iteration += 1
+        return {name: float(value.detach()) for name, value in {**losses, "loss": total}.items()}
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the checkpoint file."""
+        modules = {name: getattr(self, name).state_dict() for name in _WITH_STATE}
+        draws = {"generator": self.generator.get_state(), "order": self.order}
+        state, tensors = pack({**modules, **draws})
+        content = {"format": FORMAT, "config": asdict(self.config)}
+        content |= {name: getattr(self, name) for name in _PLAIN}
+        buffer = io.BytesIO()
+        torch.save({**content, "state": state, "tensors": tensors}, buffer)
+        return buffer.getvalue()
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: the file is not a checkpoint, or belongs to other settings.
+        """
+        ours = asdict(self.config)
+        try:
+            content = torch.load(path, weights_only=True, map_location="cpu")
+            if content["format"] != FORMAT:
+                raise ValueError("it lacks the mark")
+            config = content["config"]
+            different = [k for k in ours if k != "validate_every" and config.get(k) != ours[k]]
+            if different:
+                raise ValueError(f"it belongs to a run with other settings, {different}")
+            stored = unpack(content["state"], content["tensors"])
+            for name in _WITH_STATE:
+                getattr(self, name).load_state_dict(stored[name])
+            self.generator.set_state(stored["generator"])
+            self.order = stored["order"]
+            for name in _PLAIN:
+                setattr(self, name, content[name])
+        except Exception as error:  # a damaged file can make torch raise nearly anything
+            raise ValueError(
+                f"out_dir: {path} is not a pretraining checkpoint of this run "
+                f"({type(error).__name__}: {error}); choose another out_dir, or delete it"
+            ) from error
+
+
+_WITH_STATE = ("model", "average", "optimizer")
+_PLAIN = ("iteration", "seconds", "history")
+
+
+@checked
+def pretrain(
+    dataset: CrystalDataset,
+    config: PretrainingConfig | None = None,
+    *,
+    validation: CrystalDataset | None = None,
+    evaluate: Callable[[FlowModel], Mapping[str, float]] | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    info: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> FlowModel:
+    """Train a flow model; with `out_dir`, stop and call again to continue.
+
+    Stopped in whatever way, SIGKILL included, it continues from its last checkpoint and ends with
+    the bits (on a CPU) of a run that was never stopped. A checkpoint is written after every
+    iteration, beside the next one: at most one finished iteration is repeated. After a
+    KeyboardInterrupt, the model is returned as it is, with a warning.
+
+    Args:
+        dataset: training structures.
+        config: settings; the defaults are those of the shipped models but for `kind`.
+        validation: structures for the validation loss, at the same draws every time.
+        evaluate: called with the averaged model at each validation; its numbers (for instance
+            METRe) enter the history.
+        out_dir: folder for ``checkpoint.pt``, ``model.safetensors`` and ``history.parquet``.
+        device: where to train.
+        info: plain data to keep with the model.
+        progress: show a progress bar.
+
+    Returns:
+        The model with averaged weights; its `info` says after how many iterations.
+
+    Raises:
+        ValueError: the data set is empty, or `out_dir` holds a checkpoint of other settings.
+        OSError: `out_dir` cannot be written to.
+        FloatingPointError: a gradient is not finite.
+    """
+    config = config or PretrainingConfig()
+    if len(dataset) < 2:
+        raise ValueError(f"dataset: training needs two structures or more, got {len(dataset)}")
+    data = dataset.batch.standard_orientation().to(device)
+    held_out = None if validation is None else validation.batch.standard_orientation().to(device)
+    state = _State(build_model(dataset, config).to(device), config, len(dataset))
+    folder = None if out_dir is None else Path(out_dir)
+    if folder is not None:
+        check_writable(folder)
+        remove_leftovers(folder)
+        if (folder / CHECKPOINT).exists():
+            state.load(folder / CHECKPOINT)
+
+    def validate(values: Mapping[str, float]) -> None:
+        row = {"iteration": state.iteration, "seconds": state.seconds, **values}
+        if held_out is not None:
+            row |= _validation_losses(state.average, held_out, config)
+        if evaluate is not None:
+            row |= dict(evaluate(state.average))
+        state.history.append(row)
+        if folder is not None:
+            history = pd.DataFrame(state.history).to_parquet(index=False)
+            write_atomically(folder / "history.parquet", history)
+            state.average.save(folder / "model.safetensors")
+
+    try:
+        _train(state, data, validate, folder, progress)
+    except KeyboardInterrupt:
+        if folder is not None and (folder / CHECKPOINT).exists():
+            state.load(folder / CHECKPOINT)
+        advice = "" if folder is None else "; the same call continues"
+        warnings.warn(
+            f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
+            stacklevel=3,
+        )
+    model = state.average
+    model.info = {
+        **dict(info or {}),
+        "dataset": dataset.name,
+        "n_train": len(dataset),
+        "iterations": state.iteration,
+        "training_seconds": round(state.seconds, 1),
+        "config": asdict(config),
+        "history": json.loads(json.dumps(state.history[-1:])),
+    }
+    if folder is not None:
+        model.save(folder / "model.safetensors")
+    return model
+
+
+def _train(
+    state: _State,
+    data: CrystalBatch,
+    validate: Callable[[Mapping[str, float]], None],
+    folder: Path | None,
+    progress: bool,
+) -> None:
+    """Take the iterations that are left, with a checkpoint after each if there is a folder."""
+    config = state.config
+    options = dict(desc=f"pretraining {config.kind}", disable=not progress, mininterval=1.0)
+    bar = tqdm(total=config.iterations, initial=state.iteration, **options)
+    started = time.monotonic() - state.seconds
+    mean_loss = None
+    with bar, FileWriter() as writer:
+        while state.iteration < config.iterations:
+            values = state.step(data.select(state.next_indices().to(data.device)))
+            loss = values["loss"]
+            mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
+            bar.update()
+            if state.iteration % 50 == 0:
+                bar.set_postfix(loss=f"{mean_loss:.4f}")
+            state.seconds = time.monotonic() - started
+            if state.iteration % config.validate_every == 0 or state.iteration == config.iterations:
+                validate(values)
+            if folder is not None:
+                writer.write(folder / CHECKPOINT, state.to_bytes())
+
+
+@torch.no_grad()
+def _validation_losses(
+    model: FlowModel, batch: CrystalBatch, config: PretrainingConfig
+) -> dict[str, float]:
+    """Losses at draws that are the same at every call."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    draws = 4
+    sums: dict[str, float] = {}
+    for _ in range(draws):
+        losses = interpolant_losses(model, batch, generator, pairing=config.pairing)
+        for name, value in {**losses, "loss": total_loss(losses, config)}.items():
+            sums[name] = sums.get(name, 0.0) + float(value) / draws
+    return {f"validation_{name}": value for name, value in sums.items()}
+
+
+@checked
+def metre_evaluation(
+    validation: CrystalDataset, n_structures: int = 256, n_steps: int = 50, seed: int = 0
+) -> Callable[[FlowModel], dict[str, float]]:
+    """Return an `evaluate` for `pretrain`: METRe and cRMSE of plain Euler integration.
+
+    Args:
+        validation: reference structures.
+        n_structures: about how many of them to use, all polymorphs of each composition.
+        n_steps: integration steps, without annealing.
+        seed: of the base samples, the same at every call.
+    """
+    check_count("n_structures", n_structures)
+    check_count("n_steps", n_steps)
+    references = validation.subset(n_structures)
+
+    def compute(model: FlowModel) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(seed)
+        batch = references.batch.to(model.device)
+        generated = Dynamics(model).generate(batch, n_steps, generator=generator).to("cpu")
+        with metrics.MatchPool(n_workers=0) as pool:
+            found = metrics.evaluate(generated, references, pool)
+        return {"validation_metre": found.metre, "validation_crmse": found.crmse}
+
+    return compute
