@@ -835,7 +835,7 @@ EXCLUDED = {
         "matcher.PreparedStructure matcher.RmsdMatcher"
     ),
     "take what the kit wrote or made": (
-        "runs.find runs.table runs.compare sweeps.importance sweeps.trials_table"
+        "runs.find runs.table sweeps.importance sweeps.trials_table"
     ),
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "

@@ -1,4 +1,4 @@
-"""What is listed, shown and compared of runs, whole and damaged."""
+"""What is listed and shown of runs, whole and damaged."""
 
 import json
 import os
@@ -70,11 +70,10 @@ def test_grpo_run(tmp_path):
     trainer = train(tmp_path / "run")
     run = runs.read(tmp_path / "run")
     assert (run.kind, run.what, run.state) == ("grpo", "AnnealingPolicy", "finished")
-    assert (run.done, run.planned, run.metric) == (4, 4, "validation_reward")
-    assert run.best_at == trainer.best["iteration"]
-    assert run.values[run.best_at] == trainer.best["validation_reward"]
+    assert (run.done, run.planned, run.values.name) == (4, 4, "validation_reward")
+    assert run.best == (trainer.best["iteration"], trainer.best["validation_reward"])
     last = trainer.history["validation_reward"].dropna().iloc[-1]
-    assert run.values.iloc[-1] == run.results["validation_reward, last"] == last
+    assert run.values.iloc[-1] == last
     times = ["rollout_seconds", "reward_seconds", "update_seconds"]
     assert run.seconds == pytest.approx(trainer.history[times].sum().sum())
     assert run.settings["n_groups"] == 2
@@ -104,7 +103,7 @@ def test_finished_trial_without_a_checkpoint_still_has_its_history(tmp_path):
     (tmp_path / "checkpoint.pt").unlink()
     run = runs.read(tmp_path)
     assert (run.kind, run.state, run.done) == ("grpo", "unknown", 4)
-    assert run.best_at is not None and not run.problems
+    assert run.best is not None and not run.problems
 
 
 def test_pretraining_run(tmp_path):
@@ -125,8 +124,8 @@ def test_pretraining_run(tmp_path):
     pretrain(data, config, validation=data, out_dir=tmp_path, progress=False)
     run = runs.read(tmp_path)
     assert (run.kind, run.what, run.state) == ("pretraining", "linear-ode", "finished")
-    assert (run.done, run.planned, run.metric) == (4, 4, "validation_loss")
-    assert run.values[run.best_at] == run.history["validation_loss"].min()
+    assert (run.done, run.planned, run.values.name) == (4, 4, "validation_loss")
+    assert run.best[1] == run.history["validation_loss"].min()
     assert run.settings["hidden_dim"] == 8 and run.seconds > 0
 
 
@@ -137,7 +136,7 @@ def test_notebook_and_sweep(tmp_path):
     assert (notebook.kind, notebook.done, notebook.planned) == ("notebook", 1, 2)
     assert notebook.seconds == 5 and notebook.settings["settings.n_steps"] == 10
     assert (sweep.kind, sweep.done, sweep.planned) == ("sweep", 1, 4)
-    assert (sweep.state, sweep.best_at, sweep.values[0]) == ("unfinished", 0, 0.2)
+    assert (sweep.state, sweep.best) == ("unfinished", (0, 0.2))
     assert sweep.settings["iterations"] == 10
 
 
@@ -151,6 +150,7 @@ def test_list_finds_all_runs_and_no_trials(tmp_path, capsys):
     assert paths == ["04", os.path.join("04", "training", "seed_0"), "sweep"]
     table = runs.table(found, tmp_path)
     assert list(table["run"]) == paths and list(table["done"]) == ["1/2", "2/2", "1/4"]
+    assert list(table["verdict"]) == ["", judge(found[1].history)[0].severity, ""]
     status, out, _ = shown(capsys, "list", tmp_path)
     assert status == 0 and "AnnealingPolicy" in out and "00000" not in out
 
@@ -173,29 +173,6 @@ def test_show(tmp_path, capsys):
     assert findings and all(finding in out for finding in findings)
 
 
-def test_compare_shows_what_differs(tmp_path, capsys):
-    train(tmp_path / "a", 4)
-    train(tmp_path / "b", 6, clip_eps=0.2)
-    first, second = runs.read(tmp_path / "a"), runs.read(tmp_path / "b")
-    settings, results = runs.compare(first, second)
-    assert list(settings.index) == ["clip_eps"]
-    assert list(settings.loc["clip_eps"]) == [0.3, 0.2]
-    name = "validation_reward at iteration 4"
-    for column, run in (("first", first), ("second", second)):
-        at_4 = run.history.set_index("iteration")["validation_reward"][4]
-        assert results.loc[name, column] == at_4
-    assert list(results.loc["done"]) == [4, 6, 2]
-    best = results.loc["validation_reward, best"]
-    assert best["difference"] == pytest.approx(best["second"] - best["first"])
-    status, out, _ = shown(capsys, "compare", tmp_path / "a", tmp_path / "b")
-    assert status == 0 and "clip_eps" in out and "group_size" not in out
-    status, out, _ = shown(capsys, "compare", tmp_path / "a", tmp_path / "a")
-    assert status == 0 and "no setting differs" in out
-    write_sweep(tmp_path / "sweep")
-    status, _, error = shown(capsys, "compare", tmp_path / "a", tmp_path / "sweep")
-    assert status == 1 and "a grpo run and a sweep run have nothing to compare" in error
-
-
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04" + bytes(200)])
 @pytest.mark.parametrize("name", ["checkpoint.pt", "history.parquet"])
 def test_damaged_training_run_is_named_and_the_rest_read(name, content, tmp_path, capsys):
@@ -205,7 +182,7 @@ def test_damaged_training_run_is_named_and_the_rest_read(name, content, tmp_path
     assert (
         run.state == "damaged" and name in run.problems[0] and "cannot be read" in run.problems[0]
     )
-    assert len(run.history) == 5 and run.best_at is not None, "the other file still says it"
+    assert len(run.history) == 5 and run.best is not None, "the other file still says it"
     status, out, _ = shown(capsys, "show", tmp_path / "run")
     assert status == 1 and f"{tmp_path / 'run'}: {name} cannot be read" in out
     assert shown(capsys, "list", tmp_path)[0] == 0
@@ -259,5 +236,5 @@ def test_history_without_validation_has_no_best(tmp_path):
         tmp_path / "history.parquet"
     )
     run = runs.read(tmp_path)
-    assert run.best_at is None and run.done == 2 and not run.problems
+    assert run.best is None and run.done == 2 and not run.problems
     assert runs.table([run])["best"].iloc[0] == ""

@@ -510,7 +510,6 @@ def test_presets_of_the_notebook_resolve():
         n_trials=3,
         seeds=(4, 5),
         n_steps=7,
-        n_network_steps=7,
     )
     with pytest.raises(ValueError, match="preset must be one of"):
         sweep_experiment.resolve_sweep("huge")

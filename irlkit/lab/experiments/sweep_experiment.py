@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
 from irlkit.lab.experiments.base import Experiment, Job, annealing_labels, means_for_people
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.claims import Claim, held_in_words
 from irlkit.lab.experiments.presets import Rung, choose, parse_seeds
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
@@ -36,8 +36,7 @@ class SweepPreset:
 
     Attributes:
         name: of the preset.
-        n_steps: integration steps of an annealing policy; others take `n_network_steps`.
-        n_network_steps: integration steps of velocity- and score-based policies.
+        n_steps: integration steps; None: 10 of an annealing policy, 50 of others.
         n_trials: configurations that are tried.
         iterations: of GRPO, per trial.
         retrain_iterations: of GRPO, per seed, when the best is trained again.
@@ -53,8 +52,7 @@ class SweepPreset:
     """
 
     name: str
-    n_steps: int = 10
-    n_network_steps: int = 50
+    n_steps: int | None = None
     n_trials: int = 20
     iterations: int = 30
     retrain_iterations: int = 60
@@ -133,7 +131,7 @@ def resolve_sweep(
 
     Args:
         preset: a name in ``SWEEP_PRESETS``.
-        n_steps: integration steps, of every policy.
+        n_steps: integration steps.
         n_trials: configurations that are tried.
         iterations: of GRPO, per trial.
         seeds: of the training of the best; numbers, or a text such as "1,2".
@@ -143,7 +141,6 @@ def resolve_sweep(
     """
     given: dict[str, Any] = {
         "n_steps": n_steps,
-        "n_network_steps": n_steps,
         "n_trials": n_trials,
         "iterations": iterations,
         "seeds": parse_seeds(seeds),
@@ -200,7 +197,6 @@ class SweepExperiment(Experiment):
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self.preset, self.backend = preset, backend
-        self.n_steps = preset.n_steps if policy == "annealing" else preset.n_network_steps
         self.space = sweeps.SPACES[policy].narrowed(preset.narrowed, n_groups=preset.n_groups)
         self.objective = sweeps.PolicyObjective(
             self.space,
@@ -210,7 +206,7 @@ class SweepExperiment(Experiment):
             potential=potential,
             iterations=preset.iterations,
             grpo={
-                "n_steps": self.n_steps,
+                "n_steps": preset.n_steps,
                 "validate_every": preset.validate_every,
                 "validation_size": preset.validation_size,
                 "max_batch": preset.max_batch,
@@ -235,7 +231,7 @@ class SweepExperiment(Experiment):
             "sweep": f"{self.preset.n_trials} trials of {self.preset.iterations} iterations, "
             f"{self.space.policy} policy, by {self.backend}",
             "reward": f"{self.objective.reward}{judged}",
-            "steps": str(self.n_steps),
+            "steps": str(self.objective.grpo["n_steps"]),
         }
 
     def run_sweep(self) -> pd.DataFrame:
@@ -310,115 +306,82 @@ class SweepExperiment(Experiment):
             raise ValueError("nothing is trained yet; call retrain")
         jobs = []
         for seed in self.preset.seeds:
-            labels = {"n_steps": self.n_steps, "seed": seed}
+            labels = {"n_steps": self.objective.grpo["n_steps"], "seed": seed}
             jobs.append(Job({**annealing_labels("none", None), **labels}))
             for name in ("first", "best"):
-                dynamics = self.policies[name, seed].deploy()
-                options = {
-                    "model": dynamics.model,
-                    "noise": dynamics.noise,
-                    "kind": dynamics.kind,
-                }
-                jobs.append(
-                    Job({**annealing_labels(name, None), **labels}, dynamics.annealing, options)
-                )
+                deployed = self.policies[name, seed].deploy()
+                options = {key: getattr(deployed, key) for key in ("model", "noise", "kind")}
+                labelled = {**annealing_labels(name, None), **labels}
+                jobs.append(Job(labelled, deployed.annealing, options))
         return self._run("the test split", jobs)
 
     def metrics_table(self) -> pd.DataFrame:
-        """Return means over seeds on the test split, for people."""
+        """Return means over seeds, for people: on the test split, and validation rewards."""
         table = means_for_people(self.evaluation, ("schedule",), METRIC_NAMES)
+        rewards = {name: f"{values.mean():.4f}" for name, values in self._validated().items()}
+        table["validation reward"] = pd.Series(rewards)
         return table.rename_axis("configuration")
 
-    def _measured(self, metric: str) -> dict[str, pd.Series]:
-        """Name -> metric on the test split by seed; names are "none", "first" and "best"."""
-        by_name = self.evaluation.groupby("schedule")
-        return {str(name): rows.set_index("seed")[metric] for name, rows in by_name}
-
     def _validated(self) -> dict[str, pd.Series]:
-        """Name -> validation reward by seed, the best; for "none" that before any training."""
-        history = self.history
-        best = history.groupby(["name", "seed"])["validation_reward"].max()
+        """Name -> best validation reward by seed; for "none" that before any training."""
+        history = self.history.set_index("seed")
+        trained = {name: rows["validation_reward"] for name, rows in history.groupby("name")}
         untrained = history[(history["name"] == "best") & (history["iteration"] == 0)]
         return {
-            "none": untrained.set_index("seed")["validation_reward"],
-            "first": best["first"],
-            "best": best["best"],
+            "none": untrained["validation_reward"],
+            **{str(name): values.groupby("seed").max() for name, values in trained.items()},
         }
 
     def claims(self) -> list[Claim]:
         """Return what the sweep was good for."""
-        validated, crmse = self._validated(), self._measured("crmse")
-        trials = sweeps.trials_table(self.sweep.study)["value"]
-        gain = float(trials[self.sweep.study.best_trial.number] - trials[0])
-        check = Claim.check
-        return [
-            check(
+        validated = self._validated()
+        crmse = self.evaluation.pivot(index="seed", columns="schedule", values="crmse")
+        values = sweeps.trials_table(self.sweep.study)["value"]
+        judged_so = self.objective.reward == "crmse"
+        found = [
+            (
                 "validation reward of the best configuration, trained again, minus that of the "
                 "untrained policy, mean over seeds",
-                float((validated["best"] - validated["none"]).mean()),
-                "> 0",
+                *((validated["best"] - validated["none"]).mean(), "> 0", True),
             ),
-            check(
+            (
                 "cRMSE of the best configuration on the test split minus that without "
                 "reinforcement, mean over seeds",
-                float((crmse["best"] - crmse["none"]).mean()),
-                "< 0",
-                required=self.objective.reward == "crmse",
+                *((crmse["best"] - crmse["none"]).mean(), "< 0", judged_so),
             ),
-            check(
+            (
                 "validation reward of the best trial minus that of the first",
-                gain,
-                "> 0",
-                required=False,
+                *(values[self.sweep.study.best_trial.number] - values[0], "> 0", False),
             ),
-            check(
+            (
                 "validation reward of the best configuration minus that of the first, both trained "
                 "again with new seeds, mean",
-                float((validated["best"] - validated["first"]).mean()),
-                "> 0",
-                required=False,
+                *((validated["best"] - validated["first"]).mean(), "> 0", False),
             ),
-            check(
+            (
                 "cRMSE of the best configuration on the test split minus that of the first, mean "
                 "over seeds",
-                float((crmse["best"] - crmse["first"]).mean()),
-                "< 0",
-                required=False,
+                *((crmse["best"] - crmse["first"]).mean(), "< 0", False),
             ),
+        ]
+        return [
+            Claim.check(text, float(value), target, required)
+            for text, value, target, required in found
         ]
 
     def conclusion(self, claims: Sequence[Claim]) -> str:
         """Say in Markdown what the numbers say."""
-        metre, crmse, reward = self._measured("metre"), self._measured("crmse"), self._validated()
-        rows = [
-            f"| {name} | {metre[name].mean():.3f} | {crmse[name].mean():.3f} | "
-            f"{reward[name].mean():.4f} |"
-            for name in ("none", "first", "best")
-        ]
-        required = [claim for claim in claims if claim.required]
         counts = sweeps.trials_table(self.sweep.study)["state"].value_counts()
         text = (
-            f"**{sum(claim.holds for claim in required)} of {len(required)} claims hold.** "
-            f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}."
-        )
-        failing = [
-            f"{number} ({'claim' if claim.required else 'aim'})"
-            for number, claim in enumerate(claims, start=1)
-            if not claim.holds
-        ]
-        text += f" Those that do not: number {', '.join(failing)}." if failing else ""
-        text += (
-            " The best of many noisy trials looks better than it is: what counts is the comparison "
-            "of the last two rows, which were trained with seeds that the sweep has not seen, on "
-            "structures that it has not seen either."
+            f"{held_in_words(claims)} Trials: "
+            f"{', '.join(f'{count} {state}' for state, count in counts.items())}. The best of many "
+            "noisy trials looks better than it is: what counts is the comparison of *best* and "
+            "*first*, which were trained with seeds that the sweep has not seen, on structures "
+            "that it has not seen either."
         )
         if self.preset.name == "quick":
-            text += (
-                " The preset *quick* only shows that everything works: do not judge a setting by "
-                "it."
-            )
-        header = ["| configuration | METRe | cRMSE | validation reward |", "|:--|--:|--:|--:|"]
-        return "\n".join([*header, *rows, "", text])
+            text += " The preset *quick* only shows that everything works: judge no setting by it."
+        return text
 
     def save_learned(self) -> list[Path]:
         """Write the policies that were trained again, as safetensors."""

@@ -75,11 +75,7 @@ def _run(options: argparse.Namespace) -> None:
     changed = {} if options.group_size is None else {"group_size": options.group_size}
     fixed = {} if options.n_groups is None else {"n_groups": options.n_groups}
     space = SPACES[options.policy].narrowed(changed, **fixed)
-    grpo = {
-        name: getattr(options, name)
-        for name in ("n_steps", "validate_every", "validation_size", "max_batch")
-        if getattr(options, name) is not None
-    }
+    names = ("n_steps", "validate_every", "validation_size", "max_batch")
     objective = PolicyObjective(
         space,
         checkpoint=options.checkpoint,
@@ -87,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         reward=options.reward,
         potential=options.potential,
         iterations=options.iterations,
-        grpo=grpo,
+        grpo={name: getattr(options, name) for name in names},
         seed=options.seed,
         device=options.device,
     )

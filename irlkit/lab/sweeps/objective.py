@@ -45,7 +45,7 @@ class PolicyObjective:
         reward: "crmse" (Appendix G) or "energy" (Appendix E).
         potential: name of the potential of the energy.
         iterations: of GRPO.
-        grpo: further settings of GRPO, such as n_steps and validate_every.
+        grpo: further settings of GRPO, such as n_steps and validate_every; None: the default.
         seed: of every trial, so that they differ by their configuration alone.
         device: of the network.
         n_workers: processes that match structures; None: one per core, 0: in this process.
@@ -74,7 +74,8 @@ class PolicyObjective:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "grpo", {"n_steps": 10 if annealing else 50, **self.grpo})
+        given = {name: value for name, value in self.grpo.items() if value is not None}
+        object.__setattr__(self, "grpo", {"n_steps": 10 if annealing else 50, **given})
         if self.reward not in REWARDS:
             raise ValueError(f"reward must be one of {REWARDS}, got {self.reward!r}")
         if self.space.policy not in POLICIES:

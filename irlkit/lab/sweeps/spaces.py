@@ -154,86 +154,41 @@ _ENERGY: dict[str, Distribution] = {
     "learning_rate": FloatDistribution(1e-5, 1e-3, log=True),
     "normalization": CategoricalDistribution(NORMALIZATIONS),
 }
-_FIXED = {"n_groups": 16}
+_ANNEALING: dict[str, Distribution] = {
+    **_SHARED,
+    "n_ppo_epochs": CategoricalDistribution((1, 2, 3, 4, 5)),
+    "clip_eps": FloatDistribution(0.1, 0.5),
+    _POS_WEIGHT: FloatDistribution(0.01, 100.0, log=True),
+    "learning_rate": FloatDistribution(1e-5, 1e-2, log=True),
+    "hidden_dim": CategoricalDistribution((32, 64, 128)),
+    "n_hidden_layers": CategoricalDistribution((1, 2, 3)),
+    "shared_trunk": CategoricalDistribution((True, False)),
+}
+_DISTILLATION = CategoricalDistribution((0.0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
+
+
+def _space(policy: str, parameters: dict[str, Distribution], *starts: tuple) -> SearchSpace:
+    """A space of Appendix F; starts have their values in the order of the parameters."""
+    start = tuple(dict(zip(parameters, values, strict=True)) for values in starts)
+    return SearchSpace(policy, parameters, {"n_groups": 16}, start)
+
 
 SPACES: dict[str, SearchSpace] = {
-    "annealing": SearchSpace(
-        "annealing",
-        {
-            **_SHARED,
-            "n_ppo_epochs": CategoricalDistribution((1, 2, 3, 4, 5)),
-            "clip_eps": FloatDistribution(0.1, 0.5),
-            _POS_WEIGHT: FloatDistribution(0.01, 100.0, log=True),
-            "learning_rate": FloatDistribution(1e-5, 1e-2, log=True),
-            "hidden_dim": CategoricalDistribution((32, 64, 128)),
-            "n_hidden_layers": CategoricalDistribution((1, 2, 3)),
-            "shared_trunk": CategoricalDistribution((True, False)),
-        },
-        _FIXED,
-        # The defaults of this package.
-        start=(
-            {
-                "group_size": 32,
-                "shared_x_0": False,
-                "n_ppo_epochs": 4,
-                "clip_eps": 0.3,
-                _POS_WEIGHT: 1.0,
-                "learning_rate": 1e-2,
-                "hidden_dim": 64,
-                "n_hidden_layers": 2,
-                "shared_trunk": True,
-            },
+    space.policy: space
+    for space in (
+        # It starts from the defaults of this package, the two below from the authors' published
+        # settings for MP-20.
+        _space("annealing", _ANNEALING, (32, False, 4, 0.3, 1.0, 1e-2, 64, 2, True)),
+        _space(
+            "velocity",
+            _ENERGY,
+            (64, False, 4, 0.2812, 2.298, 1e-3, 1.1706e-4, "per_atom_surrogate"),
+            (64, False, 3, 0.2293, 5.877, 0.0, 5.111e-5, "none"),
         ),
-    ),
-    # The starts of the two below are the authors' published settings for MP-20.
-    "velocity": SearchSpace(
-        "velocity",
-        _ENERGY,
-        _FIXED,
-        start=(
-            {
-                "group_size": 64,
-                "shared_x_0": False,
-                "n_ppo_epochs": 4,
-                "clip_eps": 0.2812,
-                "policy_weight": 2.298,
-                "kl_weight": 1e-3,
-                "learning_rate": 1.1706e-4,
-                "normalization": "per_atom_surrogate",
-            },
-            {
-                "group_size": 64,
-                "shared_x_0": False,
-                "n_ppo_epochs": 3,
-                "clip_eps": 0.2293,
-                "policy_weight": 5.877,
-                "kl_weight": 0.0,
-                "learning_rate": 5.111e-5,
-                "normalization": "none",
-            },
+        _space(
+            "score",
+            {**_ENERGY, "distillation_weight": _DISTILLATION},
+            (64, False, 4, 0.2567, 2.372, 1e-5, 1.3424e-4, "per_atom_surrogate", 3e-5),
         ),
-    ),
-    "score": SearchSpace(
-        "score",
-        {
-            **_ENERGY,
-            "distillation_weight": CategoricalDistribution(
-                (0.0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-            ),
-        },
-        _FIXED,
-        start=(
-            {
-                "group_size": 64,
-                "shared_x_0": False,
-                "n_ppo_epochs": 4,
-                "clip_eps": 0.2567,
-                "policy_weight": 2.372,
-                "kl_weight": 1e-5,
-                "learning_rate": 1.3424e-4,
-                "normalization": "per_atom_surrogate",
-                "distillation_weight": 3e-5,
-            },
-        ),
-    ),
+    )
 }

@@ -207,10 +207,9 @@ def importance(study: optuna.Study) -> pd.Series:
     """
     done = study.get_trials(deepcopy=False, states=_DONE)
     names = list(study.user_attrs[_DESCRIPTION]["space"]["parameters"])
-    unknown = pd.Series(np.nan, index=names, name="importance")
     values = [max(trial.intermediate_values.values()) for trial in done]
     if len(done) < 4 or len(set(values)) < 2:
-        return unknown
+        return pd.Series(np.nan, index=names, name="importance")
     judged = optuna.create_study(direction="maximize")
     judged.add_trials(
         [
@@ -224,7 +223,4 @@ def importance(study: optuna.Study) -> pd.Series:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
         found = optuna.importance.get_param_importances(judged, evaluator=evaluator)
-    shares = pd.Series(found, dtype=float, name="importance").reindex(names).fillna(0.0)
-    if not shares.sum() > 0:
-        return unknown
-    return (shares / shares.sum()).sort_values(ascending=False, kind="stable")
+    return pd.Series(found, dtype=float, name="importance")
