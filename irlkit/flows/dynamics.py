@@ -88,7 +88,7 @@ class Dynamics:
 
     >>> import irlkit
     >>> model = irlkit.load_pretrained("linear-ode")
-    >>> salt = irlkit.data.from_formulas(["NaCl"]).batch
+    >>> salt = irlkit.CrystalBatch.from_formulas(["NaCl"])
     >>> generator = torch.Generator().manual_seed(0)
     >>> Dynamics(model).generate(salt, 2, generator=generator).formulas()
     ['Cl1 Na1']

@@ -148,11 +148,11 @@ class CSPLayer(nn.Module):
         self._frozen_grids: tuple[Tensor, Tensor] | None = None
 
     def pair_coefficients(self) -> Tensor:
-        """The pair features' coefficients in the first edge map, shape (H, 6 K)."""
+        """Return the pair features' coefficients in the first edge map, shape (H, 6 K)."""
         return _maps(self.edge_mlp)[0].weight[:, -6 * self.n_freqs :]
 
     def grids(self) -> Tensor:
-        """`grid_values` of the coefficients; kept as long as the weights stay, if they are frozen.
+        """Return `grid_values` of the coefficients, kept while frozen weights stay.
 
         The weights themselves are compared: a version counter misses what goes through ``.data``.
         """

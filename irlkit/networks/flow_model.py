@@ -245,7 +245,11 @@ class FlowModel(nn.Module):
 
 
 def pretrained_names() -> list[str]:
-    """Names of the models that come with the package."""
+    """List the names of the models that come with the package.
+
+    >>> pretrained_names()
+    ['linear-ode', 'trig-sde-gamma']
+    """
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 

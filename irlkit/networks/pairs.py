@@ -75,11 +75,11 @@ class PairPart:
     offsets: Tensor
 
     def mean(self, edges: Tensor) -> Tensor:
-        """Mean of (2 p + m, H) over the edges of each receiver, shape (m, H)."""
+        """Average (2 p + m, H) over the edges of each receiver; shape (m, H)."""
         return _bag(edges, self.incoming, self.offsets, mode="mean")
 
     def spread(self, grad: Tensor) -> Tensor:
-        """What `mean` is transposed: (m, H) to (2 p + m, H)."""
+        """Apply the transpose of `mean`: (m, H) to (2 p + m, H)."""
         share = self.offsets.diff().to(grad.dtype)[:, None]
         return (grad / share).index_select(0, self.receiver)
 
@@ -180,7 +180,7 @@ class FourierFeatures:
         return cls(part, angles.sin(), angles.cos())
 
     def edges(self, coefficients: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """receiver_i + sender_j + f(x_j - x_i), shape (2 p + m, H).
+        """Return receiver_i + sender_j + f(x_j - x_i), shape (2 p + m, H).
 
         Args:
             coefficients: Of sines, then cosines, shape (H, 6 K), axis-major.
@@ -227,7 +227,7 @@ def grid_basis(n_freqs: int, dtype: torch.dtype) -> Tensor:
 
 
 def grid_values(coefficients: Tensor, n_freqs: int) -> Tensor:
-    """The three functions of one axis on their grids.
+    """Return the three functions of one axis on their grids.
 
     Args:
         coefficients: Of sines, then cosines, shape (H, 6 K), axis-major.
@@ -287,7 +287,7 @@ class InterpolatedFeatures:
         return cls(part, 3 * n_points + 2 * n_atoms, index, weight)
 
     def edges(self, grids: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """receiver_i + sender_j + f(x_j - x_i), shape (2 p + m, H); not differentiable.
+        """Return receiver_i + sender_j + f(x_j - x_i), (2 p + m, H); not differentiable.
 
         Args:
             grids: `grid_values` of the coefficients.
@@ -355,7 +355,7 @@ class PairFeatures:
 
 
 def interpolates(pos: Tensor) -> bool:
-    """Whether interpolation is the faster way and can be taken.
+    """Tell whether interpolation is the faster way and can be taken.
 
     It is on a CPU, in single and double precision; its derivative by positions is not implemented.
     """

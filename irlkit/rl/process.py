@@ -126,6 +126,11 @@ class State:
         request: what is being generated.
         fields: their declarations.
         values: name -> (events, ...), events being atoms or structures by the field's scope.
+
+    >>> species = Field("species", "atom", "categorical")
+    >>> state = State(Request(torch.tensor([2, 1])), (species,), {"species": torch.arange(3)})
+    >>> state.repeat(2)["species"]
+    tensor([0, 1, 0, 1, 2, 2])
     """
 
     request: Requests

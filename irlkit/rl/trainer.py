@@ -213,7 +213,7 @@ class GRPOTrainer:
 
     @checked
     def validate(self, seed: int | None = None) -> float:
-        """Mean reward of what the policy (its average, if kept) generates as it is deployed.
+        """Return the mean reward of what the policy (its average, if kept) generates when deployed.
 
         Args:
             seed: of the base samples; None takes that of the configuration.
@@ -252,7 +252,7 @@ class GRPOTrainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Policy]:
-        """The policy with its averaged parameters, where an average is kept.
+        """Give the policy its averaged parameters for a block, where an average is kept.
 
         After the block it has the parameters back that are being trained.
         """

@@ -258,7 +258,7 @@ class _Sample:
 
 
 def split_sizes(n_structures: int, n_steps: int, limit: int | None) -> tuple[int, int]:
-    """How to cut a (step, structure) table into the fewest minibatches of even size.
+    """Cut a (step, structure) table into the fewest minibatches of even size.
 
     Args:
         n_structures: structures.

@@ -32,6 +32,9 @@ def time_grid(
 
     Raises:
         ValueError: ``n_steps`` is not a positive integer.
+
+    >>> time_grid(2)
+    tensor([0.0010, 0.5000, 0.9990], dtype=torch.float64)
     """
     check_n_steps(n_steps)
     return torch.linspace(T_MIN, T_MAX, n_steps + 1, dtype=torch.float64).to(device, dtype)
@@ -71,7 +74,7 @@ def zero_last_layer(layers: nn.Module) -> None:
 
 
 def weights_to_dict(module: nn.Module) -> dict[str, Any]:
-    """The weights of a small network as JSON can hold them, exactly."""
+    """Return the weights of a small network as JSON can hold them, exactly."""
     weights = {name: value.tolist() for name, value in module.state_dict().items()}
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     return {"dtype": dtype, "weights": weights}

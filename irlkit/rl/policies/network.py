@@ -140,7 +140,7 @@ class _FieldwiseModel:
 
 @checked
 def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
-    """How the policy generates that ``NetworkPolicy.save`` has written.
+    """Load how a policy generates that ``NetworkPolicy.save`` has written.
 
     Args:
         path: safetensors file.
