@@ -26,7 +26,7 @@ from irlkit import load_omatg
 from irlkit.data import load
 from irlkit.evaluate.metrics import MatchPool, evaluate
 from irlkit.networks.cspnet import CSPNet
-from irlkit.networks.omatg import generate, read_config
+from irlkit.networks.omatg import dynamics_of, read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "goldens" / "omatg_linear_ode.yaml"
@@ -149,7 +149,7 @@ def _checkpoint(folder: Path, n_structures: int, quick: bool) -> list[dict[str, 
     generator = torch.Generator().manual_seed(0)
 
     def match_rate() -> float:
-        generated = generate(model, references.batch, generator, STEPS)
+        generated = dynamics_of(model).generate(references.batch, STEPS, generator=generator)
         with MatchPool(0) as pool:
             return evaluate(generated, references, pool).match_rate
 

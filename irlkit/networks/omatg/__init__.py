@@ -13,14 +13,13 @@ torch's weights-only reader, which executes nothing.
 
 from irlkit.networks.omatg.checkpoint import network_weights, read_checkpoint
 from irlkit.networks.omatg.config import OMatGConfig, read_config
-from irlkit.networks.omatg.generation import annealing_of, generate
+from irlkit.networks.omatg.generation import dynamics_of
 from irlkit.networks.omatg.loading import find_model, load_omatg
 
 __all__ = [
     "OMatGConfig",
-    "annealing_of",
+    "dynamics_of",
     "find_model",
-    "generate",
     "load_omatg",
     "network_weights",
     "read_checkpoint",

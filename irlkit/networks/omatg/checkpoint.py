@@ -49,7 +49,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a Lightning checkpoint without executing anything in it.
 
     Args:
-        path: File made by `torch.save`.
+        path: file made by `torch.save`.
 
     Returns:
         Its content; `state_dict` is a mapping from names to tensors on the CPU.
@@ -83,13 +83,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-@checked
 def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, Tensor]:
-    """Tensors for a network, checked against its sizes.
+    """Return the tensors for a network, checked against its sizes.
 
     Args:
-        state: State dictionary of an OMatG checkpoint.
-        network: With denoiser, of the sizes that a configuration asks for.
+        state: state dictionary of an OMatG checkpoint.
+        network: with denoiser, of the sizes that a configuration asks for.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to nothing.
@@ -99,9 +98,8 @@ def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, T
     }
     if not weights:
         raise ValueError(
-            f"checkpoint: no tensor of its state is named {PREFIX}...; found "
-            f"{sorted(state)[:3]}. It must be "
-            "one of an OMatG model with the encoder CSPNetFull"
+            f"checkpoint: no tensor of its state is named {PREFIX}...; found {sorted(state)[:3]}. "
+            "It must be one of an OMatG model with the encoder CSPNetFull"
         )
     expected = network.state_dict()
     problems = []
@@ -122,32 +120,13 @@ def network_weights(state: Mapping[str, Tensor], network: CSPNet) -> dict[str, T
             if used is None or used.shape != value.shape or "edge_mlp" not in name:
                 continue
         problems.append(f"{PREFIX}{name} belongs to nothing that the configuration asks for")
-    for name in state:
-        if name.startswith("model.") and not name.startswith(PREFIX):
-            problems.append(f"{name} is of a part that is not supported")
+    others = [name for name in state if name.startswith("model.") and not name.startswith(PREFIX)]
+    problems += [f"{name} is of a part that is not supported" for name in others]
     if problems:
-        shown = "; ".join(problems[:4]) + (
-            f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        )
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        shown = "; ".join(problems[:4]) + more
         raise ValueError(
             f"checkpoint and config do not fit each other: {shown}. The configuration's sizes are "
-            f"{network.sizes}, the checkpoint's {_sizes_of(weights)}"
+            f"{network.sizes}"
         )
     return {name: weights[name] for name in expected}
-
-
-def _sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of a network as far as its tensors tell."""
-    embedding = weights.get("node_embedding.weight")
-    if embedding is None or embedding.ndim != 2:
-        return {}
-    n_species, hidden_dim = embedding.shape
-    sizes = {"hidden_dim": hidden_dim, "n_species": n_species}
-    sizes["n_layers"] = len({n.split(".")[0] for n in weights if n.startswith("csp_layer_")})
-    edge = weights.get("csp_layer_0.edge_mlp.0.weight")
-    if edge is not None:
-        sizes["n_freqs"] = (edge.shape[1] - 2 * hidden_dim - 9) // 6
-    latent = weights.get("atom_latent_emb.weight")
-    if latent is not None:
-        sizes["time_dim"] = latent.shape[1] - hidden_dim
-    return sizes

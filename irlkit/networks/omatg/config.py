@@ -26,29 +26,24 @@ from irlkit.utils.checks import checked
 
 FIELDS = ("pos", "cell")
 
-NETWORK_DEFAULTS = {"hidden_dim": 512, "num_layers": 6, "num_freqs": 128, "max_atoms": 100}
-"""Sizes of OMatG's `CSPNetFull` where a configuration names none."""
+NETWORK_SIZES = {
+    "hidden_dim": ("hidden_dim", 512),
+    "num_layers": ("n_layers", 6),
+    "num_freqs": ("n_freqs", 128),
+    "max_atoms": ("n_species", 100),
+}
+"""Sizes of OMatG's `CSPNetFull`: their names here, and what they are where none is named."""
 
 NETWORK_FIXED = {
-    "act_fn": "silu",
-    "dis_emb": "sin",
-    "edge_style": "fc",
-    "ln": True,
-    "ip": True,
-    "smooth": False,
-    "pred_scalar": False,
-    "prop": False,
+    **{"act_fn": "silu", "dis_emb": "sin", "edge_style": "fc", "ln": True, "ip": True},
+    **{"smooth": False, "pred_scalar": False, "prop": False},
 }
 """Arguments of `CSPNetFull` with the only value that there is here."""
 
-NETWORK_IGNORED = {
-    "latent_dim",
-    "cutoff",
-    "max_neighbors",
-    "pred_type",
-    "am_hidden_dim",
-    "prop_embed_dim",
-}
+NETWORK_IGNORED = (
+    *("latent_dim", "cutoff", "max_neighbors", "pred_type"),
+    *("am_hidden_dim", "prop_embed_dim"),
+)
 """Arguments of `CSPNetFull` that mean nothing for fully connected atoms of fixed species."""
 
 
@@ -57,10 +52,10 @@ class OMatGConfig:
     """What a configuration says about a model.
 
     Attributes:
-        network: Arguments of `CSPNet`, except for the denoiser.
-        interpolants: Of "pos" and "cell".
-        base: Base distribution.
-        settings: Plain data, kept as `FlowModel.info["omatg"]`: `n_steps`; per field `annealing`
+        network: arguments of `CSPNet`, except for the denoiser.
+        interpolants: of "pos" and "cell".
+        base: base distribution.
+        settings: plain data, kept as `FlowModel.info["omatg"]`: `n_steps`; per field `annealing`
             (slope of 1 + s t in generation), `differential_equation` ("ODE" or "SDE") and `epsilon`
             (None for an ODE); `pairing` (base positions are permuted towards the data in
             training), `loss_weights` and `dataset`.
@@ -85,12 +80,8 @@ def read_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> OMatGConf
         ValueError: the file is not YAML of plain data; an entry is missing; or the model needs
             what is not supported, which is named.
     """
-    if isinstance(config, Mapping):
-        content: Any = config
-        source = "config"
-    else:
-        content = _read_yaml(Path(config))
-        source = str(config)
+    content: Any = config if isinstance(config, Mapping) else _read_yaml(Path(config))
+    source = "config" if isinstance(config, Mapping) else str(config)
     try:
         return _parse(content)
     except _Unsupported as error:
@@ -124,34 +115,33 @@ def _read_yaml(path: Path) -> Any:
     stack, n_entries = [content], 0
     while stack:
         entry = stack.pop()
-        stack += entry.values() if isinstance(entry, dict) else entry if _is_list(entry) else ()
+        parts = entry.values() if isinstance(entry, dict) else entry
+        stack += parts if isinstance(entry, dict | list | tuple | set) else ()
         n_entries += 1
         if n_entries > MAX_ENTRIES:
             raise ValueError(f"config: {path} has more than {MAX_ENTRIES} entries")
     return content
 
 
-def _is_list(entry: Any) -> bool:
-    return isinstance(entry, list | tuple | set)
-
-
 class _Unsupported(Exception):
     """Something in a configuration that this package does not do, in words."""
 
 
-def _component(entry: Any) -> tuple[str, dict[str, Any]]:
-    """Class name (without its module) and arguments of an entry of the configuration."""
-    if isinstance(entry, str):
-        return entry.rpartition(".")[2], {}
-    arguments = dict(entry.get("init_args") or {})
-    return str(entry["class_path"]).rpartition(".")[2], arguments
+def _component(entry: Any, what: str = "", *supported: str) -> tuple[str, dict[str, Any]]:
+    """Class name (without its module) and arguments of an entry; of one of the supported classes.
+
+    The arguments are those of the entry, or none where it is a class alone.
+    """
+    path = entry if isinstance(entry, str) else str(entry["class_path"])
+    name = path.rpartition(".")[2]
+    if supported and name not in supported:
+        raise _Unsupported(f"{what} {name} is not supported; supported are {', '.join(supported)}")
+    return name, {} if isinstance(entry, str) else dict(entry.get("init_args") or {})
 
 
 def _make(kinds: Mapping[str, Any], entry: Any, what: str) -> Any:
     """The object that an entry stands for; its arguments must be those of our class."""
-    name, arguments = _component(entry)
-    if name not in kinds:
-        raise _Unsupported(f"{what} {name} is not supported; supported are {', '.join(kinds)}")
+    name, arguments = _component(entry, what, *kinds)
     # YAML takes 5e-2, without a point in it, for text.
     arguments = {key: _number(value) for key, value in arguments.items()}
     try:
@@ -168,34 +158,27 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _variance_preserving(tau: Any = "TauConstantSchedule") -> VariancePreservingPath:
-    def linear(beta_min: float, beta_max: float) -> VariancePreservingPath:
-        return VariancePreservingPath("linear", beta_min=beta_min, beta_max=beta_max)
-
-    def cosine(offset: float = 0.008) -> VariancePreservingPath:
-        return VariancePreservingPath("cosine", offset=offset)
-
-    kinds = {
-        "TauConstantSchedule": VariancePreservingPath,
-        "TauLinearSchedule": linear,
-        "TauCosineSchedule": cosine,
-    }
-    return _make(kinds, tau, "tau")
-
-
-def _variance_exploding(sigma: Any) -> VarianceExplodingPath:
-    return _make({"GeometricSigma": VarianceExplodingPath}, sigma, "sigma")
-
-
+TAUS = {
+    "TauConstantSchedule": VariancePreservingPath,
+    "TauLinearSchedule": lambda beta_min, beta_max: VariancePreservingPath(
+        "linear", beta_min=beta_min, beta_max=beta_max
+    ),
+    "TauCosineSchedule": lambda offset=0.008: VariancePreservingPath("cosine", offset=offset),
+}
 PATHS = {
     "LinearInterpolant": LinearPath,
     "TrigonometricInterpolant": TrigonometricPath,
     "EncoderDecoderInterpolant": EncoderDecoderPath,
-    "ScoreBasedDiffusionModelInterpolantVP": _variance_preserving,
-    "ScoreBasedDiffusionModelInterpolantVE": _variance_exploding,
+    "ScoreBasedDiffusionModelInterpolantVP": lambda tau="TauConstantSchedule": _make(
+        TAUS, tau, "tau"
+    ),
+    "ScoreBasedDiffusionModelInterpolantVE": lambda sigma: _make(
+        {"GeometricSigma": VarianceExplodingPath}, sigma, "sigma"
+    ),
 }
 """Path of each of OMatG's interpolants; each has a twin named Periodic...."""
 
+KINDS = ("SingleStochasticInterpolant", "SingleStochasticInterpolantOS")
 GAMMAS = {"LatentGammaSqrt": SqrtGamma, "LatentGammaEncoderDecoder": EncoderDecoderGamma}
 
 
@@ -213,121 +196,95 @@ def _parse(content: Mapping[str, Any]) -> OMatGConfig:
             f"{species} makes this a model for de novo generation, whose species change; supported "
             "is crystal structure prediction (SingleStochasticInterpolantIdentity for species)"
         )
-    parsed = {name: _parse_field(name, entries[name]) for name in FIELDS}
     n_times = int(si["integration_time_steps"])
     if n_times < 2:
         raise _Unsupported(f"integration_time_steps must be at least 2, got {n_times}")
+    interpolants, generation = {}, {}
     for name in FIELDS:
-        _warn_about_integrator(name, parsed[name][1], 0.998 / (n_times - 1))
+        kind, arguments = _component(entries[name], f"{name}:", *KINDS)
+        interpolants[name] = _parse_interpolant(name, arguments, kind.endswith("OS"))
+        generation[name] = _parse_generation(name, arguments, 0.998 / (n_times - 1))
     settings = {
         "n_steps": n_times - 1,
-        "annealing": {name: entry["annealing"] for name, (_, entry) in parsed.items()},
-        "differential_equation": {name: entry["equation"] for name, (_, entry) in parsed.items()},
-        "epsilon": {name: entry["epsilon"] for name, (_, entry) in parsed.items()},
+        **{key: {name: generation[name][key] for name in FIELDS} for key in generation["pos"]},
         "pairing": bool(model.get("use_min_perm_dist", False)),
         "loss_weights": dict(model.get("relative_si_costs") or {}),
         "dataset": model.get("dataset_name"),
     }
-    return OMatGConfig(
-        network=_parse_network(model["model"]),
-        interpolants={name: interpolant for name, (interpolant, _) in parsed.items()},
-        base=_parse_base(model["sampler"]),
-        settings=settings,
-    )
+    network = _parse_network(model["model"])
+    return OMatGConfig(network, interpolants, _parse_base(model["sampler"]), settings)
 
 
-def _parse_field(name: str, entry: Any) -> tuple[Interpolant, dict[str, Any]]:
-    """Interpolant of a field and how the field is generated."""
-    kind, arguments = _component(entry)
-    if kind not in ("SingleStochasticInterpolant", "SingleStochasticInterpolantOS"):
-        raise _Unsupported(
-            f"{kind} for {name} is not supported; supported are SingleStochasticInterpolant and "
-            "SingleStochasticInterpolantOS"
-        )
-    one_sided = kind.endswith("OS")
-    path_name, path_arguments = _component(arguments["interpolant"])
-    periodic = path_name.startswith("Periodic")
+def _parse_interpolant(name: str, arguments: Mapping[str, Any], one_sided: bool) -> Interpolant:
+    kind, path_arguments = _component(arguments["interpolant"])
+    periodic = kind.startswith("Periodic")
     if periodic != (name == "pos"):
         raise _Unsupported(
-            f"{path_name} for {name} is not supported: fractional coordinates need a periodic "
+            f"{kind} for {name} is not supported: fractional coordinates need a periodic "
             "interpolant, lattice vectors one that is not"
         )
-    path_name = path_name.removeprefix("Periodic")
-    path = _make(
-        PATHS, {"class_path": path_name, "init_args": path_arguments}, f"interpolant of {name}:"
-    )
+    entry = {"class_path": kind.removeprefix("Periodic"), "init_args": path_arguments}
     gamma = arguments.get("gamma")
     equation = str(arguments["differential_equation_type"]).upper()
     if equation not in ("ODE", "SDE"):
         raise _Unsupported(f"differential_equation_type {equation} for {name} is not supported")
-    epsilon = arguments.get("epsilon")
-    if (epsilon is None) != (equation == "ODE"):
-        raise _Unsupported(f"epsilon for {name} must be given for an SDE, and only for an SDE")
+    if equation == "SDE" and gamma is None and not one_sided:
+        raise _Unsupported(f"gamma for {name}: an SDE needs latent noise")
     if one_sided and not arguments.get("predict_velocity", True):
         heads: tuple[str, ...] = ("denoiser",)
     else:
         # What an ODE does not use was not trained, whether there is latent noise or not.
         heads = ("velocity",) if equation == "ODE" else ("velocity", "denoiser")
-    if equation == "SDE" and gamma is None and not one_sided:
-        raise _Unsupported(f"gamma for {name}: an SDE needs latent noise")
     usual = ("velocity",) if gamma is None else ("velocity", "denoiser")
-    interpolant = Interpolant(
-        path=path,
+    return Interpolant(
+        path=_make(PATHS, entry, f"interpolant of {name}:"),
         gamma=None if gamma is None else _make(GAMMAS, gamma, f"gamma of {name}:"),
         periodic=periodic,
         center_of_mass_free=bool(arguments.get("correct_center_of_mass_motion", False)),
         one_sided=one_sided,
         trained_heads=None if heads == usual else heads,
     )
-    made = None if epsilon is None else _make(EPSILONS, epsilon, f"epsilon of {name}:")
-    return interpolant, {
-        "annealing": float(arguments.get("velocity_annealing_factor") or 0.0),
-        "equation": equation,
-        "epsilon": None if made is None else named(made),
-        "integrator": dict(arguments.get("integrator_kwargs") or {}),
-    }
 
 
-def _warn_about_integrator(name: str, entry: Mapping[str, Any], dt: float) -> None:
-    """Say so where OMatG would not take one Euler step per interval of the time grid."""
-    integrator = entry["integrator"]
-    method = integrator.get("method", "dopri5" if entry["equation"] == "ODE" else "srk")
-    substeps = dt / float(integrator.get("dt", dt)) if entry["equation"] == "SDE" else 1.0
+def _parse_generation(name: str, arguments: Mapping[str, Any], dt: float) -> dict[str, Any]:
+    """How a field is generated; a warning where OMatG would not take one Euler step per `dt`."""
+    equation = str(arguments["differential_equation_type"]).upper()
+    epsilon = arguments.get("epsilon")
+    if (epsilon is None) != (equation == "ODE"):
+        raise _Unsupported(f"epsilon for {name} must be given for an SDE, and only for an SDE")
+    integrator = dict(arguments.get("integrator_kwargs") or {})
+    method = integrator.get("method", "dopri5" if equation == "ODE" else "srk")
+    substeps = dt / float(integrator.get("dt", dt)) if equation == "SDE" else 1.0
     if method != "euler" or substeps > 1.01:
         warnings.warn(
             f"OMatG would integrate {name} with the method {method!r}"
             + (f" in {substeps:.1f} steps per interval" if substeps > 1.01 else "")
             + "; here every interval of the time grid is one Euler step",
-            stacklevel=7,
+            stacklevel=6,
         )
+    made = None if epsilon is None else _make(EPSILONS, epsilon, f"epsilon of {name}:")
+    return {
+        "annealing": float(arguments.get("velocity_annealing_factor") or 0.0),
+        "differential_equation": equation,
+        "epsilon": None if made is None else named(made),
+    }
 
 
 def _parse_base(entry: Any) -> BaseDistribution:
     """Base distribution of a sampler, in the present and the first form of the schema."""
-    kind, arguments = _component(entry)
-    if kind not in ("IndependentSampler", "SampleFromRNG"):
-        raise _Unsupported(f"sampler {kind} is not supported; supported is IndependentSampler")
-    pos = arguments.get("pos_distribution")
-    pos_kind, pos_arguments = (
-        ("UniformPositionDistribution", {}) if pos is None else _component(pos)
+    _, arguments = _component(entry, "sampler", "IndependentSampler", "SampleFromRNG")
+    uniform, normal = "UniformPositionDistribution", "NormalPositionDistribution"
+    kind, given = _component(
+        arguments.get("pos_distribution") or uniform, "pos_distribution", uniform, normal
     )
-    if pos_kind not in ("UniformPositionDistribution", "NormalPositionDistribution"):
-        raise _Unsupported(
-            f"pos_distribution {pos_kind} is not supported; supported are "
-            "UniformPositionDistribution and NormalPositionDistribution"
-        )
-    normal_pos = _loc_and_scale(pos_arguments) if pos_kind.startswith("Normal") else None
-    cell_kind, cell_arguments = _component(arguments["cell_distribution"])
-    if cell_kind == "NormalCellDistribution":
-        return BaseDistribution(normal_pos=normal_pos, normal_cell=_loc_and_scale(cell_arguments))
-    if cell_kind != "InformedLatticeDistribution":
-        raise _Unsupported(
-            f"cell_distribution {cell_kind} is not supported; supported are "
-            "InformedLatticeDistribution and NormalCellDistribution"
-        )
-    dataset = str(cell_arguments["dataset_name"])
-    informed = BaseDistribution.informed("perov_5" if dataset == "perov" else dataset)
-    return replace(informed, normal_pos=normal_pos)
+    normal_pos = _loc_and_scale(given) if kind == normal else None
+    informed, normal = "InformedLatticeDistribution", "NormalCellDistribution"
+    kind, given = _component(arguments["cell_distribution"], "cell_distribution", informed, normal)
+    if kind == normal:
+        return BaseDistribution(normal_pos=normal_pos, normal_cell=_loc_and_scale(given))
+    dataset = str(given["dataset_name"])
+    base = BaseDistribution.informed("perov_5" if dataset == "perov" else dataset)
+    return replace(base, normal_pos=normal_pos)
 
 
 def _loc_and_scale(arguments: Mapping[str, Any]) -> tuple[float, float]:
@@ -337,12 +294,11 @@ def _loc_and_scale(arguments: Mapping[str, Any]) -> tuple[float, float]:
 def _parse_network(entry: Any) -> dict[str, int]:
     """Arguments of `CSPNet`."""
     _, arguments = _component(entry)
-    kind, encoder = _component(arguments["encoder"])
-    if kind != "CSPNetFull":
-        raise _Unsupported(f"encoder {kind} is not supported; supported is CSPNetFull")
-    head, _ = _component(arguments.get("head") or "PassThrough")
-    if head != "PassThrough":
-        raise _Unsupported(f"head {head} is not supported; supported is PassThrough")
+    _, encoder = _component(arguments["encoder"], "encoder", "CSPNetFull")
+    _component(arguments.get("head") or "PassThrough", "head", "PassThrough")
+    _, embedder = _component(
+        arguments["time_embedder"], "time_embedder", "SinusoidalTimeEmbeddings"
+    )
     for extra in ("prop_embedder", "property_embedder"):
         if arguments.get(extra):
             raise _Unsupported(f"{extra}: guidance by properties is not supported")
@@ -352,18 +308,9 @@ def _parse_network(entry: Any) -> dict[str, int]:
                 f"{name}={value!r} of CSPNetFull is not supported; supported is "
                 f"{NETWORK_FIXED[name]!r}"
             )
-        if name not in {*NETWORK_FIXED, *NETWORK_IGNORED, *NETWORK_DEFAULTS}:
+        if name not in {*NETWORK_FIXED, *NETWORK_IGNORED, *NETWORK_SIZES}:
             raise _Unsupported(f"argument {name}={value!r} of CSPNetFull is not supported")
-    sizes = {name: int(encoder.get(name, value)) for name, value in NETWORK_DEFAULTS.items()}
-    embedder, embedder_arguments = _component(arguments["time_embedder"])
-    if embedder != "SinusoidalTimeEmbeddings":
-        raise _Unsupported(
-            f"time_embedder {embedder} is not supported; supported is SinusoidalTimeEmbeddings"
-        )
-    return {
-        "hidden_dim": sizes["hidden_dim"],
-        "n_layers": sizes["num_layers"],
-        "n_freqs": sizes["num_freqs"],
-        "n_species": sizes["max_atoms"],
-        "time_dim": int(embedder_arguments["dim"]),
+    sizes = {
+        ours: int(encoder.get(name, default)) for name, (ours, default) in NETWORK_SIZES.items()
     }
+    return {**sizes, "time_dim": int(embedder["dim"])}

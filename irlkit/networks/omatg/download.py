@@ -23,21 +23,16 @@ ORGANISATIONS = {"omatg": "OMatG"}
 PATTERNS = ("*.ckpt", "*.yaml", "*.yml")
 
 
-@checked
 def local_folder(name: str) -> Path:
-    """Where the files of a model may be placed by hand.
-
-    In `$IRLKIT_CACHE`, or in `~/.cache/irlkit`.
-    """
+    """Return where a model may be placed by hand: in `$IRLKIT_CACHE` or `~/.cache/irlkit`."""
     return Path(os.environ.get("IRLKIT_CACHE") or "~/.cache/irlkit").expanduser() / name
 
 
-@checked
 def find_downloaded(name: str) -> Path:
-    """The folder with a model's checkpoint and configuration; asks no network.
+    """Return the folder with a model's checkpoint and configuration; no network is asked.
 
     Args:
-        name: Such as "omatg/MP-20-CSP/Linear-ODE".
+        name: such as "omatg/MP-20-CSP/Linear-ODE".
 
     Raises:
         FileNotFoundError: the model has not been downloaded; the message says how to get it.
@@ -59,7 +54,7 @@ def download(name: str) -> Path:
     """Download a published model, unless it is there, and print one line that says so.
 
     Args:
-        name: Such as "omatg/MP-20-CSP/Linear-ODE".
+        name: such as "omatg/MP-20-CSP/Linear-ODE".
 
     Returns:
         The folder with its checkpoint and configuration, for `irlkit.load_omatg`.
@@ -175,7 +170,7 @@ def _by_hand(name: str, repository: str, folder: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Download the named models and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m irlkit.networks.omatg.download", description=__doc__
     )

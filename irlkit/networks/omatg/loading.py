@@ -27,16 +27,16 @@ def load_omatg(
     """Load a published OMatG model for crystal structure prediction.
 
     Args:
-        checkpoint: Lightning checkpoint (`.ckpt`); a folder with one; or the name of a downloaded
+        checkpoint: lightning checkpoint (`.ckpt`); a folder with one; or the name of a downloaded
             model, such as "omatg/MP-20-CSP/Linear-ODE" (see `irlkit.networks.omatg.download`).
-        config: The YAML configuration that the model was trained with; None takes the one in the
+        config: the YAML configuration that the model was trained with; None takes the one in the
             checkpoint's folder.
-        device: Where to put the weights.
-        dtype: Of the weights; None keeps the checkpoint's.
+        device: where to put the weights.
+        dtype: of the weights; None keeps the checkpoint's.
 
     Returns:
         Model in evaluation mode. `info["omatg"]` holds the settings of `OMatGConfig.settings`;
-        `generate` integrates with them.
+        `dynamics_of` generates with them.
 
     Raises:
         FileNotFoundError: a file is missing; for the name of a model, how to get it.
@@ -69,12 +69,12 @@ def load_omatg(
     return model.eval()
 
 
-@checked
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """File or folder of a checkpoint, or of a model that has been downloaded."""
+    """Return the file or folder of a checkpoint, or of a model that has been downloaded."""
     path = Path(name_or_path).expanduser()
     if path.exists() or not str(name_or_path).startswith("omatg/"):
         return path
+    # Here, as `python -m irlkit.networks.omatg.download` warns where it has been imported before.
     from irlkit.networks.omatg.download import find_downloaded
 
     return find_downloaded(str(name_or_path))
