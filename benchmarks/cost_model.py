@@ -30,7 +30,7 @@ from benchmarks.network import operations
 from benchmarks.rl_iteration import volume_reward
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.pairs import PairTopology
-from irlkit.rl.communicator import Communicator, DistributedCommunicator
+from irlkit.rl._communicator import Communicator, DistributedCommunicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer

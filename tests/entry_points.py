@@ -814,8 +814,7 @@ EXCLUDED = {
         "interpolants.pair_by_permutation interpolants.pair_with_data "
         "base_distribution.cell_from_parameters "
         "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.build_model "
-        "pretraining.interpolant_losses pretraining.total_loss update.Minibatch "
-        "update.halve_until_it_fits update.split_sizes "
+        "pretraining.interpolant_losses pretraining.total_loss  "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher"
     ),

@@ -436,7 +436,7 @@ def two_ranks(policy_name: str, dtype: torch.dtype) -> Tensors:
 
 
 def _one_of_two(rank: int, policy_name: str, dtype: torch.dtype, folder: Path) -> None:
-    from irlkit.rl.communicator import DistributedCommunicator
+    from irlkit.rl._communicator import DistributedCommunicator
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)

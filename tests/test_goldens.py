@@ -434,7 +434,7 @@ def test_frozen_outputs_and_integration(case):
         increments = {
             f: policy.increment(f, trajectory.actions[f][i : i + 1], inputs)[0]
             if f in case.fields
-            else policy.frozen_increment(f, inputs)[0]
+            else policy._frozen_increment(f, inputs)[0]
             for f in FIELDS
         }
         after = advance(state, increments)

@@ -381,7 +381,7 @@ def test_a_field_without_denoiser_is_reinforced_by_its_velocity_alone():
     assert steps["score"]["cell"].distillation is None
     assert steps["score"]["pos"].distillation is not None
     # Actions of the velocity policy are relative to the frozen increment.
-    frozen = policies["velocity"].frozen_increment("cell", inputs)
+    frozen = policies["velocity"]._frozen_increment("cell", inputs)
     torch.testing.assert_close(
         steps["score"]["cell"].policy.mean, steps["velocity"]["cell"].policy.mean + frozen
     )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from irlkit.lab.train import main
-from irlkit.rl.communicator import DistributedCommunicator
+from irlkit.rl._communicator import DistributedCommunicator
 from irlkit.utils.draws import SharedDraws, standard_normal
 from tests.test_grpo import make_trainer
 from tests.test_policies import generator

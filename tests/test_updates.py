@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from irlkit.flows.schedules import ConstantNoise
+from irlkit.rl._memory import split_sizes
 from irlkit.rl.grpo import grpo_loss
 from irlkit.rl.policies import ScorePolicy, VelocityPolicy
 from irlkit.rl.rollout import rollout
-from irlkit.rl.update import PolicyUpdate, split_sizes
+from irlkit.rl.update import PolicyUpdate
 from tests.test_policies import generator, kinds, make_policy
 from tests.toys import crystals, flow_model, trainer_config
 

@@ -32,7 +32,7 @@ from irlkit.flows.schedules import ConstantNoise
 from irlkit.networks.flow_model import load_pretrained
 from irlkit.potentials import CHGNetPotential
 from irlkit.rewards import CRMSEReward, EnergyReward, RayReward, Reward, SymmetryReward
-from irlkit.rl.communicator import Communicator, DistributedCommunicator
+from irlkit.rl._communicator import Communicator, DistributedCommunicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import POLICIES

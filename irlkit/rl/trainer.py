@@ -23,15 +23,16 @@ from irlkit.rewards import Reward, as_reward
 from irlkit.rl import _scoring as scoring
 from irlkit.rl._averaging import ParameterAverage
 from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
+from irlkit.rl._communicator import Communicator
+from irlkit.rl._memory import halve_until_it_fits
 from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
-from irlkit.rl.communicator import Communicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies.base import Policy
 from irlkit.rl.process import Requests, State
 from irlkit.rl.rollout import generate, rollout
 from irlkit.rl.trajectory import Trajectory
-from irlkit.rl.update import PolicyUpdate, halve_until_it_fits
+from irlkit.rl.update import PolicyUpdate
 from irlkit.utils.checks import checked
 from irlkit.utils.progress import progress_bar
 from irlkit.utils.system import check_writable, remove_leftovers, write_atomically

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.rl.communicator import Communicator
+from irlkit.rl._communicator import Communicator
+from irlkit.rl._memory import halve_until_it_fits, split_sizes
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import grpo_loss
 from irlkit.rl.policies.base import Policy
@@ -121,7 +121,7 @@ class PolicyUpdate:
             )
         ]
 
-    def _gradient(self, minibatches: list[Minibatch]) -> dict[str, float]:
+    def _gradient(self, minibatches: list[_Minibatch]) -> dict[str, float]:
         """Gradient of the loss, accumulated; returns its terms."""
         self.optimizer.zero_grad()
         terms: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ class PolicyUpdate:
         """
 
         @torch.no_grad()
-        def score(minibatches: list[Minibatch]) -> dict[str, Tensor]:
+        def score(minibatches: list[_Minibatch]) -> dict[str, Tensor]:
             new = {name: x.clone() for name, x in sample.trajectory.log_probs.items()}
             for part in minibatches:
                 inputs = part.trajectory.inputs(
@@ -164,7 +164,7 @@ class PolicyUpdate:
         log_probs = self._fit(sample, everything, score)
         return _Sample(replace(sample.trajectory, log_probs=log_probs), sample.advantages)
 
-    def _fit(self, sample: _Sample, index: Tensor, compute: Callable[[list[Minibatch]], T]) -> T:
+    def _fit(self, sample: _Sample, index: Tensor, compute: Callable[[list[_Minibatch]], T]) -> T:
         """``compute`` on minibatches of all structures at some steps, that fit in the memory."""
         result, self.max_minibatch = halve_until_it_fits(
             lambda limit: compute(sample.minibatches(index, limit)),
@@ -176,44 +176,8 @@ class PolicyUpdate:
         return result
 
 
-def halve_until_it_fits(
-    compute: Callable[[int | None], T], limit: int | None, size: int, name: str, unit: str
-) -> tuple[T, int | None]:
-    """Halve a bound on what is done at once, as often as the memory of the device is too small.
-
-    Args:
-        compute: does it with a bound.
-        limit: the bound to try first; None: no bound.
-        size: what is done at once without a bound.
-        name: of the bound, for a warning.
-        unit: what it counts.
-
-    Returns:
-        The result, and the bound that it was computed with.
-
-    Raises:
-        torch.OutOfMemoryError: the memory is too small even for one at a time.
-    """
-    while True:
-        try:
-            return compute(limit), limit
-        except torch.OutOfMemoryError:
-            largest = size if limit is None else min(size, limit)
-            if largest <= 1:
-                raise
-        # Only here, after the error, is the memory of its frames free.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        limit = largest // 2
-        warnings.warn(
-            f"out of memory with {largest} {unit} at once: {name} is {limit} from now on",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
 @dataclass(frozen=True)
-class Minibatch:
+class _Minibatch:
     """Some steps of some structures.
 
     Attributes:
@@ -239,7 +203,7 @@ class _Sample:
     advantages: Tensor
     _parts: dict[int, list[tuple[Tensor, Trajectory]]] = field(default_factory=dict)
 
-    def minibatches(self, index: Tensor, limit: int | None) -> list[Minibatch]:
+    def minibatches(self, index: Tensor, limit: int | None) -> list[_Minibatch]:
         """All structures at the steps of ``index`` (k,), at most ``limit`` pairs at a time."""
         n_structures = self.advantages.shape[-1]
         m, k = split_sizes(n_structures, len(index), limit)
@@ -251,30 +215,7 @@ class _Sample:
             ]
         total = n_structures * len(index)
         return [
-            Minibatch(part, self.advantages[..., s], s, steps, len(s) * len(steps) / total)
+            _Minibatch(part, self.advantages[..., s], s, steps, len(s) * len(steps) / total)
             for s, part in self._parts[m]
             for steps in index.split(k)
         ]
-
-
-def split_sizes(n_structures: int, n_steps: int, limit: int | None) -> tuple[int, int]:
-    """Cut a (step, structure) table into the fewest minibatches of even size.
-
-    Args:
-        n_structures: structures.
-        n_steps: steps.
-        limit: largest number of pairs in a minibatch, at least 1; None: no limit.
-
-    Returns:
-        Structures and steps per minibatch (the last ones may have fewer).
-    """
-    if limit is None or limit >= n_structures * n_steps:
-        return n_structures, n_steps
-
-    def cost(k: int) -> tuple[int, int]:
-        per_part = min(limit // k, n_structures)
-        return math.ceil(n_structures / per_part) * math.ceil(n_steps / k), -k
-
-    k = min(range(1, min(n_steps, limit) + 1), key=cost)
-    n_parts = math.ceil(n_structures / min(limit // k, n_structures))
-    return math.ceil(n_structures / n_parts), math.ceil(n_steps / math.ceil(n_steps / k))

@@ -144,12 +144,12 @@ class FlowPolicy(Policy):
         return {
             name: self.increment(name, actions[name], inputs)[0]
             if name in actions
-            else self.frozen_increment(name, inputs)[0]
+            else self._frozen_increment(name, inputs)[0]
             for name in self.process.field_names
         }
 
-    def frozen_increment(self, field: str, inputs: StepInputs) -> Tensor:
-        """Return the noise-free increment (1 + s) b_ref dt of a field that is not reinforced."""
+    def _frozen_increment(self, field: str, inputs: StepInputs) -> Tensor:
+        """The noise-free increment (1 + s) b_ref dt of a field that is not reinforced."""
         velocity = self._annealed(inputs.frozen["velocity"][field], field, inputs)
         return velocity * inputs.dt(velocity.ndim)
 
@@ -171,13 +171,22 @@ class FlowPolicy(Policy):
         ref_scale = scale if self._ref_is_noise else 1.0
         return scale * self.noise[field](t), ref_scale * self.ref_noise[field](t)
 
-    def exploration(self) -> dict[str, NoiseSchedule]:
-        """Return field -> sigma(t) as it is now, scale and training included."""
+    def _exploration(self) -> dict[str, NoiseSchedule]:
+        """Field -> sigma(t) as it is now, scale and training included."""
         return {
             name: entry
             if self.noise_scale[name] == 1
             else ScaledNoise(entry, self.noise_scale[name])
             for name, entry in self.noise.items()
+        }
+
+    @staticmethod
+    def _drift_squares(velocity: Tensor, frozen: Tensor) -> dict[str, Tensor]:
+        """Squares of a velocity's change and of the frozen one, per event (k, events)."""
+        change = velocity.detach() - frozen
+        return {
+            "drift_change": change.square().flatten(2).sum(-1),
+            "drift_reference": frozen.square().flatten(2).sum(-1),
         }
 
     def identity(self) -> dict[str, str]:

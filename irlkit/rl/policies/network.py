@@ -61,7 +61,7 @@ class NetworkPolicy(FlowPolicy):
 
     def _kept_noise(self) -> dict[str, NoiseSchedule]:
         """The noise that is saved with the policy; an SDE is also deployed with it."""
-        return self.exploration()
+        return self._exploration()
 
     @checked
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
@@ -87,15 +87,6 @@ class NetworkPolicy(FlowPolicy):
         }
         network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
         network.save(path)
-
-
-def drift_squares(velocity: Tensor, frozen: Tensor) -> dict[str, Tensor]:
-    """Return the squares of a velocity's change and of the frozen one, per event (k, events)."""
-    change = velocity.detach() - frozen
-    return {
-        "drift_change": change.square().flatten(2).sum(-1),
-        "drift_reference": frozen.square().flatten(2).sum(-1),
-    }
 
 
 class _FieldwiseModel:

@@ -13,7 +13,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.base import FieldStep, Outputs, StepInputs
 from irlkit.rl.policies.flow import evaluate
-from irlkit.rl.policies.network import NetworkPolicy, drift_squares
+from irlkit.rl.policies.network import NetworkPolicy
 
 
 class ScorePolicy(NetworkPolicy):
@@ -56,7 +56,7 @@ class ScorePolicy(NetworkPolicy):
             )
 
     def _kept_noise(self) -> dict[str, NoiseSchedule]:
-        return {name: entry for name, entry in self.exploration().items() if name in self.scored}
+        return {name: entry for name, entry in self._exploration().items() if name in self.scored}
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
         trained = evaluate(self.network, inputs, self.heads)
@@ -78,7 +78,7 @@ class ScorePolicy(NetworkPolicy):
                 Gaussian(means[1], ref_std, ndim - 2),
                 scope=self.process.scopes[field],
                 distillation=distillation,
-                **drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),
+                **self._drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),
             )
         return steps
 

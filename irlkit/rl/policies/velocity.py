@@ -8,7 +8,7 @@ from torch import Tensor
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.base import FieldStep, StepInputs
 from irlkit.rl.policies.flow import evaluate
-from irlkit.rl.policies.network import NetworkPolicy, drift_squares
+from irlkit.rl.policies.network import NetworkPolicy
 
 
 class VelocityPolicy(NetworkPolicy):
@@ -36,9 +36,9 @@ class VelocityPolicy(NetworkPolicy):
                 Gaussian(mean, std, ndim - 2),
                 Gaussian(torch.zeros_like(mean), ref_std, ndim - 2),
                 scope=self.process.scopes[field],
-                **drift_squares(velocity[field], inputs.frozen["velocity"][field]),
+                **self._drift_squares(velocity[field], inputs.frozen["velocity"][field]),
             )
         return steps
 
     def increment(self, field: str, action: Tensor, inputs: StepInputs) -> Tensor:
-        return self.frozen_increment(field, inputs) + action
+        return self._frozen_increment(field, inputs) + action
