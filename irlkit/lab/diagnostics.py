@@ -6,7 +6,7 @@ the generated structures. `judge` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Finding:
 
 @checked
 def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Finding]:
-    """What is wrong with a run and what to change, worst first.
+    """Judge a run: what is wrong and what to change, worst first.
 
     The last iterations (a fifth of all, 3 to 10) are judged by themselves and against as many of
     the first.
@@ -53,7 +53,7 @@ def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Fi
     if len(rows) < 3:
         return [Finding("good", f"{len(rows)} iterations are too few to tell.")]
     run = _Run(rows, history, config)
-    found = [finding for rule in _RULES if (finding := rule(run)) is not None]
+    found = [*_of_rewards(run), *_of_updates(run), *_of_structures(run)]
     if not found:
         reward, before = run.late("reward"), run.early("reward")
         found = [
@@ -84,180 +84,125 @@ class _Run:
     def _mean(self, column: str, rows: pd.DataFrame) -> float:
         return float(rows[column].mean()) if column in rows else float("nan")
 
-    def rises(self, column: str, share: float = 0.25) -> bool:
-        """Whether the mean went up by more than a share of its spread between iterations."""
+    def rises(self, column: str, share: float = 0.25, sign: int = 1) -> bool:
+        """Whether the mean went up by more than a share of its spread between iterations.
+
+        With a sign of -1: down.
+        """
         if column not in self.rows or len(self.rows) < 2 * self.window:
             return False
-        return self.late(column) - self.early(column) > share * float(self.rows[column].std())
-
-    def falls(self, column: str, share: float = 0.25) -> bool:
-        """Whether it went down by more than that."""
-        if column not in self.rows or len(self.rows) < 2 * self.window:
-            return False
-        return self.early(column) - self.late(column) > share * float(self.rows[column].std())
+        change = sign * (self.late(column) - self.early(column))
+        return change > share * float(self.rows[column].std())
 
 
-def _no_spread(run: _Run) -> Finding | None:
+def _severity(value: float, problem: float) -> str:
+    return "problem" if value > problem else "warning"
+
+
+def _of_rewards(run: _Run) -> Iterator[Finding]:
     flat = run.late("flat_groups")
-    if not flat > 0.3:
-        return None
-    return Finding(
-        "problem" if flat > 0.7 else "warning",
-        f"In {flat:.0%} of the groups all rewards are equal, so that nothing is learned from them.",
-        "Raise the exploration noise or group_size, or take a reward that tells bad structures "
-        "from worse ones.",
-    )
+    if flat > 0.3:
+        yield Finding(
+            _severity(flat, 0.7),
+            f"In {flat:.0%} of the groups all rewards are equal, so that nothing is learned from "
+            "them.",
+            "Raise the exploration noise or group_size, or take a reward that tells bad structures "
+            "from worse ones.",
+        )
+    if run.rises("reward", 1.0, -1):
+        yield Finding(
+            "problem",
+            f"The reward fell from {run.early('reward'):.3g} to {run.late('reward'):.3g}.",
+            "Lower learning_rate, or raise n_groups and group_size, whose noise it may follow; "
+            "restore_best returns to the best policy.",
+        )
+    validation = run.history.get("validation_reward", pd.Series(dtype=float)).dropna()
+    if len(validation) >= 4 and run.rises("reward"):
+        best, last, first = validation.max(), validation.iloc[-1], validation.iloc[0]
+        if best != first and best - last > 0.5 * (best - first) + 1e-12:
+            yield Finding(
+                "warning",
+                f"The reward of the validation has fallen from {best:.3g} to {last:.3g}, while "
+                "that of the training rises.",
+                "The best policy is kept (restore_best); train on more compositions, or raise "
+                "kl_weight.",
+            )
 
 
-def _all_clipped(run: _Run) -> Finding | None:
+def _of_updates(run: _Run) -> Iterator[Finding]:
+    if run.late("grad_norm") < 1e-9:
+        yield Finding(
+            "problem",
+            "The gradient is zero.",
+            "Look at the spread of the rewards within groups, and at policy_weight.",
+        )
     clipped = run.late("clip_fraction")
-    if not clipped > 0.5:
-        return None
-    return Finding(
-        "problem" if clipped > 0.8 else "warning",
-        f"{clipped:.0%} of the probability ratios are clipped: most actions teach nothing after "
-        "the first steps of an iteration.",
-        "Lower learning_rate or n_ppo_epochs, raise clip_eps, or set max_kl.",
-    )
-
-
-def _runaway(run: _Run) -> Finding | None:
+    if clipped > 0.5:
+        yield Finding(
+            _severity(clipped, 0.8),
+            f"{clipped:.0%} of the probability ratios are clipped: most actions teach nothing "
+            "after the first steps of an iteration.",
+            "Lower learning_rate or n_ppo_epochs, raise clip_eps, or set max_kl.",
+        )
     kl = run.late("approx_kl")
-    if not kl > 0.5:
-        return None
-    return Finding(
-        "problem" if kl > 2 else "warning",
-        f"An iteration moves the policy by a KL divergence of {kl:.2g} per action, far from the "
-        "one that sampled: the ratios are no guide there.",
-        "Set max_kl (0.05, for instance), or lower learning_rate or n_ppo_epochs.",
-    )
-
-
-def _early_stops(run: _Run) -> Finding | None:
+    if kl > 0.5:
+        yield Finding(
+            _severity(kl, 2),
+            f"An iteration moves the policy by a KL divergence of {kl:.2g} per action, far from "
+            "the one that sampled: the ratios are no guide there.",
+            "Set max_kl (0.05, for instance), or lower learning_rate or n_ppo_epochs.",
+        )
     config = run.config
-    if config is None or config.max_kl is None:
-        return None
-    planned, made = config.n_ppo_epochs * config.minibatch_updates, run.late("n_updates")
-    if not (planned > 2 and made < 0.3 * planned):
-        return None
-    return Finding(
-        "warning",
-        f"max_kl = {config.max_kl:g} ends an iteration after {made:.1f} of {planned} updates.",
-        "Lower learning_rate; the updates that are left out are paid for in none of the rollouts.",
-    )
-
-
-def _hacking(run: _Run) -> Finding | None:
-    lost = run.early("valid") - run.late("valid")
-    if not (lost > 0.05 and run.rises("reward")):
-        return None
-    return Finding(
-        "problem",
-        f"The reward rises while the share of valid structures falls from {run.early('valid'):.0%} "
-        f"to {run.late('valid'):.0%}: the policy exploits the reward.",
-        "Penalise invalid structures more, or raise kl_weight.",
-    )
-
-
-def _invalid(run: _Run) -> Finding | None:
-    valid = run.late("valid")
-    if not valid < 0.5:
-        return None
-    return Finding(
-        "warning",
-        f"Only {valid:.0%} of the structures are valid (volume, distances and shape of the cell).",
-        "Lower the exploration noise, take more steps, or a weaker annealing.",
-    )
-
-
-def _collapse(run: _Run) -> Finding | None:
-    before, after = run.early("distinct"), run.late("distinct")
-    if not (after < 0.5 * before or after < 0.05):
-        return None
-    return Finding(
-        "problem" if after < 0.25 * before else "warning",
-        f"Of the structures of a group, {after:.0%} are different; at the beginning it was "
-        f"{before:.0%}.",
-        "Raise kl_weight, stop earlier (restore_best), or add a reward for diversity. Where a "
-        "composition has one stable structure, this can be what is wanted.",
-    )
-
-
-def _gets_worse(run: _Run) -> Finding | None:
-    if not run.falls("reward", 1.0):
-        return None
-    return Finding(
-        "problem",
-        f"The reward fell from {run.early('reward'):.3g} to {run.late('reward'):.3g}.",
-        "Lower learning_rate, or raise n_groups and group_size, whose noise it may follow; "
-        "restore_best returns to the best policy.",
-    )
-
-
-def _drifted(run: _Run) -> Finding | None:
+    if config is not None and config.max_kl is not None:
+        planned, made = config.n_ppo_epochs * config.minibatch_updates, run.late("n_updates")
+        if planned > 2 and made < 0.3 * planned:
+            yield Finding(
+                "warning",
+                f"max_kl = {config.max_kl:g} ends an iteration after {made:.1f} of {planned} "
+                "updates.",
+                "Lower learning_rate; the updates that are left out are paid for in none of the "
+                "rollouts.",
+            )
     ratios = [name for name in run.rows.columns if name.endswith("_drift_ratio")]
-    fields = [name.removesuffix("_drift_ratio") for name in ratios if run.late(name) > 1]
-    if not fields or run.rises("reward"):
-        return None
-    field = max(fields, key=lambda name: run.late(f"{name}_drift_ratio"))
-    ratio = run.late(f"{field}_drift_ratio")
-    return Finding(
-        "warning",
-        f"The velocity of {field} has changed by {ratio:.1f} times the pretrained one, and the "
-        "reward has not risen.",
-        "Raise kl_weight or lower learning_rate.",
-    )
+    worst = max(ratios, key=run.late, default="")
+    if worst and run.late(worst) > 1 and not run.rises("reward"):
+        yield Finding(
+            "warning",
+            f"The velocity of {worst.removesuffix('_drift_ratio')} has changed by "
+            f"{run.late(worst):.1f} times the pretrained one, and the reward has not risen.",
+            "Raise kl_weight or lower learning_rate.",
+        )
 
 
-def _overfits(run: _Run) -> Finding | None:
-    if "validation_reward" not in run.history:
-        return None
-    validation = run.history["validation_reward"].dropna()
-    if len(validation) < 4 or not run.rises("reward"):
-        return None
-    best, last = validation.max(), validation.iloc[-1]
-    if not best - last > 0.5 * (best - validation.iloc[0]) + 1e-12 or best == validation.iloc[0]:
-        return None
-    return Finding(
-        "warning",
-        f"The reward of the validation has fallen from {best:.3g} to {last:.3g}, while that of "
-        "the training rises.",
-        "The best policy is kept (restore_best); train on more compositions, or raise kl_weight.",
-    )
-
-
-def _no_gradient(run: _Run) -> Finding | None:
-    if not run.late("grad_norm") < 1e-9:
-        return None
-    return Finding(
-        "problem",
-        "The gradient is zero.",
-        "Look at the spread of the rewards within groups, and at policy_weight.",
-    )
-
-
-def _non_finite(run: _Run) -> Finding | None:
+def _of_structures(run: _Run) -> Iterator[Finding]:
+    before, valid = run.early("valid"), run.late("valid")
+    if before - valid > 0.05 and run.rises("reward"):
+        yield Finding(
+            "problem",
+            f"The reward rises while the share of valid structures falls from {before:.0%} to "
+            f"{valid:.0%}: the policy exploits the reward.",
+            "Penalise invalid structures more, or raise kl_weight.",
+        )
+    if valid < 0.5:
+        yield Finding(
+            "warning",
+            f"Only {valid:.0%} of the structures are valid (volume, distances and shape of the "
+            "cell).",
+            "Lower the exploration noise, take more steps, or a weaker annealing.",
+        )
+    before, after = run.early("distinct"), run.late("distinct")
+    if after < 0.5 * before or after < 0.05:
+        yield Finding(
+            "problem" if after < 0.25 * before else "warning",
+            f"Of the structures of a group, {after:.0%} are different; at the beginning it was "
+            f"{before:.0%}.",
+            "Raise kl_weight, stop earlier (restore_best), or add a reward for diversity. Where a "
+            "composition has one stable structure, this can be what is wanted.",
+        )
     share = run.late("non_finite")
-    if not share > 0:
-        return None
-    return Finding(
-        "warning",
-        f"{share:.3g} structures per iteration are not finite numbers.",
-        "Lower the exploration noise or learning_rate; they are saved in out_dir.",
-    )
-
-
-_RULES: tuple[Callable[[_Run], Finding | None], ...] = (
-    _no_spread,
-    _no_gradient,
-    _all_clipped,
-    _runaway,
-    _early_stops,
-    _hacking,
-    _invalid,
-    _collapse,
-    _gets_worse,
-    _drifted,
-    _overfits,
-    _non_finite,
-)
+    if share > 0:
+        yield Finding(
+            "warning",
+            f"{share:.3g} structures per iteration are not finite numbers.",
+            "Lower the exploration noise or learning_rate; they are saved in out_dir.",
+        )
