@@ -22,7 +22,7 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import experiments, runs
-from irlkit.lab.experiments import changes, parallel
+from irlkit.lab.experiments import changes, training
 from irlkit.lab.experiments.energy_claims import (
     ANNEALED,
     PRETRAINED,
@@ -437,7 +437,7 @@ def test_too_few_structures_to_show(finished, monkeypatch):
     nothing = {name: np.full(len(finished.test), np.nan) for name in (ANNEALED, "score-based")}
     monkeypatch.setattr(finished, "energies", lambda seed=None: nothing)
     with pytest.raises(ValueError, match="0 test structures have an energy"):
-        finished.examples("score-based")
+        finished._examples("score-based")
 
 
 def test_diversity_is_counted_for_all_policies(finished):
@@ -470,10 +470,8 @@ def test_learned_weights_generate_what_the_policy_generates(finished):
     for name in TINY.policies:
         path = finished.out_dir / f"{file_name(name)}_seed_1.safetensors"
         loaded = load_dynamics(path, finished.model)
-        options = {"model": loaded.model, "noise": loaded.noise, "kind": loaded.kind}
-        annealing, trained = finished.deployed(name, 1)
-        expected = finished.generate(batch, 3, annealing, 0, **trained)
-        found = finished.generate(batch, 3, loaded.annealing, 0, **options)
+        expected = finished.generate(batch, 3, finished.deployed(name, 1), 0)
+        found = finished.generate(batch, 3, loaded, 0)
         torch.testing.assert_close(found.pos, expected.pos)
 
 
@@ -500,7 +498,7 @@ def test_an_annealing_is_carried_into_both_policies(files, tmp_path):
             assert policy.deploy().annealing == LinearAnnealing(3.0, 0.0)
         rows = experiment.evaluate_policies()
         assert set(rows["schedule"]) == {"handcrafted" if isinstance(given, tuple) else "learned"}
-        assert experiment.evaluation_records()[0]["tuned_at"] is None
+        assert rows["tuned_at"].isna().all()
 
 
 def test_both_policies_begin_with_the_annealing_that_was_learned(finished):
@@ -528,7 +526,7 @@ def test_policies_wait_for_the_annealing(files, tmp_path):
             call()
     without = make(files, tmp_path, replace(TINY, annealing="none"))
     assert without.learn_annealing().empty and without.evaluate_annealing().empty
-    assert without.start == PRETRAINED
+    assert without._start == PRETRAINED
 
 
 def test_interrupted_training_goes_on_where_it_was(files, tmp_path, monkeypatch):
@@ -661,9 +659,9 @@ def test_processes_end_with_the_one_that_started_them(monkeypatch):
     parents = iter([7, 7, 1])
     monkeypatch.setattr("os.getppid", lambda: next(parents))
     monkeypatch.setattr("os._exit", sys.exit)
-    monkeypatch.setattr(parallel, "_POLL", 0.01)
+    monkeypatch.setattr(training, "_POLL", 0.01)
     with pytest.raises(SystemExit):
-        parallel._end_with(7)
+        training._end_with(7)
     assert next(parents, None) is None
 
 

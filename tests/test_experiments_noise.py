@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab import experiments
 from irlkit.lab.experiments.noise_claims import noise_claims
@@ -203,7 +204,7 @@ def test_lines_begin_without_noise(finished):
 
 
 def test_losses_start_at_zero_and_never_fall(finished):
-    for _, rows in finished.losses().groupby(LINE):
+    for _, rows in finished._losses().groupby(LINE):
         losses = rows["loss"].to_numpy()
         assert np.isnan(losses).all() or ((losses >= 0).all() and (np.diff(losses) >= 0).all())
 
@@ -212,12 +213,13 @@ def test_noise_changes_structures_and_the_score_matters(finished):
     batch = finished.test.batch
     noise = {"pos": ConstantNoise(0.5)}
     plain = finished.generate(batch, 2, None, 0)
-    perturbed, again = (finished.generate(batch, 2, None, 0, noise=noise) for _ in range(2))
-    sde = finished.generate(batch, 2, None, 0, noise=noise, kind="sde")
+    noisy = Dynamics(finished.model, None, noise)
+    perturbed, again = (finished.generate(batch, 2, noisy, 0) for _ in range(2))
+    sde = finished.generate(batch, 2, replace(noisy, kind="sde"), 0)
     assert torch.equal(perturbed.pos, again.pos)
     assert not torch.allclose(plain.pos, perturbed.pos)
     assert not torch.allclose(sde.pos, perturbed.pos)
-    other = finished.generate(batch, 2, None, 1, noise=noise)
+    other = finished.generate(batch, 2, noisy, 1)
     assert not torch.allclose(other.pos, perturbed.pos)
 
 

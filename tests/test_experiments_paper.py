@@ -254,6 +254,6 @@ def test_estimates_in_words(seconds, text):
 
 def test_other_experiments_are_refused(placed):
     experiment = make_annealing(placed)
-    experiment.settings = object()
+    experiment.preset = object()
     with pytest.raises(ValueError, match="of notebook 03 or 04"):
         experiments.estimate(experiment)

@@ -1,16 +1,17 @@
-"""Claims about measured numbers, computed and not written."""
+"""Claims about measured numbers, computed and not written; those of notebook 04."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from irlkit.lab.experiments.presets import AnnealingPreset
+from irlkit.lab.experiments.presets import AnnealingPreset, Settings
 from irlkit.utils.checks import checked
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -20,6 +21,9 @@ _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.
 @dataclass(frozen=True)
 class Claim:
     """A statement and what was measured.
+
+    >>> Claim.check("METRe of ours relative to theirs", 0.98, ">= 0.97").holds
+    True
 
     Attributes:
         claim: the statement.
@@ -40,23 +44,18 @@ class Claim:
     def check(cls, claim: str, value: float, target: str, required: bool = True) -> Claim:
         """Compare a value with a target; what is not finite does not hold."""
         sign, _, bound = target.partition(" ")
-        if sign not in _SIGNS or not _is_float(bound):
-            raise ValueError(f"target must be like '>= 0.97', got {target!r}")
+        try:
+            holds = _SIGNS[sign](value, float(bound)) and math.isfinite(float(bound))
+        except (KeyError, ValueError):
+            raise ValueError(f"target must be like '>= 0.97', got {target!r}") from None
         if not math.isfinite(value):
             return cls(claim, None, target, False, required)
-        return cls(claim, float(value), target, bool(_SIGNS[sign](value, float(bound))), required)
-
-
-def _is_float(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+        return cls(claim, float(value), target, bool(holds), required)
 
 
 @checked
 def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Claims as a table for people, numbered from 1.
+    """Return claims as a table for people, numbered from 1.
 
     Raises:
         ValueError: there is none.
@@ -76,7 +75,7 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
 def annealing_claims(
     evaluation: pd.DataFrame, preset: AnnealingPreset, smallest_factor: float
 ) -> list[Claim]:
-    """The paper's claims about learned annealing (section 4.3, Appendix H).
+    """Judge the paper's claims about learned annealing (section 4.3, Appendix H).
 
     Differences and ratios between numbers of steps use the seeds that both were evaluated with.
 
@@ -86,54 +85,43 @@ def annealing_claims(
         smallest_factor: smallest 1 + s(t) of the learned schedules.
     """
     few, many = preset.n_steps, preset.reference_steps
-    learned = _by_seed(evaluation, "learned", few)
-    reference = _by_seed(evaluation, "handcrafted", many, many)
-    tuned = _by_seed(evaluation, "handcrafted", few, few)
-    check = Claim.check
+    learned = _rows(evaluation, schedule="learned", n_steps=few)
+    best, tuned = (
+        _rows(evaluation, schedule="handcrafted", n_steps=k, tuned_at=k) for k in (many, few)
+    )
     ours, theirs = f"learned annealing at {few} steps", f"best handcrafted one at {many} steps"
-    claims = [
-        check(
+    metre, crmse = (learned[metric] - tuned[metric] for metric in ("metre", "crmse"))
+    at_few = f"minus that of the best handcrafted one at {few} steps"
+    entries: list[tuple[str, float, str, bool]] = [
+        (
             f"METRe of the {ours} relative to the {theirs}",
-            _ratio(learned["metre"], reference["metre"]),
+            _ratio(learned["metre"], best["metre"]),
             ">= 0.97",
+            True,
         ),
-        check(
+        (
             f"cRMSE of the {ours} relative to the {theirs}",
-            _ratio(learned["crmse"], reference["crmse"]),
+            _ratio(learned["crmse"], best["crmse"]),
             "<= 1.05",
+            True,
         ),
-        check(
-            f"METRe of the {ours} minus that of the best handcrafted one at {few} steps, "
-            "smallest of the seeds",
-            (learned["metre"] - tuned["metre"]).min(skipna=False),
-            "> 0",
-        ),
-        check(
-            f"cRMSE of the {ours} minus that of the best handcrafted one at {few} steps, "
-            "largest of the seeds",
-            (learned["crmse"] - tuned["crmse"]).max(skipna=False),
-            "< 0",
-        ),
-        check("smallest 1 + s(t) of the learned annealings", smallest_factor, "> 0"),
+        (f"METRe of the {ours} {at_few}, smallest of the seeds", _min(metre), "> 0", True),
+        (f"cRMSE of the {ours} {at_few}, largest of the seeds", -_min(-crmse), "< 0", True),
+        ("smallest 1 + s(t) of the learned annealings", smallest_factor, "> 0", True),
     ]
     for n_steps in preset.evaluation_steps:
         if n_steps != few:
-            there = _by_seed(evaluation, "learned", n_steps)
-            claims.append(
-                check(
-                    f"METRe of the learned annealing at {n_steps} steps relative to {few} steps",
-                    _ratio(there["metre"], learned["metre"].reindex(there.index)),
-                    ">= 0.95",
-                    required=n_steps > few,
-                )
-            )
-    return claims
+            there = _rows(evaluation, schedule="learned", n_steps=n_steps)["metre"]
+            what = f"METRe of the learned annealing at {n_steps} steps relative to {few} steps"
+            share = _ratio(there, learned["metre"].reindex(there.index))
+            entries.append((what, share, ">= 0.95", n_steps > few))
+    return [Claim.check(*entry) for entry in entries]
 
 
 def annealing_conclusion(
     evaluation: pd.DataFrame, preset: AnnealingPreset, claims: Sequence[Claim]
 ) -> str:
-    """What the numbers say, in Markdown.
+    """Say in Markdown what the numbers say.
 
     Args:
         evaluation: columns schedule, tuned_at, n_steps, seed, n_structures, metre, crmse.
@@ -141,65 +129,84 @@ def annealing_conclusion(
         claims: of ``annealing_claims``.
     """
     few, many = preset.n_steps, preset.reference_steps
-    compared = (
-        (f"learned, {few} steps", "learned", few, None),
-        (f"handcrafted for {many} steps, {many} steps", "handcrafted", many, many),
-        (f"handcrafted for {few} steps, {few} steps", "handcrafted", few, few),
-        (f"none, {few} steps", "none", few, None),
-        (f"none, {many} steps", "none", many, None),
-    )
-    lines = ["| annealing | METRe | cRMSE |", "|:--|--:|--:|"]
-    for label, schedule, n_steps, tuned_at in compared:
-        rows = _by_seed(evaluation, schedule, n_steps, tuned_at)
-        values = [_with_range(rows[metric]) for metric in ("metre", "crmse")]
-        lines.append(f"| {' | '.join([label, *values])} |")
-    lines += ["", held_in_words(claims)]
+    rows = {}
+    for schedule, n_steps, tuned_at in (
+        *(("learned", few, None), ("handcrafted", many, many), ("handcrafted", few, few)),
+        *(("none", few, None), ("none", many, None)),
+    ):
+        tuned = {} if tuned_at is None else {"tuned_at": tuned_at}
+        label = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
+        of_seeds = _rows(evaluation, schedule=schedule, n_steps=n_steps, **tuned)
+        rows[f"{label}, {n_steps} steps"] = of_seeds
     size = int(evaluation["n_structures"].max())
-    share = _by_seed(evaluation, "learned", few)["metre"].mean()
+    share = _rows(evaluation, schedule="learned", n_steps=few)["metre"].mean()
     error = math.sqrt(share * (1 - share) / size)
-    lines[-1] += (
+    text = (
         f" With {size} test structures, the standard error of a METRe of {share:.0%} is about "
         f"{100 * error:.1f} percentage points; smaller differences mean little unless every seed "
         "shows them."
     )
-    if preset.name == "quick":
-        lines[-1] += (
-            " The preset *quick* only shows that everything works: do not judge the method by it."
-        )
-    return "\n".join(lines)
+    table = _markdown("annealing", {"metre": "METRe", "crmse": "cRMSE"}, rows)
+    return _conclude([*table, ""], claims, preset, text)
+
+
+# --------------------------------------------------------------------------------------------------
+# For the claims of all notebooks
+# --------------------------------------------------------------------------------------------------
 
 
 def held_in_words(claims: Sequence[Claim]) -> str:
-    """How many claims hold, and which do not, in Markdown."""
-    held = [claim for claim in claims if claim.required and claim.holds]
+    """Say in Markdown how many claims hold, and which do not."""
     required = [claim for claim in claims if claim.required]
+    text = f"**{sum(claim.holds for claim in required)} of {len(required)} claims hold.**"
     failing = [
         f"{number} ({'claim' if claim.required else 'aim'})"
         for number, claim in enumerate(claims, start=1)
         if not claim.holds
     ]
-    text = f"**{len(held)} of {len(required)} claims hold.**"
     return f"{text} Those that do not: number {', '.join(failing)}." if failing else text
 
 
+def _conclude(lines: Sequence[str], claims: Sequence[Claim], preset: Settings, text: str) -> str:
+    """What the numbers say, in Markdown: lines, which claims hold, and a text."""
+    if preset.name == "quick":
+        text += (
+            " The preset *quick* only shows that everything works: do not judge the method by it."
+        )
+    return "\n".join([*lines, held_in_words(claims) + text])
+
+
+def _markdown(
+    title: str, columns: Mapping[str, str], rows: Mapping[str, pd.DataFrame]
+) -> list[str]:
+    """A table of means over seeds, with the range where there are several."""
+    lines = [f"| {' | '.join([title, *columns.values()])} |", f"|:--|{'--:|' * len(columns)}"]
+    for label, of_seeds in rows.items():
+        cells = [_with_range(of_seeds[column].dropna()) for column in columns]
+        lines.append(f"| {' | '.join([label, *cells])} |")
+    return lines
+
+
 def _with_range(values: pd.Series) -> str:
-    """Mean, and the range over seeds where there are several."""
     if not len(values):
         return "not measured"
     text = f"{values.mean():.3f}"
     return text if len(values) == 1 else f"{text} ({values.min():.3f} to {values.max():.3f})"
 
 
-def _by_seed(
-    evaluation: pd.DataFrame, schedule: str, n_steps: int, tuned_at: int | None = None
-) -> pd.DataFrame:
-    keep = (evaluation["schedule"] == schedule) & (evaluation["n_steps"] == n_steps)
-    if tuned_at is not None:
-        keep &= evaluation["tuned_at"] == tuned_at
-    return evaluation[keep].drop_duplicates("seed", keep="last").set_index("seed")
+def _rows(evaluation: pd.DataFrame, **labels: Any) -> pd.DataFrame:
+    """The rows with these labels, by seed; of what was measured again, the last."""
+    for name, value in labels.items():
+        evaluation = evaluation[evaluation[name] == value]
+    return evaluation.drop_duplicates("seed", keep="last").set_index("seed")
 
 
 def _ratio(values: pd.Series, others: pd.Series) -> float:
     """Ratio of the means, nan if there are none."""
     denominator = others.mean()
     return float(values.mean() / denominator) if denominator else math.nan
+
+
+def _min(values: pd.Series) -> float:
+    """The smallest, nan where one is missing."""
+    return float(values.min(skipna=False))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
-from irlkit.lab.experiments.base import Experiment
-from irlkit.lab.experiments.presets import Settings
+from irlkit.lab.experiments.base import Experiment, P
 from irlkit.potentials import Energies, Potential
 
 METRIC_NAMES = {
@@ -29,43 +25,13 @@ METRIC_NAMES = {
 """Metric -> what people call it, in the order of tables."""
 
 
-@dataclass(frozen=True)
-class MeasuredWithEnergies:
-    """Metrics of structures and of their energies.
-
-    Attributes:
-        structures: how well references are reproduced.
-        energies: energies relative to the references.
-    """
-
-    structures: metrics.Metrics
-    energies: metrics.EnergyMetrics
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per reference, with the columns of both."""
-        more = self.energies.table.rename(columns={"failed": "without_energy"})
-        known = self.structures.table
-        return known.join(more[[column for column in more if column not in known]])
-
-    def summary(self) -> dict[str, Any]:
-        """All numbers by name."""
-        energies = self.energies.summary()
-        energies["n_without_energy"] = energies.pop("n_failed")
-        return {**self.structures.summary(), **energies}
-
-
-class EnergyExperiment(Experiment):
+class EnergyExperiment(Experiment[P]):
     """An experiment with a potential; all energies of it are of this one.
 
     Args:
-        checkpoint: name of a shipped model or path of a checkpoint.
-        dataset: name of a shipped data set or path of a data file.
-        preset: size and settings.
+        *arguments: of ``Experiment``.
         potential: a potential, or its name for ``potentials.get``.
-        device: of the network and of a potential given by name; structures are matched on the CPU.
-        out_dir: folder for results; made when needed.
-        progress: show bars.
+        **options: of ``Experiment``.
 
     Attributes:
         potential: computes all energies.
@@ -75,42 +41,34 @@ class EnergyExperiment(Experiment):
         ValueError: see ``Experiment``; or an element that the potential does not know.
     """
 
+    metric_names = METRIC_NAMES
+
     def __init__(
-        self,
-        checkpoint: str | Path,
-        dataset: str | Path,
-        preset: Settings,
-        *,
-        potential: Potential | str = "chgnet",
-        device: str | torch.device = "cpu",
-        out_dir: str | Path,
-        progress: bool = True,
+        self, *arguments: Any, potential: Potential | str = "chgnet", **options: Any
     ) -> None:
-        super().__init__(
-            checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
-        )
+        super().__init__(*arguments, **options)
         # A potential that is there already cannot be made again in another process.
-        self._potential_name = None if isinstance(potential, Potential) else potential
-        self.potential = (
-            potential
-            if isinstance(potential, Potential)
-            else potentials.get(potential, device=self.device)
-        )
+        self._potential_name = potential if isinstance(potential, str) else None
+        named = {} if self._potential_name is None else {"device": self.device}
+        self.potential: Potential = potentials.get(potential, **named)
         for split in (self.train, self.validation, self.test):
             self.potential.check(split.batch)
         self._reference_energies: dict[tuple, Energies] = {}
 
-    def judge(self, generated: CrystalBatch, data: CrystalDataset) -> MeasuredWithEnergies:
-        """Metrics and energies of one generated structure per structure of `data`."""
-        generated = generated.to("cpu")
-        return MeasuredWithEnergies(
-            metrics.evaluate(generated, data, self.pool),
-            metrics.evaluate_energies(
-                generated, data, self.potential, self.reference_energies(data)
-            ),
+    def _judge(
+        self, generated: CrystalBatch, data: CrystalDataset
+    ) -> tuple[dict[str, Any], pd.DataFrame]:
+        row, table = super()._judge(generated, data)
+        found = metrics.evaluate_energies(
+            generated, data, self.potential, self._energies_of_references(data)
         )
+        energies = found.summary()
+        energies["n_without_energy"] = energies.pop("n_failed")
+        more = found.table.rename(columns={"failed": "without_energy"})
+        table = table.join(more[[column for column in more if column not in table]])
+        return {**row, **energies}, table
 
-    def reference_energies(self, data: CrystalDataset) -> Energies:
+    def _energies_of_references(self, data: CrystalDataset) -> Energies:
         """Energies of the references themselves, computed once."""
         key = (data.split, *data.table["material_id"])
         if key not in self._reference_energies:
@@ -121,5 +79,4 @@ class EnergyExperiment(Experiment):
         return {"energies": f"of the potential {self.potential.name}"}
 
     def results(self) -> dict[str, Any]:
-        """Which potential all energies are of."""
         return {"potential": self.potential.name}

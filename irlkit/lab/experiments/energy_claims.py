@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from irlkit.lab.experiments.claims import Claim, _with_range, held_in_words
+from irlkit.lab.experiments.claims import Claim, _conclude, _markdown, _rows
 from irlkit.lab.experiments.presets import EnergyPreset
 
 PRETRAINED = "pretrained"
@@ -15,7 +15,7 @@ ANNEALED = "pretrained, annealed"
 
 
 def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]:
-    """The paper's claims about energy reinforcement (section 4.2), on means over seeds.
+    """Judge the paper's claims about energy reinforcement (section 4.2), on means over seeds.
 
     The claims are about the model that reinforcement begins with, integrated as the policies are.
     The same about this model with the annealing and the many steps that suit its structures best,
@@ -33,69 +33,70 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
         preset: names the policies, and says which steps are few and many.
     """
     few, many = preset.n_steps, preset.reference_steps
-    check = Claim.check
     metrics = (
         ("polymorph match rate", "polymorph_match_rate", ">= -0.01", True),
         ("match rate", "match_rate", ">= -0.01", False),
         ("RMSE", "rmse", "<= 0", True),
         ("invalid-energy rate", "invalid_rate", "<= 0", True),
     )
-    claims = []
-    energies = {}
+    means = {
+        name: _rows(evaluation, policy=name, n_steps=few).mean(numeric_only=True)
+        for name in preset.policies
+    }
+    energies = {name: float(mean["energy_above_reference"]) for name, mean in means.items()}
+    entries: list[tuple[str, float, str, bool]] = []
     for n_steps, schedule, how, required, compared in (
         (few, "none", "without annealing", True, metrics),
         (many, "handcrafted", "with its best annealing", False, metrics),
         (many, "none", "without annealing", False, ()),
     ):
         than = f"the pretrained model {how}, {n_steps} steps"
-        baseline = rows_of(evaluation, PRETRAINED, n_steps, schedule)
-        means = baseline[["energy_above_reference", *(column for _, column, *_ in compared)]].mean()
-        for name, variant in preset.policies.items():
-            ours = rows_of(evaluation, name, few)
-            energy = energies[variant.policy] = float(ours["energy_above_reference"].mean())
-            share = _share(energy, float(means["energy_above_reference"]))
+        baseline = _rows(evaluation, policy=PRETRAINED, n_steps=n_steps, schedule=schedule)
+        theirs = baseline.mean(numeric_only=True)
+        for name, ours in means.items():
             who = f"{name}, {few} steps"
-            claims += [
-                check(
-                    f"{who}: energy above reference relative to {than}", share, "<= 0.5", required
-                ),
-                *(
-                    check(
-                        f"{who}: {what} minus that of {than}",
-                        float(ours[column].mean() - means[column]),
-                        target,
-                        required and may_be_claimed,
-                    )
-                    for what, column, target, may_be_claimed in compared
-                ),
+            share = _share(energies[name], float(theirs["energy_above_reference"]))
+            what = f"{who}: energy above reference relative to {than}"
+            entries.append((what, share, "<= 0.5", required))
+            entries += [
+                (
+                    f"{who}: {what} minus that of {than}",
+                    float(ours[column] - theirs[column]),
+                    target,
+                    required and may_be_claimed,
+                )
+                for what, column, target, may_be_claimed in compared
             ]
-    annealed = rows_of(evaluation, PRETRAINED, few, "learned")
+    annealed = _rows(evaluation, policy=PRETRAINED, n_steps=few, schedule="learned")
     if len(annealed):
         before = float(annealed["energy_above_reference"].mean())
-        claims += [
-            check(
+        entries += [
+            (
                 f"{name}, {few} steps: energy above reference relative to the pretrained model "
                 f"with the learned annealing, {few} steps",
-                _share(energies[variant.policy], before),
+                _share(energy, before),
                 "< 1",
+                True,
             )
-            for name, variant in preset.policies.items()
+            for name, energy in energies.items()
         ]
-    velocity, score = energies["velocity"], energies["score"]
-    claims.append(
-        check(
+    by_kind = {preset.policies[name].policy: energy for name, energy in energies.items()}
+    velocity, score = by_kind["velocity"], by_kind["score"]
+    entries.append(
+        (
             "energy above reference, velocity-based minus score-based, relative to score-based",
             (velocity - score) / abs(score) if score else float("nan"),
             "<= 0.1",
+            True,
         )
     )
-    return claims
+    return [Claim.check(*entry) for entry in entries]
 
 
 def energy_conclusion(
     evaluation: pd.DataFrame, preset: EnergyPreset, potential: str, claims: Sequence[Claim]
 ) -> str:
-    """What the numbers say, in Markdown.
+    """Say in Markdown what the numbers say.
 
     Args:
         evaluation: as for ``energy_claims``, with n_structures.
@@ -104,16 +105,23 @@ def energy_conclusion(
         claims: of ``energy_claims``.
     """
     few, many = preset.n_steps, preset.reference_steps
-    compared = [
-        (f"pretrained, best handcrafted annealing, {many} steps", PRETRAINED, many, "handcrafted"),
-        *((f"pretrained, no annealing, {k} steps", PRETRAINED, k, "none") for k in (few, many)),
-        *(
-            (f"pretrained, learned annealing, {k} steps", PRETRAINED, k, "learned")
-            for k in (few, many)
-            if len(rows_of(evaluation, PRETRAINED, k, "learned"))
-        ),
-        *((f"{name}, {few} steps", name, few, None) for name in preset.policies),
-    ]
+    schedules = {
+        "best handcrafted annealing": ("handcrafted", (many,)),
+        "no annealing": ("none", (few, many)),
+        "learned annealing": ("learned", (few, many)),
+    }
+    rows = {
+        f"pretrained, {words}, {k} steps": _rows(
+            evaluation, policy=PRETRAINED, n_steps=k, schedule=schedule
+        )
+        for words, (schedule, counts) in schedules.items()
+        for k in counts
+    }
+    rows = {label: table for label, table in rows.items() if len(table) or "learned" not in label}
+    rows |= {
+        f"{name}, {few} steps": _rows(evaluation, policy=name, n_steps=few)
+        for name in preset.policies
+    }
     columns = {
         "energy_above_reference": "energy above reference, eV/atom",
         "match_rate": "match rate",
@@ -121,32 +129,11 @@ def energy_conclusion(
         "rmse": "RMSE",
         "invalid_rate": "invalid",
     }
-    lines = [f"| | {' | '.join(columns.values())} |", f"|:--|{'--:|' * len(columns)}"]
-    for label, policy, n_steps, schedule in compared:
-        rows = rows_of(evaluation, policy, n_steps, schedule)
-        values = [_with_range(rows[column].dropna()) for column in columns]
-        lines.append(f"| {' | '.join([label, *values])} |")
-    size = int(evaluation["n_structures"].max())
-    lines += [
-        "",
-        f"{held_in_words(claims)} All energies are {potential}'s, on {size} test structures; "
-        "brackets have the range over seeds.",
-    ]
-    if preset.name == "quick":
-        lines[-1] += (
-            " The preset *quick* only shows that everything works: do not judge the method by it."
-        )
-    return "\n".join(lines)
-
-
-def rows_of(
-    evaluation: pd.DataFrame, policy: str, n_steps: int, schedule: str | None = None
-) -> pd.DataFrame:
-    """Rows of one policy and number of steps, by seed; of one annealing, if there are several."""
-    keep = (evaluation["policy"] == policy) & (evaluation["n_steps"] == n_steps)
-    if schedule is not None:
-        keep &= evaluation["schedule"] == schedule
-    return evaluation[keep].drop_duplicates("seed", keep="last").set_index("seed")
+    text = (
+        f" All energies are {potential}'s, on {int(evaluation['n_structures'].max())} test "
+        "structures; brackets have the range over seeds."
+    )
+    return _conclude([*_markdown("", columns, rows), ""], claims, preset, text)
 
 
 def _share(value: float, of: float) -> float:

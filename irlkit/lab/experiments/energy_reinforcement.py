@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.metrics import MatchPool
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     Annealing,
     LearnedAnnealing,
@@ -27,27 +29,22 @@ from irlkit.flows.schedules import (
     save_annealing,
 )
 from irlkit.lab.diagnostics import judge
-from irlkit.lab.experiments.base import (
-    Job,
-    annealing_labels,
-    means_for_people,
-)
+from irlkit.lab.experiments.base import Job, annealing_labels
 from irlkit.lab.experiments.changes import atom_changes, count_distinct
-from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.energies import METRIC_NAMES, EnergyExperiment
+from irlkit.lab.experiments.claims import Claim, _rows
+from irlkit.lab.experiments.energies import EnergyExperiment
 from irlkit.lab.experiments.energy_claims import (
     ANNEALED,
     PRETRAINED,
     energy_claims,
     energy_conclusion,
-    rows_of,
 )
 from irlkit.lab.experiments.presets import EnergyPreset
 from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.potentials import Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
-from irlkit.utils.checks import checked
 from irlkit.utils.system import available_cores
 
 _POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
@@ -70,60 +67,32 @@ CURVES = ("energy_above_lowest", "polymorph_match_rate", "polymorph_rmse", "inva
 """Metrics of validations that are compared with those on the test split."""
 
 
-class EnergyReinforcement(EnergyExperiment):
+class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     """Trains score- and velocity-based policies on energies, and compares them.
 
-    All start from the same pretrained model, and all energies are of one potential.
-
-    Args:
-        checkpoint: name of a shipped model or path of a checkpoint; with a denoiser for the
-            reinforced fields.
-        dataset: name of a shipped data set or path of a data file.
-        preset: size and settings.
-        potential: a potential, or its name for ``potentials.get``.
-        device: of the network.
-        out_dir: folder for results; made when needed.
-        progress: show bars.
+    All start from the same pretrained model, with a denoiser for the reinforced fields, and all
+    energies are of one potential. See ``EnergyExperiment`` for the arguments.
 
     Attributes:
         policies: (name, seed) -> trained policy.
         annealing: that the policies keep; None: it is to be learned and was not yet.
 
     Raises:
-        FileNotFoundError: no such checkpoint, data file or weights of the potential.
         ValueError: see ``EnergyExperiment``; or a policy does not fit the model.
     """
 
-    @checked
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        dataset: str | Path,
-        preset: EnergyPreset,
-        *,
-        potential: Potential | str = "chgnet",
-        device: str | torch.device = "cpu",
-        out_dir: str | Path = "runs/03",
-        progress: bool = True,
-    ) -> None:
-        super().__init__(
-            checkpoint,
-            dataset,
-            preset,
-            potential=potential,
-            device=device,
-            out_dir=out_dir,
-            progress=progress,
-        )
-        self.preset = preset
-        self.policies: dict[tuple[str, int], Policy] = {}
+    preset_kind = EnergyPreset
+    folder = "runs/03"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._diversity = pd.DataFrame()
-        self._annealing_policies: dict[tuple[str, int], AnnealingPolicy] = {}
-        self.annealing, self._schedule = _find_annealing(preset.annealing)
+        self._learned: dict[Any, Policy] = {}
+        self.annealing, self._schedule = _find_annealing(self.preset.annealing)
         if isinstance(self.annealing, LearnedAnnealing):
             self.annealing.to(next(self.model.parameters())).requires_grad_(False)
-        for name in preset.variants:
-            self._make_policy(name)  # Fails now if it does not fit the model.
+        for name in self.preset.variants:
+            self.policy(name)  # Fails now if it does not fit the model.
 
     def _summary(self) -> dict[str, str]:
         config = self.preset.config(next(iter(self.preset.policies)), 0)
@@ -155,24 +124,14 @@ class EnergyReinforcement(EnergyExperiment):
         """
         if self.preset.annealing != "learn":
             return pd.DataFrame()
-        key, training = (ANNEALING, self.preset.seeds[0]), self.preset.annealing_training
-        config = self.preset.annealing_config()
-        run = Run(
-            key=key,
-            name=ANNEALING,
-            folder=ANNEALING,
-            labels={"policy": ANNEALING, "seed": key[1]},
-            make=self._make_annealing_policy,
-            config=config,
-            iterations=training.iterations,
-        )
-        self._train_annealings([run], self._annealing_policies, "training of the annealing")
-        self.annealing = self._annealing_policies[key].annealing.eval().requires_grad_(False)
+        seed, training = self.preset.seeds[0], self.preset.annealing_training
+        key = (ANNEALING, seed)
+        make = partial(annealing_policy, self.model, training.schedule, training.noise, seed)
+        run = self._training(ANNEALING, seed, ANNEALING, make, self.preset.annealing_config())
+        self._train_annealings([run], self._learned, "training of the annealing")
+        learned = cast(AnnealingPolicy, self._learned[key]).annealing
+        self.annealing = learned.eval().requires_grad_(False)
         return self._histories[key]
-
-    def _make_annealing_policy(self) -> AnnealingPolicy:
-        training = self.preset.annealing_training
-        return annealing_policy(self.model, training.schedule, training.noise, self.preset.seeds[0])
 
     def _kept_annealing(self) -> Annealing:
         if self.annealing is None:
@@ -181,10 +140,13 @@ class EnergyReinforcement(EnergyExperiment):
             )
         return self.annealing
 
-    def train_policies(self) -> pd.DataFrame:
-        """Train every policy of the main comparison with every seed; the best are kept.
+    def train_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
+        """Train policies with every seed; the best are kept.
 
         Once finished, a further call begins anew; after an interruption, it goes on from there.
+
+        Args:
+            names: None: those of the main comparison.
 
         Returns:
             The history of all runs.
@@ -193,7 +155,7 @@ class EnergyReinforcement(EnergyExperiment):
             KeyboardInterrupt: interrupted; says how far training was.
             ValueError: the annealing that the policies keep is not learned yet.
         """
-        return self._train(self.preset.policies, "training")
+        return self._train(self.preset.policies if names is None else names, "training")
 
     def study_noise(self) -> pd.DataFrame:
         """Train the policies with other scales of the noise (Fig. 6); see ``train_policies``."""
@@ -202,50 +164,52 @@ class EnergyReinforcement(EnergyExperiment):
     def _train(self, names: Iterable[str], what: str) -> pd.DataFrame:
         self._kept_annealing()  # Fails now if there is none yet.
         runs = [
-            Run(
-                key=(name, seed),
-                name=f"{name}, seed {seed}",
-                folder=f"{file_name(name)}_seed_{seed}",
-                labels={"policy": name, "seed": seed},
-                make=partial(self._make_policy, name),
-                config=self.preset.config(name, seed),
-                iterations=self.preset.iterations,
+            self._training(
+                name,
+                seed,
+                f"{file_name(name)}_seed_{seed}",
+                partial(self.policy, name),
+                self.preset.config(name, seed),
             )
             for name in names
             for seed in self.preset.seeds_of(name)
         ]
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
-        rewards = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
+        make = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
         elsewhere = None
         if self._potential_name is not None and self.device.type == "cpu":
-            elsewhere = partial(rewards, self._potential_name)
+            elsewhere = partial(make, self._potential_name)
         n_processes = available_cores() if self.preset.n_workers is None else self.preset.n_workers
-        reward, validation_reward = rewards(self.potential, self.pool)
-        with reward, validation_reward:
-            return self._train_all(
-                runs,
-                reward,
-                validation,
-                validation_reward,
-                self.policies,
-                what,
-                n_processes=n_processes,
-                make_rewards=elsewhere,
-            )
+        rewards = make(self.potential, self.pool)
+        processes = {"n_processes": n_processes, "make_rewards": elsewhere}
+        with rewards[0], rewards[1]:
+            return self._train_all(runs, rewards, validation, self.policies, what, **processes)
 
-    def _make_policy(self, name: str) -> Policy:
-        variant = self.preset.variants[name]
+    def _training(
+        self,
+        name: str,
+        seed: int,
+        folder: str,
+        make: Callable[[], Policy],
+        config: TrainerConfig,
+    ) -> Run:
+        words = name if name == ANNEALING else f"{name}, seed {seed}"
+        return Run((name, seed), words, folder, {"policy": name, "seed": seed}, make, config)
+
+    def policy(self, name: str) -> Policy:
+        """Make the policy that the trainings of this name begin with."""
+        variant, fields = self.preset.variants[name], self.preset.fields
+        levels = (variant.noise, variant.ref_noise or variant.noise)
         noise, ref_noise = (
-            {
-                field: SquareRootNoise(self.preset.noise[level][field])
-                for field in self.preset.fields
-            }
-            for level in (variant.noise, variant.ref_noise or variant.noise)
+            {field: SquareRootNoise(self.preset.noise[level][field]) for field in fields}
+            for level in levels
         )
-        same = variant.ref_noise is None
-        return _POLICIES[variant.policy](
-            self.model, noise, None if same else ref_noise, self.annealing
-        )
+        kept_ref = None if variant.ref_noise is None else ref_noise
+        return _POLICIES[variant.policy](self.model, noise, kept_ref, self.annealing)
+
+    def reward(self) -> Reward:
+        """Make the reward of the training: low energies."""
+        return EnergyReward(self.potential, self.preset.grpo.get("group_size"))
 
     def validation_curves(self, names: Iterable[str]) -> pd.DataFrame:
         """Metrics of the validations during training (Figs. 3, 6).
@@ -271,11 +235,8 @@ class EnergyReinforcement(EnergyExperiment):
         """
         rows = []
         for (name, seed), history in self._histories.items():
-            config = (
-                self.preset.annealing_config()
-                if name == ANNEALING
-                else self.preset.config(name, seed)
-            )
+            learned = name == ANNEALING
+            config = self.preset.annealing_config() if learned else self.preset.config(name, seed)
             for found in judge(history, config):
                 rows.append({"policy": name, "seed": seed, **vars(found)})
         return pd.DataFrame(rows)
@@ -297,12 +258,9 @@ class EnergyReinforcement(EnergyExperiment):
         for k in (self.preset.n_steps, many):
             for seed in self.preset.seeds_for(k):
                 for schedule, tuned_at in (("none", None), ("handcrafted", many)):
-                    annealing: Annealing = (
-                        NoAnnealing() if tuned_at is None else self.best_handcrafted(tuned_at)
-                    )
+                    annealing = NoAnnealing() if tuned_at is None else self.best_handcrafted(many)
                     labels = annealing_labels(schedule, annealing, tuned_at)
-                    steps = {"n_steps": k, "seed": seed}
-                    jobs.append(Job({"policy": PRETRAINED, **labels, **steps}, annealing))
+                    jobs.append(_job(PRETRAINED, labels, k, seed, annealing))
         return self._run("the pretrained model", jobs)
 
     def evaluate_annealing(self) -> pd.DataFrame:
@@ -316,10 +274,10 @@ class EnergyReinforcement(EnergyExperiment):
         """
         if self._schedule != "learned":
             return pd.DataFrame()
-        annealing, _ = self.deployed(ANNEALED, self.preset.seeds[0])
-        labels = {"policy": PRETRAINED, **annealing_labels("learned", annealing)}
+        annealing = self._kept_annealing()
+        labels = annealing_labels("learned", annealing)
         jobs = [
-            Job({**labels, "n_steps": k, "seed": seed}, annealing)
+            _job(PRETRAINED, labels, k, seed, annealing)
             for k in (self.preset.n_steps, self.preset.reference_steps)
             for seed in self.preset.seeds_for(k)
         ]
@@ -337,17 +295,17 @@ class EnergyReinforcement(EnergyExperiment):
         Raises:
             ValueError: one was not trained yet.
         """
-        jobs = []
-        for name in self.preset.policies if names is None else names:
-            for seed in self.preset.seeds_of(name):
-                annealed = annealing_labels(self._schedule, self._kept_annealing())
-                labels = {"n_steps": self.preset.n_steps, "seed": seed}
-                annealing, options = self.deployed(name, seed)
-                jobs.append(Job({"policy": name, **annealed, **labels}, annealing, options))
+        names = self.preset.policies if names is None else names
+        labels = annealing_labels(self._schedule, self.annealing)
+        jobs = [
+            _job(name, labels, self.preset.n_steps, seed, self.deployed(name, seed))
+            for name in names
+            for seed in self.preset.seeds_of(name)
+        ]
         return self._run("policies", jobs)
 
-    def deployed(self, name: str, seed: int) -> tuple[Annealing, dict[str, Any]]:
-        """Annealing and further arguments of ``generate``.
+    def deployed(self, name: str, seed: int) -> Dynamics:
+        """Return what generates with a policy.
 
         Args:
             name: of a policy; "pretrained", without annealing; or "pretrained, annealed", with the
@@ -357,23 +315,19 @@ class EnergyReinforcement(EnergyExperiment):
         Raises:
             ValueError: it was not trained yet.
         """
-        if name == PRETRAINED:
-            return NoAnnealing(), {"model": self.model}
-        if name == ANNEALED:
-            return self._kept_annealing(), {"model": self.model}
+        if name in (PRETRAINED, ANNEALED):
+            annealing = NoAnnealing() if name == PRETRAINED else self._kept_annealing()
+            return Dynamics(self.model, annealing)
         if (name, seed) not in self.policies:
             raise ValueError(
                 f"{name!r} of seed {seed} is not trained yet; call train_policies or study_noise "
                 f"(there are {sorted(self.policies)})"
             )
-        dynamics = self.policies[name, seed].deploy()
-        options = {"model": dynamics.model, "noise": dynamics.noise, "kind": dynamics.kind}
-        return dynamics.annealing, options
+        return self.policies[name, seed].deploy()
 
     def metrics_table(self) -> pd.DataFrame:
         """Means over seeds on the test split, for people."""
-        table = means_for_people(self.evaluation, ("policy", "schedule", "n_steps"), METRIC_NAMES)
-        return table.rename_axis(index={"n_steps": "steps", "schedule": "annealing"})
+        return self._means(self.evaluation, "policy", "schedule", "n_steps")
 
     def polymorphs(self) -> pd.DataFrame:
         """Which polymorphs the structures of the test split match, for people.
@@ -409,10 +363,11 @@ class EnergyReinforcement(EnergyExperiment):
             A row per policy, with the column "policy" and the metrics.
         """
         many = self.preset.reference_steps
-        best = rows_of(self.evaluation, PRETRAINED, many, "handcrafted")
+        chosen = {"policy": PRETRAINED, "n_steps": many, "schedule": "handcrafted"}
+        best = _rows(self.evaluation, **chosen)
         rows = {f"pretrained, annealed, {many} steps": best}
         for name in names:
-            rows[name] = rows_of(self.evaluation, name, self.preset.n_steps)
+            rows[name] = _rows(self.evaluation, policy=name, n_steps=self.preset.n_steps)
         means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
         return pd.DataFrame(means).T.rename_axis("policy").reset_index()
 
@@ -421,7 +376,7 @@ class EnergyReinforcement(EnergyExperiment):
     # ----------------------------------------------------------------------------------------------
 
     @property
-    def start(self) -> str:
+    def _start(self) -> str:
         """What the policies were before training: "pretrained", or "pretrained, annealed"."""
         return ANNEALED if self._schedule == "learned" else PRETRAINED
 
@@ -433,13 +388,13 @@ class EnergyReinforcement(EnergyExperiment):
         annealed = (few["policy"] == PRETRAINED) & (few["schedule"] == "learned")
         few = few[(few["policy"] != PRETRAINED) | (few["schedule"] == "none") | annealed]
         few = few.assign(policy=few["policy"].mask(annealed, ANNEALED))
-        names = dict.fromkeys((PRETRAINED, self.start, *self.preset.policies))
+        names = dict.fromkeys((PRETRAINED, self._start, *self.preset.policies))
         return {
             name: few.loc[few["policy"] == name, "energy_above_reference"].to_numpy()
             for name in names
         }
 
-    def examples(self, name: str, seed: int | None = None) -> CrystalDataset:
+    def _examples(self, name: str, seed: int | None = None) -> CrystalDataset:
         """Three test structures: of the largest, the median and the smallest gain in energy.
 
         Args:
@@ -450,7 +405,7 @@ class EnergyReinforcement(EnergyExperiment):
             ValueError: fewer than three structures have an energy before and after.
         """
         energies = self.energies(seed)
-        gain = energies[self.start] - energies[name]
+        gain = energies[self._start] - energies[name]
         small = self.test.batch.n_atoms.numpy() <= 10
         rows = np.flatnonzero(np.isfinite(gain) & small)
         if len(rows) < 3:
@@ -475,18 +430,17 @@ class EnergyReinforcement(EnergyExperiment):
             ``changes.atom_changes``.
         """
         seed = self.preset.seeds[0] if seed is None else seed
-        data = self.examples(name, seed)
+        data = self._examples(name, seed)
         ids = list(self.test.table["material_id"])
         rows = [ids.index(entry) for entry in data.table["material_id"]]
         # Drawn for all of the split, so that it is that of the evaluation.
         x_0 = self.base_sample(self.test.batch, seed)[rows]
         generated = {}
-        for when, policy in (("before", self.start), ("after", name)):
-            annealing, options = self.deployed(policy, seed)
-            generated[when] = self.generate(
-                data.batch, self.preset.n_steps, annealing, seed, x_0=x_0, **options
-            ).to("cpu")
-        reference = self.reference_energies(data).energy_per_atom
+        for when, policy in (("before", self._start), ("after", name)):
+            dynamics = self.deployed(policy, seed)
+            new = self.generate(data.batch, self.preset.n_steps, dynamics, seed, x_0=x_0)
+            generated[when] = new.to("cpu")
+        reference = self._energies_of_references(data).energy_per_atom
         above = {
             when: self.potential(batch).energy_per_atom - reference
             for when, batch in generated.items()
@@ -515,11 +469,9 @@ class EnergyReinforcement(EnergyExperiment):
         groups = self.test.batch[np.sort(chosen)].repeat(size)
         tables = []
         with self._timed("diversity"):
-            for name in (self.start, *self.preset.policies):
-                annealing, options = self.deployed(name, seed)
-                generated = self.generate(
-                    groups, self.preset.n_steps, annealing, seed, **options
-                ).to("cpu")
+            for name in (self._start, *self.preset.policies):
+                dynamics = self.deployed(name, seed)
+                generated = self.generate(groups, self.preset.n_steps, dynamics, seed).to("cpu")
                 energy = self.potential(generated).energy_per_atom.reshape(-1, size)
                 table = count_distinct(generated, size, self.pool)
                 deviation = [
@@ -534,15 +486,14 @@ class EnergyReinforcement(EnergyExperiment):
     # ----------------------------------------------------------------------------------------------
 
     def claims(self) -> list[Claim]:
-        """What holds of the paper's claims."""
+        """Judge the paper's claims."""
         return energy_claims(self.evaluation, self.preset)
 
     def conclusion(self, claims: Sequence[Claim]) -> str:
-        """What was learned, in Markdown, from the results."""
+        """Say in Markdown what was learned."""
         return energy_conclusion(self.evaluation, self.preset, self.potential.name, claims)
 
     def save_learned(self) -> list[Path]:
-        """Write the networks of all trained policies to `out_dir`."""
         paths = []
         for (name, seed), policy in self.policies.items():
             path = self.out_dir / f"{file_name(name)}_seed_{seed}.safetensors"
@@ -560,18 +511,16 @@ class EnergyReinforcement(EnergyExperiment):
         return {**super().tables(), "diversity": self._diversity}
 
     def results(self) -> dict[str, Any]:
-        """Potential, how training went, and diversity."""
-        best: dict[str, dict[int, float]] = {}
+        best: dict[str, dict[int, float]] = defaultdict(dict)
+        iterations: dict[str, dict[int, int]] = defaultdict(dict)
         for (name, seed), table in self._histories.items():
-            best.setdefault(name, {})[seed] = float(table["validation_reward"].max())
-        iterations: dict[str, dict[int, int]] = {}
+            best[name][seed] = float(table["validation_reward"].max())
         for (name, seed), iteration in self.best_iteration.items():
-            iterations.setdefault(name, {})[seed] = iteration
-        means = (
-            self._diversity.groupby("policy")[["n_valid", "n_distinct"]].mean()
-            if len(self._diversity)
-            else pd.DataFrame()
-        )
+            iterations[name][seed] = iteration
+        means = {}
+        if len(self._diversity):
+            groups = self._diversity.groupby("policy")
+            means = groups[["n_valid", "n_distinct"]].mean().to_dict("index")
         return {
             **super().results(),
             "training": {
@@ -580,11 +529,18 @@ class EnergyReinforcement(EnergyExperiment):
                 "best_iteration": iterations,
                 "best_validation_reward": best,
             },
-            "diversity": {
-                "group_size": self.preset.diversity[1],
-                "means": means.to_dict("index"),
-            },
+            "diversity": {"group_size": self.preset.diversity[1], "means": means},
         }
+
+
+def _job(
+    policy: str,
+    annealed: Mapping[str, Any],
+    n_steps: int,
+    seed: int,
+    dynamics: Dynamics | Annealing,
+) -> Job:
+    return Job({"policy": policy, **annealed, "n_steps": n_steps, "seed": seed}, dynamics)
 
 
 def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | None, str]:

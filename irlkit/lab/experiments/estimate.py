@@ -41,7 +41,7 @@ def estimate(experiment: Experiment) -> pd.DataFrame:
         ValueError: another kind of experiment.
     """
     preset, n_validation, n_test = (
-        experiment.settings,
+        experiment.preset,
         len(experiment.validation),
         len(experiment.test),
     )
@@ -203,7 +203,7 @@ def _measure(experiment: Experiment) -> np.ndarray:
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
     few = experiment.test.subset(min(len(experiment.test), 16))
-    judged = _seconds(lambda: experiment.judge(few.batch, few)) / len(few)
+    judged = _seconds(lambda: experiment._judge(few.batch, few)) / len(few)
     return np.array([forward * scale, backward * scale, judged])
 
 

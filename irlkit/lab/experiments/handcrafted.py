@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from scipy.stats import qmc
@@ -17,15 +17,8 @@ SWEEP_RANGE = 15.0
 """Coefficients are sought between 0 and this (Appendix H)."""
 
 
-class Summarized(Protocol):
-    """Metrics, such as ``metrics.Metrics``."""
-
-    def summary(self) -> Mapping[str, Any]:
-        """All numbers by name; "crmse" is one of them."""
-
-
 def sweep(
-    measure: Callable[[CrystalDataset, int, LinearAnnealing], Summarized],
+    measure: Callable[[CrystalDataset, int, LinearAnnealing], Any],
     data: CrystalDataset,
     rungs: Sequence[Rung],
     candidates: Sequence[tuple[float, float]] = (),
@@ -37,7 +30,8 @@ def sweep(
     the same in every run and begins at (0, 0): no annealing. Best means lowest cRMSE.
 
     Args:
-        measure: metrics of a schedule on a part of the data with a number of steps.
+        measure: metrics of a schedule on a part of the data with a number of steps, such as
+            ``metrics.Metrics``; their summary has "crmse".
         data: split to sweep on; rounds use parts of it.
         rungs: the rounds.
         candidates: coefficients (pos, cell) to try besides.
@@ -53,14 +47,10 @@ def sweep(
         raise ValueError("rungs must hold at least one round, got none")
     points = qmc.Halton(2, scramble=False).random(rungs[0].n_trials) * SWEEP_RANGE
     trials = list(dict.fromkeys([*candidates, *((float(p), float(c)) for p, c in points)]))
-    n_later = sum(rung.n_trials for rung in rungs[1:])
+    total = len(trials) + sum(rung.n_trials for rung in rungs[1:])
+    name = f"sweep at {rungs[-1].n_steps} steps"
     rows: list[dict[str, Any]] = []
-    with progress_bar(
-        total=len(trials) + n_later,
-        disable=not progress,
-        unit="trial",
-        desc=f"sweep at {rungs[-1].n_steps} steps",
-    ) as bar:
+    with progress_bar(total=total, disable=not progress, unit="trial", desc=name) as bar:
         for number, rung in enumerate(rungs):
             if number:
                 best = last_round(pd.DataFrame(rows))[: rung.n_trials]
@@ -75,12 +65,12 @@ def sweep(
 
 
 def last_round(trials: pd.DataFrame) -> pd.DataFrame:
-    """Trials of the last round, best first."""
+    """Return the trials of the last round, best first."""
     last = trials[trials["round"] == trials["round"].max()]
     return last.sort_values("crmse", kind="stable")
 
 
 def best_of(trials: pd.DataFrame) -> LinearAnnealing:
-    """The best annealing of a sweep."""
+    """Return the best annealing of a sweep."""
     best = last_round(trials).iloc[0]
     return LinearAnnealing(float(best["pos"]), float(best["cell"]))

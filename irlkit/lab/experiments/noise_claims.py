@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from irlkit.lab.experiments.claims import Claim, _ratio, held_in_words
+from irlkit.lab.experiments.claims import Claim, _conclude, _ratio, _rows
 from irlkit.lab.experiments.presets import NoisePreset
 
 
@@ -16,7 +16,7 @@ def noise_claims(
     medium: Mapping[tuple[str, str], float],
     reached: bool,
 ) -> list[Claim]:
-    """The paper's claims about noise and annealing (section 4.2, Appendix C).
+    """Judge the paper's claims about noise and annealing (section 4.2, Appendix C).
 
     Args:
         evaluation: of one model, with the columns integration, noise, scale, schedule, n_steps,
@@ -27,68 +27,63 @@ def noise_claims(
         reached: whether the constant schedule reaches it with the perturbed ODE.
     """
     few, many = preset.n_steps, preset.reference_steps
-    share = preset.levels["medium"]
-    check = Claim.check
+    share = f"{preset.levels['medium']:.0%} of the quality"
     sde, ode = "SDE", "perturbed ODE"
-    claims = [
-        check(
-            f"scale that costs {share:.0%} of the quality, SDE relative to perturbed ODE, "
-            f"{kind} schedule",
+    entries = [
+        (
+            f"scale that costs {share}, SDE relative to perturbed ODE, {kind} schedule",
             _of(medium[sde, kind], medium[ode, kind]),
             "> 1",
         )
         for kind in ("constant", "square root")
     ]
-    claims += [
-        check(
-            f"scale that costs {share:.0%} of the quality, square-root relative to constant "
-            f"schedule, {way}",
+    entries += [
+        (
+            f"scale that costs {share}, square-root relative to constant schedule, {way}",
             _of(medium[way, "square root"], medium[way, "constant"]),
             "> 1",
         )
         for way in (sde, ode)
     ]
-    claims.append(
-        check(
-            f"a constant schedule of some scale costs more than {share:.0%} of the quality of the "
-            "perturbed ODE (1: yes)",
+    none, annealed = (
+        {k: _rows(evaluation, integration="ODE", schedule=s, n_steps=k) for k in (few, many)}
+        for s in ("none", "handcrafted")
+    )
+    stochastic = _rows(evaluation, integration=sde, schedule="handcrafted", n_steps=many)
+    crmse = annealed[many]["crmse"] - none[many]["crmse"]
+    gained = stochastic["match_rate"] - annealed[many]["match_rate"]
+    entries += [
+        (
+            f"a constant schedule of some scale costs more than {share} of the perturbed ODE "
+            "(1: yes)",
             float(reached),
             ">= 1",
-        )
-    )
-    none = {k: _rows(evaluation, "none", k) for k in (few, many)}
-    annealed = {k: _rows(evaluation, "handcrafted", k) for k in (few, many)}
-    stochastic = _rows(evaluation, "handcrafted", many, integration=sde)
-    claims += [
-        check(
+        ),
+        (
             f"match rate with the annealing for {many} steps, at {few} relative to {many} steps",
             _paired(annealed[few], annealed[many]),
             "<= 0.9",
         ),
-        check(
+        (
             f"match rate without annealing, at {few} relative to {many} steps",
             _paired(none[few], none[many]),
             ">= 0.95",
         ),
-        check(
-            f"cRMSE with annealing minus without, at {many} steps",
-            float((annealed[many]["crmse"] - none[many]["crmse"]).mean()),
-            "< 0",
-        ),
-        check(
+        (f"cRMSE with annealing minus without, at {many} steps", float(crmse.mean()), "< 0"),
+        (
             f"match rate of the SDE minus that of the ODE, both annealed and at {many} steps, "
             "absolute value",
-            float(abs((stochastic["match_rate"] - annealed[many]["match_rate"]).mean())),
+            float(abs(gained.mean())),
             "<= 0.03",
         ),
     ]
-    return claims
+    return [Claim.check(*entry) for entry in entries]
 
 
 def noise_conclusion(
     scales: pd.DataFrame, annealing: pd.DataFrame, preset: NoisePreset, claims: Sequence[Claim]
 ) -> str:
-    """What the numbers say, in Markdown.
+    """Say in Markdown what the numbers say.
 
     Args:
         scales: line -> small, medium and large scale, as text.
@@ -96,41 +91,20 @@ def noise_conclusion(
         preset: says which split was generated for.
         claims: of ``noise_claims``.
     """
-    columns = list(scales.columns)
-    lines = [f"| noise | {' | '.join(columns)} |", f"|:--|{'--:|' * len(columns)}"]
-    lines += [
-        f"| {name} | {' | '.join(row)} |"
-        for name, row in zip(scales.index, scales.to_numpy().tolist(), strict=True)
-    ]
-    many = preset.reference_steps
+    lines = [f"| {' | '.join(['noise', *scales.columns])} |", f"|:--|{'--:|' * scales.shape[1]}"]
+    lines += [f"| {' | '.join([str(name), *row])} |" for name, row in scales.T.items()]
     words = []
-    for schedule, name in (("handcrafted", "the best handcrafted annealing"), ("none", "none")):
+    for schedule, name in (
+        ("handcrafted", "with the best handcrafted annealing"),
+        ("none", "without"),
+    ):
         there = annealing.xs(("ODE", schedule), level=(0, 1)) if len(annealing) else annealing
         rates = ", ".join(f"{k} steps {row['match rate']}" for k, row in there.iterrows())
-        words.append(f"with {name}: {rates}" if schedule != "none" else f"without: {rates}")
-    lines += [
-        "",
-        f"Match rate of the ODE {'; '.join(words)}. The annealing was tuned for {many} steps.",
-        "",
-        held_in_words(claims),
-    ]
-    if preset.split == "test":
-        lines[-1] += (
-            ' A scale for a training is better chosen on the validation split: `split = "val"`.'
-        )
-    if preset.name == "quick":
-        lines[-1] += (
-            " The preset *quick* only shows that everything works: do not judge the method by it."
-        )
-    return "\n".join(lines)
-
-
-def _rows(
-    evaluation: pd.DataFrame, schedule: str, n_steps: int, integration: str = "ODE"
-) -> pd.DataFrame:
-    keep = (evaluation["schedule"] == schedule) & (evaluation["n_steps"] == n_steps)
-    keep &= evaluation["integration"] == integration
-    return evaluation[keep].drop_duplicates("seed", keep="last").set_index("seed")
+        words.append(f"{name}: {rates}")
+    tuned = f"The annealing was tuned for {preset.reference_steps} steps."
+    lines += ["", f"Match rate of the ODE {'; '.join(words)}. {tuned}", ""]
+    on_test = ' A scale for a training is better chosen on the validation split: `split = "val"`.'
+    return _conclude(lines, claims, preset, on_test if preset.split == "test" else "")
 
 
 def _paired(values: pd.DataFrame, others: pd.DataFrame) -> float:

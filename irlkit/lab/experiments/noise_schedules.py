@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import isotonic_regression
 
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
-from irlkit.lab.experiments.base import Job, annealing_labels, means_for_people
+from irlkit.lab.experiments.base import Job, annealing_labels
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.energies import METRIC_NAMES, EnergyExperiment
+from irlkit.lab.experiments.energies import EnergyExperiment
 from irlkit.lab.experiments.noise_claims import noise_claims, noise_conclusion
 from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel
-from irlkit.potentials import Potential
 from irlkit.utils.checks import checked
 
 KINDS: Mapping[str, type[ConstantNoise] | type[SquareRootNoise]] = {
@@ -31,55 +30,34 @@ LINE = ["model", "integration", "noise"]
 """Columns that tell the lines of Fig. 2 from each other."""
 
 
-class NoiseSchedules(EnergyExperiment):
+class NoiseSchedules(EnergyExperiment[NoisePreset]):
     """Compares SDE and perturbed ODE under noise schedules of several scales.
 
     Args:
-        checkpoint: name of a shipped model or path of a checkpoint; with a denoiser for the fields
-            that get noise, which the SDE needs.
-        dataset: name of a shipped data set or path of a data file.
-        preset: size and settings.
+        *arguments: of ``EnergyExperiment``; the model with a denoiser for the fields that get
+            noise, which the SDE needs.
         velocity_checkpoint: a second model, integrated as a perturbed ODE; None: none.
-        potential: a potential, or its name for ``potentials.get``.
-        device: of the network.
-        out_dir: folder for results; made when needed.
-        progress: show bars.
+        **options: of ``EnergyExperiment``.
 
     Raises:
-        FileNotFoundError: no such checkpoint, data file or weights of the potential.
         ValueError: see ``EnergyExperiment``; or the model has no denoiser for a field.
     """
 
+    preset_kind = NoisePreset
+    folder = "runs/02"
+
     @checked
     def __init__(
-        self,
-        checkpoint: str | Path,
-        dataset: str | Path,
-        preset: NoisePreset,
-        *,
-        velocity_checkpoint: str | Path | None = None,
-        potential: Potential | str = "chgnet",
-        device: str | torch.device = "cpu",
-        out_dir: str | Path = "runs/02",
-        progress: bool = True,
+        self, *arguments: Any, velocity_checkpoint: str | Path | None = None, **options: Any
     ) -> None:
-        super().__init__(
-            checkpoint,
-            dataset,
-            preset,
-            potential=potential,
-            device=device,
-            out_dir=out_dir,
-            progress=progress,
-        )
-        self.preset = preset
-        if preset.split == "val":
-            self.test = self.validation.subset(preset.test_size)
-        missing = [name for name in preset.fields if name not in self.model.has_denoiser]
+        super().__init__(*arguments, **options)
+        if self.preset.split == "val":
+            self.test = self.validation.subset(self.preset.test_size)
+        missing = [name for name in self.preset.fields if name not in self.model.has_denoiser]
         if missing:
             raise ValueError(
-                f"checkpoint: {checkpoint} has no denoiser for {missing}, which an SDE with noise "
-                "on them needs; take another checkpoint or other fields"
+                f"checkpoint: {self.checkpoint} has no denoiser for {missing}, which an SDE with "
+                "noise on them needs; take another checkpoint or other fields"
             )
         self.second: FlowModel | None = None
         self.second_name = None if velocity_checkpoint is None else str(velocity_checkpoint)
@@ -96,7 +74,7 @@ class NoiseSchedules(EnergyExperiment):
         return rows
 
     def schedules(self, scale: float) -> dict[str, NoiseSchedule]:
-        """The kinds of schedules at one scale, by name."""
+        """Return the kinds of schedules at one scale, by name."""
         return {name: kind(scale) for name, kind in KINDS.items()}
 
     # ----------------------------------------------------------------------------------------------
@@ -137,7 +115,7 @@ class NoiseSchedules(EnergyExperiment):
             ValueError: ``scan`` or ``sweep_reference`` was not called before.
         """
         many = self.preset.reference_steps
-        scale = self.scale(SDE, "square root", "small")
+        scale = self._scale(SDE, "square root", "small")
         jobs = []
         for k in self.preset.evaluation_steps:
             for seed in self.preset.seeds_for(k):
@@ -168,18 +146,18 @@ class NoiseSchedules(EnergyExperiment):
             "n_steps": n_steps,
             "seed": seed,
         }
-        options: dict[str, Any] = {"model": model}
-        if noise != "none":
-            options["noise"] = dict.fromkeys(self.preset.fields, KINDS[noise](scale))
-            options["kind"] = "sde" if integration == SDE else "ode"
-        return Job(labels, annealing, options)
+        if noise == "none":
+            return Job(labels, Dynamics(model, annealing))
+        noises = dict.fromkeys(self.preset.fields, KINDS[noise](scale))
+        kind: Literal["ode", "sde"] = "sde" if integration == SDE else "ode"
+        return Job(labels, Dynamics(model, annealing, noises, kind))
 
     # ----------------------------------------------------------------------------------------------
     # What it says
     # ----------------------------------------------------------------------------------------------
 
     def scanned(self) -> pd.DataFrame:
-        """Rows of ``scan``, those without noise once for each line that begins there.
+        """Return the rows of ``scan``, those without noise once for each line that begins there.
 
         A column "line" says of which figure's line a row is a point.
         """
@@ -197,7 +175,7 @@ class NoiseSchedules(EnergyExperiment):
             parts.append(pd.concat([start, own]).assign(line=line))
         return pd.concat(parts, ignore_index=True)
 
-    def losses(self) -> pd.DataFrame:
+    def _losses(self) -> pd.DataFrame:
         """Which share of the quality without noise a scale costs, mean over seeds.
 
         Quality is stol - cRMSE. A loss never falls with the scale: what dips is averaged with its
@@ -216,7 +194,7 @@ class NoiseSchedules(EnergyExperiment):
         means["loss"] = means.groupby(LINE, sort=False)["loss"].transform(_monotonic)
         return means.drop(columns="quality")
 
-    def scales(self) -> pd.DataFrame:
+    def _scales(self) -> pd.DataFrame:
         """At which scales the loss reaches that of each level, between those that were tried.
 
         Returns:
@@ -224,7 +202,7 @@ class NoiseSchedules(EnergyExperiment):
             the largest one that was tried costs less.
         """
         rows = []
-        for key, of_line in self.losses().groupby([*LINE, "line"], sort=False):
+        for key, of_line in self._losses().groupby([*LINE, "line"], sort=False):
             scales, losses = of_line["scale"].to_numpy(), of_line["loss"].to_numpy()
             found = {
                 level: scale_at(scales, losses, loss) for level, loss in self.preset.levels.items()
@@ -232,22 +210,22 @@ class NoiseSchedules(EnergyExperiment):
             rows.append({**dict(zip([*LINE, "line"], key, strict=True)), **found})
         return pd.DataFrame(rows)
 
-    def scale(self, integration: str, noise: str, level: str) -> float:
+    def _scale(self, integration: str, noise: str, level: str) -> float:
         """The scale of a level for the first model; at most the largest that was tried."""
-        table = self.scales()
+        table = self._scales()
         chosen = (table[LINE] == [self.checkpoint, integration, noise]).all(axis=1)
         return min(float(table.loc[chosen, level].iloc[0]), self.preset.scales[-1])
 
     def scales_table(self) -> pd.DataFrame:
-        """Small, medium and large scale of every line, for people."""
+        """Return small, medium and large scale of every line, for people."""
         largest = self.preset.scales[-1]
-        table = self.scales().set_index("line")[list(self.preset.levels)]
+        table = self._scales().set_index("line")[list(self.preset.levels)]
         text = table.map(lambda x: f"{x:.3f}" if np.isfinite(x) else f"above {largest:g}")
         names = {level: f"{level} ({loss:.0%} lost)" for level, loss in self.preset.levels.items()}
         return text.rename(columns=names).rename_axis(index=None)
 
     def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
-        """Energies above the reference (eV/atom) of structures without noise and with each scale.
+        """Return energies above the reference (eV/atom), without noise and with each scale.
 
         Args:
             integration: "SDE" or "perturbed ODE", of the first model.
@@ -270,30 +248,27 @@ class NoiseSchedules(EnergyExperiment):
         return {name: rows["energy_above_reference"].to_numpy() for name, rows in chosen.items()}
 
     def annealing_rows(self) -> pd.DataFrame:
-        """Rows of ``compare_annealing`` without noise."""
+        """Return the rows of ``compare_annealing`` without noise."""
         rows = self.evaluation
         return rows[(rows["noise"] == "none") & (rows["model"] == self.checkpoint)]
 
     def annealing_table(self) -> pd.DataFrame:
-        """Means over seeds with and without annealing (Table 1), for people."""
+        """Return means over seeds with and without annealing (Table 1), for people."""
         rows = self.evaluation
         rows = rows[rows["model"] == self.checkpoint]
         rows = rows[(rows["noise"] == "none") | (rows["schedule"] != "none")]
-        rows = rows.sort_values(
-            ["integration", "schedule", "n_steps"], ascending=[False, True, False]
-        )
-        by = ("integration", "schedule", "n_steps")
-        table = means_for_people(rows, by, METRIC_NAMES)
-        return table.rename_axis(index={"n_steps": "steps", "schedule": "annealing"})
+        order = ["integration", "schedule", "n_steps"]
+        rows = rows.sort_values(order, ascending=[False, True, False])
+        return self._means(rows, "integration", "schedule", "n_steps")
 
     # ----------------------------------------------------------------------------------------------
     # Results
     # ----------------------------------------------------------------------------------------------
 
     def claims(self) -> list[Claim]:
-        """What holds of the paper's claims."""
+        """Judge the paper's claims."""
         medium = {
-            (way, kind): self.scale(way, kind, "medium")
+            (way, kind): self._scale(way, kind, "medium")
             for way in (SDE, PERTURBED)
             for kind in KINDS
         }
@@ -302,15 +277,14 @@ class NoiseSchedules(EnergyExperiment):
         return noise_claims(rows[rows["model"] == self.checkpoint], self.preset, medium, reached)
 
     def conclusion(self, claims: Sequence[Claim]) -> str:
-        """What was learned, in Markdown, from the results."""
+        """Say in Markdown what was learned."""
         return noise_conclusion(self.scales_table(), self.annealing_table(), self.preset, claims)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return {**super().tables(), "losses": self.losses()}
+        return {**super().tables(), "losses": self._losses()}
 
     def results(self) -> dict[str, Any]:
-        """Potential, and the scales that were chosen."""
-        scales = self.scales().drop(columns="line")
+        scales = self._scales().drop(columns="line")
         return {**super().results(), "noise_scales": scales.to_dict("records")}
 
 
@@ -321,7 +295,7 @@ def _monotonic(losses: pd.Series) -> np.ndarray:
 
 
 def scale_at(scales: np.ndarray, losses: np.ndarray, level: float) -> float:
-    """Where a loss that does not fall reaches a level.
+    """Find where a loss that does not fall reaches a level.
 
     Between two scales the loss is taken as linear in the logarithm of the scale, between 0 and the
     first one as linear in the scale.

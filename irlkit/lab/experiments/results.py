@@ -30,7 +30,7 @@ _PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "paperm
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
-    """Versions and machine."""
+    """Return versions and machine."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -51,16 +51,16 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     }
 
 
-def to_plain(value: Any) -> Any:
-    """What strict JSON can hold: numbers that are not finite become None, arrays become lists."""
+def _to_plain(value: Any) -> Any:
+    """What strict JSON can hold: numbers that are not finite as None, arrays as lists."""
     if isinstance(value, Mapping):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
+        return {str(key): _to_plain(entry) for key, entry in value.items()}
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [to_plain(entry) for entry in value]
+        return [_to_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path):
@@ -70,7 +70,7 @@ def to_plain(value: Any) -> Any:
 
 def write_json(data: Mapping[str, Any], path: str | Path) -> Path:
     """Write strict JSON (no NaN)."""
-    text = json.dumps(to_plain(data), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_to_plain(data), indent=1, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
     return Path(path)
 
@@ -93,12 +93,12 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
     return paths
 
 
-def to_results(
+def _to_results(
     experiment: Experiment, parameters: Mapping[str, Any], claims: list[Claim]
 ) -> dict[str, Any]:
-    """Everything that goes into results.json."""
+    """All that goes into results.json."""
     return {
-        "parameters": {**parameters, "settings": experiment.settings.to_dict()},
+        "parameters": {**parameters, "settings": experiment.preset.to_dict()},
         "environment": {**environment(experiment.device), "seconds": experiment.seconds},
         "dataset": {
             "name": experiment.dataset,
@@ -107,7 +107,7 @@ def to_results(
             "n_skipped": len(experiment.test.skipped),
             "checkpoint": experiment.checkpoint,
         },
-        "evaluation": experiment.evaluation_records(),
+        "evaluation": _evaluation_records(experiment.evaluation),
         "handcrafted_sweep": [
             {
                 "n_steps": n_steps,
@@ -121,6 +121,18 @@ def to_results(
         **experiment.results(),
         "claims": [asdict(claim) for claim in claims],
     }
+
+
+def _evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
+    """The evaluations as results.json has them: coefficients only where something was tuned."""
+    records = []
+    for record in evaluation.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        coefficients = {name: row.pop(name) for name in ("pos", "cell")}
+        tuned = row["schedule"] == "handcrafted"
+        row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
+        records.append({**row, "coefficients": coefficients if tuned else None})
+    return records
 
 
 @checked
@@ -146,7 +158,7 @@ def write_results(
         if len(table):
             paths.append(write_table(table, experiment.out_dir / f"{name}.parquet"))
     paths += write_figures(figures or {}, experiment.out_dir / "figures")
-    data = to_results(experiment, parameters, claims)
+    data = _to_results(experiment, parameters, claims)
     paths.append(write_json(data, experiment.out_dir / "results.json"))
     experiment.finish()
     return paths

@@ -12,20 +12,13 @@ import torch
 from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
-from irlkit.lab.experiments.base import Experiment, Job, annealing_labels, means_for_people
+from irlkit.lab.experiments.base import Experiment, Job, annealing_labels
 from irlkit.lab.experiments.claims import Claim, held_in_words
 from irlkit.lab.experiments.presets import Rung, choose, parse_seeds
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import checked
 
-METRIC_NAMES = {
-    "metre": "METRe",
-    "crmse": "cRMSE",
-    "match_rate": "match rate",
-    "rmse": "RMSE",
-    "valid_rate": "valid",
-}
 BACKENDS = ("optuna", "ray")
 
 
@@ -148,7 +141,7 @@ def resolve_sweep(
     return choose(SWEEP_PRESETS, preset, given)
 
 
-class SweepExperiment(Experiment):
+class SweepExperiment(Experiment[Any]):
     """Sweeps the hyperparameters of one policy and trains the best configuration again.
 
     A sweep that is in the folder is continued; what is trained already is read.
@@ -309,15 +302,13 @@ class SweepExperiment(Experiment):
             labels = {"n_steps": self.objective.grpo["n_steps"], "seed": seed}
             jobs.append(Job({**annealing_labels("none", None), **labels}))
             for name in ("first", "best"):
-                deployed = self.policies[name, seed].deploy()
-                options = {key: getattr(deployed, key) for key in ("model", "noise", "kind")}
                 labelled = {**annealing_labels(name, None), **labels}
-                jobs.append(Job(labelled, deployed.annealing, options))
+                jobs.append(Job(labelled, self.policies[name, seed].deploy()))
         return self._run("the test split", jobs)
 
     def metrics_table(self) -> pd.DataFrame:
         """Return means over seeds, for people: on the test split, and validation rewards."""
-        table = means_for_people(self.evaluation, ("schedule",), METRIC_NAMES)
+        table = self._means(self.evaluation, "schedule")
         rewards = {name: f"{values.mean():.4f}" for name, values in self._validated().items()}
         table["validation reward"] = pd.Series(rewards)
         return table.rename_axis("configuration")

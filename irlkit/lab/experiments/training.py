@@ -1,14 +1,20 @@
 """The training runs of an experiment, one after the other or several at a time.
 
-The best policy of each is kept.
+The best policy of each is kept. In processes, each run has its share of the cores: networks of this
+size leave most of a second thread idle. Every run writes a checkpoint after each iteration, as
+everywhere; whoever started the processes reads the results from there. What a run computes does not
+depend on the others, and has the same bits as with as many threads in this process.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +23,25 @@ import torch
 
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
-from irlkit.lab.experiments.parallel import Assignment, MakeRewards, train_in_processes
+from irlkit.lab import runs as run_folders
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards import Reward
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy
 from irlkit.rl.trainer import CHECKPOINT, GRPOTrainer
+from irlkit.utils.progress import progress_bar
 from irlkit.utils.system import write_atomically
-from irlkit.utils.workers import WorkersLostError
+from irlkit.utils.workers import WorkerPool, WorkersLostError
+
+_YEAR = 365 * 86400.0
+"""Seconds that a run may take: it is the user who decides."""
+_POLL = 1.0
+"""Seconds between two looks whether the parent is alive."""
+_LOOK = 5.0
+"""Seconds between two looks at the checkpoints, which takes a while."""
+
+MakeRewards = Callable[[], tuple[Reward, Reward]]
+"""Makes the reward and that of the validation; has to be importable by another process."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +54,7 @@ class Run:
         folder: for its files, below that of all trainings.
         labels: further columns of its history.
         make: makes the policy to be trained.
-        config: settings of GRPO.
-        iterations: how many.
+        config: settings of GRPO, with the number of iterations.
     """
 
     key: Any
@@ -47,13 +63,18 @@ class Run:
     labels: Mapping[str, Any]
     make: Callable[[], Policy]
     config: TrainerConfig
-    iterations: int
+
+    @property
+    def iterations(self) -> int:
+        """How many in all."""
+        assert self.config.iterations is not None  # Every preset says it.
+        return self.config.iterations
 
 
 def annealing_policy(
     model: FlowModel, schedule: Mapping[str, Any], noise: Mapping[str, float], seed: int
 ) -> AnnealingPolicy:
-    """A policy that learns the annealing of a model.
+    """Make a policy that learns the annealing of a model.
 
     Args:
         model: that is annealed.
@@ -99,9 +120,8 @@ class Trainings:
     def train(
         self,
         runs: Sequence[Run],
-        reward: Reward,
+        rewards: tuple[Reward, Reward],
         validation: CrystalDataset,
-        validation_reward: Reward,
         kept: dict[Any, Any],
         n_processes: int = 1,
         make_rewards: MakeRewards | None = None,
@@ -114,9 +134,8 @@ class Trainings:
 
         Args:
             runs: what to train.
-            reward: of the rollouts.
+            rewards: of the rollouts, and of the validation.
             validation: compositions of the validation.
-            validation_reward: of the validation.
             kept: key of a run -> its policy, filled here.
             n_processes: how many are trained at a time, in processes of their own which share as
                 many threads; 1 trains one after the other in this process.
@@ -135,71 +154,82 @@ class Trainings:
                 path.unlink()  # of a run before, whose results are written
             write_atomically(self._unfinished, b"")
         self.seconds_before = 0.0
-        trainers = {}
-        for run in runs:
-            if run.key in kept:
-                continue
-            trainer = trainers[run.key] = self._trainer(run, reward, validation, validation_reward)
+        start = partial(self._trainer, rewards=rewards, validation=validation)
+        todo = [run for run in runs if run.key not in kept]
+        trainers = {run.key: start(run) for run in todo}
+        for run in todo:
+            trainer = trainers[run.key]
             if run.key not in self._begun and trainer.iteration:
                 print(f"{run.name}: {trainer.iteration} iterations are there, going on")
                 self.seconds_before += float(trainer.history.filter(like="_seconds").sum().sum())
             self._begun.add(run.key)
-        unfinished = [
-            run
-            for run in runs
-            if run.key in trainers and trainers[run.key].iteration < run.iterations
-        ]
+        unfinished = [run for run in todo if trainers[run.key].iteration < run.iterations]
         if make_rewards is not None and min(n_processes, len(unfinished)) > 1:
             self._continues = True  # With what the processes leave.
-            self._train_in_processes(unfinished, trainers, validation, make_rewards, n_processes)
-            for run in unfinished:
-                trainers[run.key] = self._trainer(run, reward, validation, validation_reward)
-        for run in runs:
-            if run.key in kept:
-                continue
-            trainer = trainers.pop(run.key)
-            trainer.run(run.iterations, progress=self.progress)
-            if len(trainer.history):
-                self.histories[run.key] = trainer.history.assign(**run.labels)
-            if trainer.iteration < run.iterations:
-                raise KeyboardInterrupt(
-                    f"training stopped at iteration {trainer.iteration} of {run.iterations} "
-                    f"of {run.name}; run this cell again to go on from there"
-                )
-            trainer.restore_best()
-            kept[run.key] = trainer.policy
-            assert trainer.best is not None  # A validation split was given.
-            self.best_iteration[run.key] = int(trainer.best["iteration"])
+            resumed = [trainers[run.key].iteration > 0 for run in unfinished]
+            self._train_in_processes(unfinished, resumed, validation, make_rewards, n_processes)
+            trainers |= {run.key: start(run) for run in unfinished}
+        for run in todo:
+            self._finish_run(run, trainers.pop(run.key), kept)
+
+    def _finish_run(self, run: Run, trainer: GRPOTrainer, kept: dict[Any, Any]) -> None:
+        """Train what is left of a run here, and keep its best policy."""
+        trainer.run(run.iterations, progress=self.progress)
+        if len(trainer.history):
+            self.histories[run.key] = trainer.history.assign(**run.labels)
+        if trainer.iteration < run.iterations:
+            raise KeyboardInterrupt(
+                f"training stopped at iteration {trainer.iteration} of {run.iterations} "
+                f"of {run.name}; run this cell again to go on from there"
+            )
+        kept[run.key] = trainer.restore_best()
+        assert trainer.best is not None  # A validation split was given.
+        self.best_iteration[run.key] = int(trainer.best["iteration"])
+
+    def _trainer(
+        self, run: Run, rewards: tuple[Reward, Reward], validation: CrystalDataset
+    ) -> GRPOTrainer:
+        """The trainer of a run, new or where it was."""
+
+        def make(resume: bool) -> GRPOTrainer:
+            assigned = _Assignment(
+                run.make(), run.config, self.folder / run.folder, run.iterations, resume
+            )
+            return assigned.trainer(self.compositions, validation, rewards)
+
+        if run.key in self.histories or not self._continues:
+            return make(run.key in self.histories)
+        try:
+            return make(True)
+        except ValueError as error:
+            warnings.warn(f"{run.name} begins anew: {error}", stacklevel=4)
+            return make(False)
+
+    def _assignment(self, run: Run, resume: bool) -> _Assignment:
+        folder = self.folder / run.folder
+        return _Assignment(run.make(), run.config, folder, run.iterations, resume)
 
     def _train_in_processes(
         self,
         unfinished: Sequence[Run],
-        trainers: Mapping[Any, GRPOTrainer],
+        resumed: Sequence[bool],
         validation: CrystalDataset,
         make_rewards: MakeRewards,
         n_processes: int,
     ) -> None:
         """Train several at a time, as far as that goes: the errors come up here, where they end."""
-        assignments = [
-            Assignment(
-                run.name,
-                self.folder / run.folder,
-                run.make(),
-                run.config,
-                run.iterations,
-                trainers[run.key].iteration > 0,
-            )
-            for run in unfinished
-        ]
+        pairs = zip(unfinished, resumed, strict=True)
+        assignments = [self._assignment(run, resume) for run, resume in pairs]
+        for assigned in assignments:
+            if not assigned.resume:
+                (assigned.folder / CHECKPOINT).unlink(missing_ok=True)
+        at_once = min(n_processes, len(assignments))  # If there are few, each has more threads.
+        threads, parent = n_processes // at_once, os.getpid()
+        factory = partial(_Trainer, self.compositions, validation, make_rewards, threads, parent)
+        pool = WorkerPool(factory, at_once, timeout=_YEAR)
         try:
-            failed = train_in_processes(
-                assignments,
-                make_rewards,
-                self.compositions,
-                validation,
-                n_processes,
-                self.progress,
-            )
+            with _bar(assignments, self.progress):
+                outcomes = pool.map(assignments)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "training stopped; run this cell again to go on from the last iteration of each run"
@@ -210,32 +240,111 @@ class Trainings:
                 stacklevel=4,
             )
             return
-        for name, reason in failed.items():
-            warnings.warn(f"{name} goes on in this process: {reason}", stacklevel=4)
-
-    def _trainer(
-        self, run: Run, reward: Reward, validation: CrystalDataset, validation_reward: Reward
-    ) -> GRPOTrainer:
-        """The trainer of a run, new or where it was."""
-        make = partial(
-            GRPOTrainer,
-            reward=reward,
-            dataset=self.compositions,
-            config=run.config,
-            validation=validation,
-            validation_reward=validation_reward,
-            out_dir=self.folder / run.folder,
-        )
-        if run.key in self.histories:
-            return make(run.make(), resume=True)
-        if not self._continues:
-            return make(run.make())
-        try:
-            return make(run.make(), resume=True)
-        except ValueError as error:
-            warnings.warn(f"{run.name} begins anew: {error}", stacklevel=4)
-            return make(run.make())
+        finally:
+            pool.close()
+        for run, outcome in zip(unfinished, outcomes, strict=True):
+            if outcome.error:
+                message = f"{run.name} goes on in this process: {outcome.error}"
+                warnings.warn(message, stacklevel=4)
 
     def finish(self) -> None:
         """Note that results are written: what is trained from now on begins anew."""
         self._unfinished.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# In other processes
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """What a process is to train; with `resume`, from the checkpoint in the folder."""
+
+    policy: Policy
+    config: TrainerConfig
+    folder: Path
+    iterations: int
+    resume: bool
+
+    def trainer(
+        self, data: CrystalDataset, validation: CrystalDataset, rewards: tuple[Reward, Reward]
+    ) -> GRPOTrainer:
+        return GRPOTrainer(
+            self.policy,
+            rewards[0],
+            data,
+            self.config,
+            validation=validation,
+            validation_reward=rewards[1],
+            out_dir=self.folder,
+            resume=self.resume,
+        )
+
+    def done(self) -> int:
+        """Iterations that its checkpoint has."""
+        try:
+            return run_folders.read(self.folder).done or 0
+        except (OSError, ValueError):  # not begun, or not to be read now; the run says what is
+            return 0
+
+
+class _Trainer:
+    """What a process does. It ends when the one that started it does."""
+
+    def __init__(
+        self,
+        compositions: CrystalDataset,
+        validation: CrystalDataset,
+        make_rewards: MakeRewards,
+        n_threads: int,
+        parent: int,
+    ) -> None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        torch.set_num_threads(n_threads)
+        self._data = compositions, validation
+        self._make_rewards = make_rewards
+
+    @cached_property
+    def _rewards(self) -> tuple[Reward, Reward]:
+        """Made with the first run: a start has a time limit, and energies may take long."""
+        return self._make_rewards()
+
+    def __call__(self, assigned: _Assignment) -> None:
+        assigned.trainer(*self._data, self._rewards).run(assigned.iterations, progress=False)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with another one, at most a second later; files are never half-written."""
+    forever = threading.Event()
+    while os.getppid() == parent:
+        forever.wait(_POLL)
+    os._exit(1)
+
+
+@contextmanager
+def _bar(assignments: Sequence[_Assignment], progress: bool) -> Iterator[None]:
+    """A bar over the iterations of all runs, as their checkpoints have them."""
+    if not progress:
+        yield
+        return
+    total = sum(assigned.iterations for assigned in assignments)
+    bar = progress_bar(total=total, unit="it")
+    ended = threading.Event()
+
+    def look() -> None:
+        bar.update(sum(assigned.done() for assigned in assignments) - bar.n)
+
+    def watch() -> None:
+        while not ended.wait(_LOOK):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        look()
+        bar.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,71 +13,45 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
-from irlkit.flows.dynamics import Dynamics
+from irlkit.evaluate import metrics
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
     LearnedAnnealing,
     NoAnnealing,
     annealing_on_grid,
-    save_annealing,
     time_grid,
 )
-from irlkit.lab.experiments.base import (
-    SWEEP_SEED,
-    Experiment,
-    Job,
-    Measured,
-    annealing_labels,
-    means_for_people,
-)
+from irlkit.lab.experiments.base import SWEEP_SEED, Experiment, Job, annealing_labels
 from irlkit.lab.experiments.claims import Claim, annealing_claims, annealing_conclusion
 from irlkit.lab.experiments.finished import some_found
 from irlkit.lab.experiments.handcrafted import best_of
 from irlkit.lab.experiments.presets import AnnealingPreset, Rung
 from irlkit.lab.experiments.training import Run, annealing_policy
-from irlkit.rl.policies import AnnealingPolicy, Policy
-from irlkit.utils.checks import checked
+from irlkit.rewards import CRMSEReward
+from irlkit.rl.policies import AnnealingPolicy
 
 
-class VelocityAnnealing(Experiment):
-    """Compares annealing schedules of one pretrained model on one data set.
+class VelocityAnnealing(Experiment[AnnealingPreset]):
+    """Compares annealing schedules of one pretrained model on one data set; see ``Experiment``."""
 
-    Args:
-        checkpoint: name of a shipped model or path of a checkpoint.
-        dataset: name of a shipped data set or path of a data file.
-        preset: size and settings.
-        device: of the network; structures are matched on the CPU.
-        out_dir: folder for results; made when needed.
-        progress: show bars.
-
-    Raises:
-        FileNotFoundError: no such checkpoint or data file.
-        ValueError: a checkpoint or data file that is none, a device that is not there, or a folder
-            for results that cannot be made.
-    """
-
-    @checked
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        dataset: str | Path,
-        preset: AnnealingPreset,
-        *,
-        device: str | torch.device = "cpu",
-        out_dir: str | Path = "runs/04",
-        progress: bool = True,
-    ) -> None:
-        super().__init__(
-            checkpoint, dataset, preset, device=device, out_dir=out_dir, progress=progress
-        )
-        self.preset = preset
-        self._policies: dict[int, AnnealingPolicy] = {}
+    preset_kind = AnnealingPreset
+    folder = "runs/04"
 
     @property
     def learned(self) -> dict[int, LearnedAnnealing]:
         """Seed -> trained schedule."""
-        return {seed: policy.annealing for seed, policy in self._policies.items()}
+        return {
+            seed: cast(AnnealingPolicy, policy).annealing for seed, policy in self.policies.items()
+        }
+
+    def policy(self, seed: int) -> AnnealingPolicy:
+        """Make the policy that a training with this seed begins with."""
+        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
+
+    def reward(self) -> CRMSEReward:
+        """Make the reward of the training: closeness to a reference of the composition."""
+        return CRMSEReward(self.train, self.pool)
 
     def _summary(self) -> dict[str, str]:
         config = self.preset.config(0)
@@ -118,13 +92,13 @@ class VelocityAnnealing(Experiment):
         jobs = []
         for k in counts:
             for seed in self.preset.seeds_for(k, schedule):
-                annealing = self.annealing(schedule, seed, tuned_at)
+                annealing = self._annealing(schedule, seed, tuned_at)
                 labels = annealing_labels(schedule, annealing, tuned_at)
                 jobs.append(Job({**labels, "n_steps": k, "seed": seed}, annealing))
         return self._run(name, jobs)
 
-    def annealing(self, schedule: str, seed: int = 0, tuned_at: int | None = None) -> Annealing:
-        """A schedule by its name; see ``evaluate``."""
+    def _annealing(self, schedule: str, seed: int, tuned_at: int | None = None) -> Annealing:
+        """A schedule by its name."""
         if schedule == "none":
             return NoAnnealing()
         if schedule == "handcrafted":
@@ -136,7 +110,7 @@ class VelocityAnnealing(Experiment):
         return self.learned[seed]
 
     def metrics_table(self, *n_steps: int) -> pd.DataFrame:
-        """Mean metrics over seeds, for people.
+        """Return mean metrics over seeds, for people.
 
         Args:
             *n_steps: numbers of steps; none: all.
@@ -144,30 +118,22 @@ class VelocityAnnealing(Experiment):
         rows = self.evaluation
         if n_steps:
             rows = rows[rows["n_steps"].isin(n_steps)]
-        names = {
-            "metre": "METRe",
-            "crmse": "cRMSE",
-            "match_rate": "match rate",
-            "rmse": "RMSE",
-            "valid_rate": "valid",
-        }
         rows = rows.assign(
             annealing=[
                 schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
                 for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
             ]
         )
-        table = means_for_people(rows, ("annealing", "n_steps"), names)
-        return table.rename_axis(index={"n_steps": "steps"})
+        return self._means(rows, "annealing", "n_steps")
 
     def named_schedules(self) -> dict[str, Annealing]:
-        """The schedules of the comparison, by what they are called; the learned one first."""
+        """Return the schedules of the comparison by name, the learned one first."""
         seed = self.preset.seeds[0]
         handcrafted = {f"handcrafted, for {k} steps": best_of(t) for k, t in self.sweeps.items()}
         return {"learned": self.learned[seed], **handcrafted, "none": NoAnnealing()}
 
     def few_structures(self, size: int = 8) -> CrystalDataset:
-        """Some test structures: half that the learned schedule finds in few steps, half others."""
+        """Select test structures, half of which the learned schedule finds in few steps."""
         found = np.isfinite(self._rmsd("learned", self.preset.seeds[0]))
         return self.test.select(some_found(found, size))
 
@@ -180,8 +146,8 @@ class VelocityAnnealing(Experiment):
         n_trials, n_structures = self.preset.few_step_sweep
         return self._sweep((Rung(n_trials, n_structures, self.preset.n_steps),))
 
-    def learned_on_sweep(self, n_steps: int) -> Measured:
-        """Metrics of the first learned schedule on the structures of a sweep's last round."""
+    def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
+        """Measure the first learned schedule on the structures of a sweep's last round."""
         n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
         data = self.validation.subset(n_structures)
         return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
@@ -207,19 +173,15 @@ class VelocityAnnealing(Experiment):
                 name=f"seed {seed}",
                 folder=f"seed_{seed}",
                 labels={"seed": seed},
-                make=partial(self._make_policy, seed),
+                make=partial(self.policy, seed),
                 config=self.preset.config(seed),
-                iterations=self.preset.iterations,
             )
             for seed in self.preset.seeds
         ]
-        return self._train_annealings(runs, self._policies)
-
-    def _make_policy(self, seed: int) -> Policy:
-        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
+        return self._train_annealings(runs, self.policies)
 
     def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
-        """1 + s(t) of all schedules (Fig. 5).
+        """Return 1 + s(t) of all schedules (Fig. 5).
 
         Args:
             *n_steps: grids, whose step size learned schedules may depend on; handcrafted ones are
@@ -255,17 +217,12 @@ class VelocityAnnealing(Experiment):
                 parts.append(pd.DataFrame({**labels, "field": field, **curve}))
         return pd.concat(parts, ignore_index=True)
 
-    def smallest_factor(self) -> float:
-        """Smallest 1 + s(t) of the learned schedules on the grids of all numbers of steps."""
-        curves = self.schedule_curves(*self.preset.evaluation_steps)
-        return float(curves.loc[curves["schedule"] == "learned", "factor"].min())
-
     # ----------------------------------------------------------------------------------------------
     # Results
     # ----------------------------------------------------------------------------------------------
 
     def example(self, seed: int | None = None) -> tuple[int, dict[str, list[CrystalBatch]]]:
-        """A test structure that the learned schedule finds in few steps and no annealing does not.
+        """Find a test structure that only the learned schedule finds in few steps.
 
         Returns:
             Its number, and per title the states of the integration; the last is the reference.
@@ -289,27 +246,27 @@ class VelocityAnnealing(Experiment):
         shown = {}
         for schedule, title in (("none", "no annealing"), ("learned", "learned annealing")):
             states: list[CrystalBatch] = []
-            Dynamics(self.model, self.annealing(schedule, seed)).generate(
-                reference.to(self.device), few, x_0=x_0, record=states
-            )
+            annealing = self._annealing(schedule, seed)
+            self.generate(reference, few, annealing, seed, x_0=x_0, record=states)
             displacement = rmsd[schedule][number]
             outcome = f"RMSD {displacement:.2f}" if found[schedule][number] else "no match"
             shown[f"{title}: {outcome}"] = [state.to("cpu") for state in states]
         return number, {**shown, "reference": [reference]}
 
     def claims(self) -> list[Claim]:
-        """What holds of the paper's claims."""
-        return annealing_claims(self.evaluation, self.preset, self.smallest_factor())
+        """Judge the paper's claims."""
+        curves = self.schedule_curves(*self.preset.evaluation_steps)
+        smallest = float(curves.loc[curves["schedule"] == "learned", "factor"].min())
+        return annealing_claims(self.evaluation, self.preset, smallest)
 
     def conclusion(self, claims: Sequence[Claim]) -> str:
-        """What was learned, in Markdown, from the results."""
+        """Say in Markdown what was learned."""
         return annealing_conclusion(self.evaluation, self.preset, claims)
 
     def save_learned(self) -> list[Path]:
-        """Write the learned schedules to `out_dir`."""
         paths = []
-        for seed, annealing in self.learned.items():
-            path = self.out_dir / f"schedule_seed_{seed}.safetensors"
+        for seed, policy in self.policies.items():
+            paths.append(self.out_dir / f"schedule_seed_{seed}.safetensors")
             metadata = {
                 "seed": seed,
                 "checkpoint": self.checkpoint,
@@ -317,12 +274,10 @@ class VelocityAnnealing(Experiment):
                 "iteration": self.best_iteration[seed],
                 "train_steps": list(self.preset.config(seed).step_choices),
             }
-            save_annealing(annealing, path, metadata)
-            paths.append(path)
+            policy.save(paths[-1], metadata)
         return paths
 
     def results(self) -> dict[str, Any]:
-        """How training went."""
         rewards = self.history
         return {
             "training": {
