@@ -431,26 +431,14 @@ def entries(kit):
             n_frequencies=1,
             generator=k.draws,
         ),
-        "schedules.LearnedAnnealing.from_omatg": dict(
-            state_dict={
-                schedules.LearnedAnnealing(4, 1).omatg_name(name): value
-                for name, value in schedules.LearnedAnnealing(4, 1).state_dict().items()
-            }
-        ),
         "schedules.LinearAnnealing": dict(pos=1.0, cell=0.5),
         "schedules.NoAnnealing": {},
         "schedules.ControlPointAnnealing": dict(pos=(0.0, 1.0), cell=(0.0, 1.0)),
         "schedules.ControlPointNoise": dict(values=(0.0, 1.0)),
-        "schedules.ControlPointAnnealing.from_annealing": dict(
-            annealing=LINEAR, n_points=3, n_steps=2
+        "schedules.schedule_to_dict": dict(schedule=LINEAR),
+        "schedules.schedule_from_dict": dict(
+            data=schedules.schedule_to_dict(LINEAR), kinds=schedules.ANNEALINGS
         ),
-        "schedules.ControlPointNoise.from_noise": dict(
-            noise=schedules.ConstantNoise(0.1), n_points=3
-        ),
-        "schedules.annealing_from_dict": dict(data=schedules.annealing_to_dict(LINEAR)),
-        "schedules.annealing_to_dict": dict(annealing=LINEAR),
-        "schedules.noise_from_dict": dict(data={"kind": "ConstantNoise", "scale": 0.1}),
-        "schedules.noise_to_dict": dict(noise=schedules.ConstantNoise(0.1)),
         "schedules.check_n_steps": dict(n_steps=2),
         "schedules.time_grid": dict(n_steps=2, dtype=torch.float64, device="cpu"),
         "schedules.load_annealing": dict(path=k.saved_annealing),

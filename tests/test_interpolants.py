@@ -23,7 +23,7 @@ from irlkit.flows.interpolants import (
 @pytest.mark.parametrize("path", [LinearPath(), TrigonometricPath(), EncoderDecoderPath()])
 def test_boundary_conditions(path):
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    alpha, beta = path.alpha(ends), path.beta(ends)
+    alpha, beta = path(ends)
     torch.testing.assert_close(alpha, torch.tensor([1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(beta, torch.tensor([0.0, 1.0], dtype=torch.float64))
 

@@ -586,8 +586,8 @@ def test_velocity_follows_from_the_denoiser(config, tmp_path, small_batch):
         assert bool(output.velocity[name].isfinite().all())
     path = model.interpolants["cell"].path
     time = torch.tensor(1e-3, dtype=torch.float64)
-    ratio = time_derivative(lambda t: path.beta(t).log(), time)
-    alpha, rate = path.alpha(time), time_derivative(path.alpha, time)
+    ratio = time_derivative(lambda t: path(t)[1].log(), time)
+    alpha, rate = path(time)[0], time_derivative(path, time)[0]
     z = both.denoiser["cell"].double()
     expected = rate * z + ratio * (batch.cell.double() - alpha * z)
     torch.testing.assert_close(both.velocity["cell"].double(), expected, rtol=1e-4, atol=1e-4)

@@ -23,6 +23,8 @@ from irlkit.data import writers
 from irlkit.evaluate.diversity import count_distinct, fingerprints
 from irlkit.evaluate.metrics import MatchPool, evaluate
 from irlkit.flows.schedules import (
+    ANNEALINGS,
+    NOISES,
     ConstantNoise,
     ControlPointAnnealing,
     ControlPointNoise,
@@ -30,11 +32,9 @@ from irlkit.flows.schedules import (
     LinearAnnealing,
     ScaledNoise,
     SquareRootNoise,
-    annealing_from_dict,
-    annealing_to_dict,
     check_n_steps,
-    noise_from_dict,
-    noise_to_dict,
+    schedule_from_dict,
+    schedule_to_dict,
     time_grid,
 )
 from irlkit.lab import experiments, plots, runs
@@ -153,7 +153,7 @@ def test_noise_of_one_number(kind, value):
     noise = result_or_words(lambda: kind(value), "scale")
     if noise is not None:
         assert noise(T).shape == T.shape and bool((noise(T) > 0).all())
-        assert noise_from_dict(json.loads(json.dumps(noise_to_dict(noise)))) == noise
+        assert schedule_from_dict(json.loads(json.dumps(schedule_to_dict(noise))), NOISES) == noise
 
 
 @given(ANYTHING)
@@ -167,7 +167,7 @@ def test_linear_annealing(pos, cell):
     annealing = result_or_words(lambda: LinearAnnealing(pos, cell), "pos", "cell")
     if annealing is not None:
         assert all(bool(s.isfinite().all()) for s in annealing(T, T).values())
-        again = annealing_from_dict(json.loads(json.dumps(annealing_to_dict(annealing))))
+        again = schedule_from_dict(json.loads(json.dumps(schedule_to_dict(annealing))), ANNEALINGS)
         assert again == annealing
 
 
@@ -191,8 +191,8 @@ def test_learned_annealing(name, value):
 
 @given(st.dictionaries(st.sampled_from(["kind", "scale", "values", "factor"]), ANYTHING))
 def test_descriptions_of_schedules(data):
-    result_or_words(lambda: noise_from_dict(data), "noise", "scale", "values")
-    result_or_words(lambda: annealing_from_dict(data), "annealing")
+    result_or_words(lambda: schedule_from_dict(data, NOISES), "data", "scale", "values")
+    result_or_words(lambda: schedule_from_dict(data, ANNEALINGS), "data")
 
 
 # --- compositions and crystals ---

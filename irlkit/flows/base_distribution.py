@@ -46,7 +46,7 @@ LATTICE_STATISTICS: dict[str, tuple[tuple[float, float, float], tuple[float, flo
 
 
 def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
-    """Cells in the standard orientation: first vector along x, second in the xy plane.
+    """Return cells in the standard orientation: first vector along x, second in the xy plane.
 
     Args:
         lengths: a, b, c in Å, shape (B, 3).
@@ -54,6 +54,11 @@ def cell_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
 
     Returns:
         Shape (B, 3, 3), lattice vectors as rows, positive volume.
+
+    >>> cell_from_parameters(torch.tensor([[2.0, 3.0, 4.0]]), torch.full((1, 3), 90.0)).round()
+    tensor([[[2., 0., 0.],
+             [-0., 3., 0.],
+             [-0., -0., 4.]]])
     """
     cos_alpha, cos_beta, cos_gamma = torch.deg2rad(angles).cos().unbind(1)
     sin_gamma = torch.sqrt(1 - cos_gamma**2)
@@ -77,10 +82,10 @@ class BaseDistribution:
     per lattice vector and angles uniform in 60° to 120°.
 
     Attributes:
-        log_length_mean: Mean of ln(length / Å) of each lattice vector.
-        log_length_std: Standard deviation of the same.
-        normal_pos: Mean and standard deviation of normal fractional positions instead.
-        normal_cell: Mean and standard deviation (Å) of normal cell entries instead; the lengths
+        log_length_mean: mean of ln(length / Å) of each lattice vector.
+        log_length_std: standard deviation of the same.
+        normal_pos: mean and standard deviation of normal fractional positions instead.
+        normal_cell: mean and standard deviation (Å) of normal cell entries instead; the lengths
             are then not used and may be None.
 
     Raises:
@@ -108,10 +113,7 @@ class BaseDistribution:
 
     @classmethod
     def informed(cls, dataset: str) -> BaseDistribution:
-        """The lengths of a public training set.
-
-        Args:
-            dataset: One of `LATTICE_STATISTICS`.
+        """Return the lengths of a public training set, one of `LATTICE_STATISTICS`.
 
         Raises:
             ValueError: another name.
@@ -140,7 +142,7 @@ class BaseDistribution:
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def sample_pos(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """Fractional positions in [0, 1), shape (n, 3), on the generator's device."""
+        """Draw fractional positions in [0, 1), shape (n, 3), on the generator's device."""
         device = generator.device
         if self.normal_pos is None:
             return torch.rand(n, 3, generator=generator, device=device, dtype=dtype)
@@ -149,7 +151,7 @@ class BaseDistribution:
         return wrap_positions(mean + std * normal)
 
     def sample_cell(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """Cells of shape (n, 3, 3); those of lengths and angles are never flat.
+        """Draw cells of shape (n, 3, 3); those of lengths and angles are never flat.
 
         Their polar sine is above `MIN_POLAR_SINE`. Cells of normal entries are as they are drawn.
         """
@@ -174,10 +176,10 @@ class BaseDistribution:
         return cell_from_parameters(lengths, angles).to(dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `from_dict`."""
+        """Return plain data for `from_dict`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDistribution:
-        """Inverse of `to_dict`."""
+        """Undo `to_dict`."""
         return cls(**{name: tuple(value) for name, value in data.items()})

@@ -2,7 +2,7 @@
 
 A `Path` gives alpha and beta, another function gamma; an `Interpolant` combines them for one field
 and knows whether the field lives on a torus. Derivatives come from forward-mode differentiation,
-so a new path is two short functions.
+so a new path is one short function and an entry of `PATHS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,12 @@ T_MIN = 1e-3
 T_MAX = 1.0 - 1e-3
 
 
-def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt at t, elementwise; shape of `t`."""
+def time_derivative(function: Callable[[Tensor], Any], t: Tensor) -> Any:
+    """Return d function / dt at t, elementwise, of the shape of `t`; of each of several results.
+
+    >>> time_derivative(lambda t: t**2, torch.tensor([1.0, 3.0]))
+    tensor([2., 6.])
+    """
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
@@ -33,40 +37,32 @@ def _encoder_decoder_phase(t: Tensor, switch_time: float, power: float) -> Tenso
     return a / (a + b)
 
 
-@dataclass(frozen=True)
 class Path:
-    """alpha and beta of an interpolant; subclasses define both as functions of time tensors."""
+    """The weights of x_0 and x_1: times of any shape to alpha and beta of that shape."""
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Weight of x_0; shape of `t`."""
-        raise NotImplementedError
-
-    def beta(self, t: Tensor) -> Tensor:
-        """Weight of x_1; shape of `t`."""
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class LinearPath(Path):
-    """alpha = 1 - t, beta = t."""
+    """alpha = 1 - t, beta = t.
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
+    >>> LinearPath()(torch.tensor(0.25))
+    (tensor(0.7500), tensor(0.2500))
+    """
 
-    def beta(self, t: Tensor) -> Tensor:
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # A product, so that forward-mode differentiation sees a tangent.
-        return 1.0 * t
+        return 1 - t, 1.0 * t
 
 
 @dataclass(frozen=True)
 class TrigonometricPath(Path):
     """alpha = cos(pi t / 2), beta = sin(pi t / 2)."""
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.cos(0.5 * math.pi * t)
-
-    def beta(self, t: Tensor) -> Tensor:
-        return torch.sin(0.5 * math.pi * t)
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cos(0.5 * math.pi * t), torch.sin(0.5 * math.pi * t)
 
 
 @checked
@@ -77,13 +73,11 @@ class EncoderDecoderPath(Path):
     switch_time: float = 0.5
     power: float = 1.0
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
-        return torch.where(t <= self.switch_time, wave, torch.zeros_like(wave))
-
-    def beta(self, t: Tensor) -> Tensor:
-        wave = torch.cos(math.pi * _encoder_decoder_phase(t, self.switch_time, self.power)) ** 2
-        return torch.where(t > self.switch_time, wave, torch.zeros_like(wave))
+        zero = torch.zeros_like(wave)
+        before = t <= self.switch_time
+        return torch.where(before, wave, zero), torch.where(before, zero, wave)
 
 
 @checked
@@ -96,18 +90,16 @@ class VariancePreservingPath(Path):
             `offset`).
     """
 
-    schedule: str = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     beta_min: float = 0.1
     beta_max: float = 20.0
     offset: float = 0.008
 
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(
-                f"schedule: expected 'constant', 'linear' or 'cosine', got {self.schedule!r}"
-            )
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        tau = self._tau(t)
+        return torch.sqrt(1 - tau**2), tau
 
-    def beta(self, t: Tensor) -> Tensor:
+    def _tau(self, t: Tensor) -> Tensor:
         if self.schedule == "constant":
             return 1.0 * t
         log_t = torch.log(t)
@@ -118,9 +110,6 @@ class VariancePreservingPath(Path):
         wave = torch.sin(c * (1 + log_t)) / math.sin(c)
         return torch.where(t > math.exp(-1), wave, torch.zeros_like(wave))
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sqrt(1 - self.beta(t) ** 2)
-
 
 @checked
 @dataclass(frozen=True)
@@ -130,12 +119,9 @@ class VarianceExplodingPath(Path):
     sigma_min: float = 0.005
     sigma_max: float = 0.5
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
-        return torch.sqrt(sigma**2 - self.sigma_min**2)
-
-    def beta(self, t: Tensor) -> Tensor:
-        return 1.0 + 0.0 * t
+        return torch.sqrt(sigma**2 - self.sigma_min**2), 1.0 + 0.0 * t
 
 
 @checked
@@ -191,25 +177,31 @@ class VanishingEpsilon:
         return self.c * rise * torch.sigmoid((1 - self.mu - t) / self.sigma)
 
 
-PATHS = {
-    c.__name__: c
-    for c in (
-        LinearPath,
-        TrigonometricPath,
-        EncoderDecoderPath,
-        VariancePreservingPath,
-        VarianceExplodingPath,
-    )
-}
-GAMMAS = {c.__name__: c for c in (SqrtGamma, EncoderDecoderGamma)}
-EPSILONS = {c.__name__: c for c in (ConstantEpsilon, VanishingEpsilon)}
+def _by_name(*kinds: type) -> dict[str, Any]:
+    return {kind.__name__: kind for kind in kinds}
+
+
+PATHS = _by_name(
+    *(LinearPath, TrigonometricPath, EncoderDecoderPath),
+    *(VariancePreservingPath, VarianceExplodingPath),
+)
+GAMMAS = _by_name(SqrtGamma, EncoderDecoderGamma)
+EPSILONS = _by_name(ConstantEpsilon, VanishingEpsilon)
+
+
+def named(item: Any) -> dict[str, Any]:
+    """Return class name and arguments of a path, gamma or epsilon, as plain data."""
+    return {"name": type(item).__name__, **asdict(item)}
 
 
 def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
-    """The object that `named` described.
+    """Return the object that `named` described.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or other arguments.
+
+    >>> build_named(PATHS, named(EncoderDecoderPath(0.4)))
+    EncoderDecoderPath(switch_time=0.4, power=1.0)
     """
     arguments = dict(entry)
     name = arguments.pop("name", None)
@@ -223,17 +215,12 @@ def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
         raise ValueError(f"interpolant: the entry does not make a {name}: {error}") from error
 
 
-def named(item: Any) -> dict[str, Any]:
-    """Class name and arguments of a path, gamma or epsilon, as plain data."""
-    return {"name": type(item).__name__, **asdict(item)}
-
-
 class InterpolantSample(NamedTuple):
     """One draw of an interpolant.
 
     Attributes:
-        x_t: State, wrapped to [0, 1) for periodic fields.
-        target: Velocity target d/dt x_t, never wrapped, shape of `x_t`.
+        x_t: state, wrapped to [0, 1) for periodic fields.
+        target: velocity target d/dt x_t, never wrapped, shape of `x_t`.
     """
 
     x_t: Tensor
@@ -247,12 +234,12 @@ class Interpolant:
 
     Attributes:
         path: alpha and beta.
-        gamma: Latent-noise coefficient or None.
-        periodic: Whether the field is a fractional coordinate.
-        center_of_mass_free: Subtract each structure's mean from the velocity target (per-atom
+        gamma: latent-noise coefficient or None.
+        periodic: whether the field is a fractional coordinate.
+        center_of_mass_free: subtract each structure's mean from the velocity target (per-atom
             fields only).
         one_sided: x_0 is Gaussian and also plays z, with alpha in the place of gamma.
-        trained_heads: Which of the network's outputs "velocity" and "denoiser" were trained. None:
+        trained_heads: which of the network's outputs "velocity" and "denoiser" were trained. None:
             the velocity, and with latent noise the denoiser. Without the velocity it follows from
             the denoiser, for one-sided interpolants only.
 
@@ -283,60 +270,53 @@ class Interpolant:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The trained outputs of the network."""
+        """Return the trained outputs of the network."""
         if self.trained_heads is not None:
             return self.trained_heads
         return ("velocity",) if self.gamma is None else ("velocity", "denoiser")
 
     def velocity_from_denoiser(self, t: Tensor, x_t: Tensor, denoiser: Tensor) -> Tensor:
-        """b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
+        """Return b = alpha' z + (beta' / beta) (x_t - alpha z), for one-sided interpolants.
 
         Args:
-            t: Times, broadcastable to `x_t`.
-            x_t: State, wrapped if periodic.
+            t: times, broadcastable to `x_t`.
+            x_t: state, wrapped if periodic.
             denoiser: z(t, x_t), shape of `x_t`.
 
         Returns:
             Shape and dtype of `x_t`.
         """
         # In double precision: beta spans many orders of magnitude, and only the ratio matters.
-        time = t.double()
-        beta, rate = self.path.beta(time), time_derivative(self.path.beta, time)
-        ratio = torch.where(beta > 0, rate / beta, torch.zeros_like(beta)).to(x_t.dtype)
-        alpha = self.path.alpha(time).to(x_t.dtype)
-        alpha_rate = time_derivative(self.path.alpha, time).to(x_t.dtype)
-        return alpha_rate * denoiser + ratio * (x_t - alpha * denoiser)
-
-    def nearest_image(self, x_0: Tensor, x_1: Tensor) -> Tensor:
-        """The image of `x_1` nearest to `x_0`; `x_1` itself for a field that is not periodic."""
-        if not self.periodic:
-            return x_1
-        difference = x_1 - x_0
-        return x_0 + difference - difference.round()
+        alpha, beta = self.path(t.double())
+        alpha_rate, beta_rate = time_derivative(self.path, t.double())
+        ratio = torch.where(beta > 0, beta_rate / beta, torch.zeros_like(beta)).to(x_t.dtype)
+        return alpha_rate.to(x_t.dtype) * denoiser + ratio * (x_t - alpha.to(x_t.dtype) * denoiser)
 
     def sample(
         self, t: Tensor, x_0: Tensor, x_1: Tensor, z: Tensor | None = None
     ) -> InterpolantSample:
-        """x_t of Eq. 1 and its time derivative.
+        """Return x_t of Eq. 1 and its time derivative.
 
         Args:
-            t: Time of each row, broadcastable to `x_0`.
-            x_0: Base sample; wrapped to [0, 1) if periodic.
-            x_1: Data, same shape.
-            z: Standard normal, same shape; needed with latent noise.
-
-        Returns:
-            State and velocity target.
+            t: time of each row, broadcastable to `x_0`.
+            x_0: base sample; wrapped to [0, 1) if periodic.
+            x_1: data, same shape; of a periodic field, the image nearest to x_0 counts.
+            z: standard normal, same shape; needed with latent noise.
 
         Raises:
             ValueError: latent noise without `z`.
+
+        >>> x_0, x_1 = torch.tensor([[0.9]]), torch.tensor([[0.1]])
+        >>> Interpolant(periodic=True).sample(torch.tensor([[0.75]]), x_0, x_1)
+        InterpolantSample(x_t=tensor([[0.0500]]), target=tensor([[0.2000]]))
         """
         if self.periodic:
             x_0 = x_0 % 1.0
-        x_1 = self.nearest_image(x_0, x_1)
-        x_t = self.path.alpha(t) * x_0 + self.path.beta(t) * x_1
-        target = time_derivative(self.path.alpha, t) * x_0
-        target = target + time_derivative(self.path.beta, t) * x_1
+            difference = x_1 - x_0
+            x_1 = x_0 + difference - difference.round()
+        (alpha, beta), (alpha_rate, beta_rate) = self.path(t), time_derivative(self.path, t)
+        x_t = alpha * x_0 + beta * x_1
+        target = alpha_rate * x_0 + beta_rate * x_1
         if self.gamma is not None:
             if z is None:
                 raise ValueError("z: this interpolant has latent noise and needs z, got None")
@@ -345,41 +325,37 @@ class Interpolant:
         return InterpolantSample(x_t % 1.0 if self.periodic else x_t, target)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data from which `from_dict` makes the same interpolant."""
-        data: dict[str, Any] = {
+        """Return plain data from which `from_dict` makes the same interpolant."""
+        return {
             "path": named(self.path),
             "gamma": None if self.gamma is None else named(self.gamma),
             "periodic": self.periodic,
             "center_of_mass_free": self.center_of_mass_free,
+            "one_sided": self.one_sided,
+            "trained_heads": None if self.trained_heads is None else list(self.trained_heads),
         }
-        if self.one_sided:
-            data["one_sided"] = True
-        if self.trained_heads is not None:
-            data["trained_heads"] = list(self.trained_heads)
-        return data
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Interpolant:
-        """Inverse of `to_dict`.
+    def from_dict(cls, data: Mapping[str, Any]) -> Interpolant:
+        """Undo `to_dict`.
 
         Raises:
-            ValueError: the path or the latent noise has an unknown name.
+            ValueError: the path or the latent noise has an unknown name, or an entry is missing.
         """
         if missing := sorted({"path", "gamma", "periodic", "center_of_mass_free"} - set(data)):
             raise ValueError(f"data: an interpolant needs {missing} as well, got {sorted(data)}")
+        gamma = None if data["gamma"] is None else build_named(GAMMAS, data["gamma"])
+        made = {"path": build_named(PATHS, data["path"]), "gamma": gamma}
         heads = data.get("trained_heads")
-        return cls(
-            path=build_named(PATHS, data["path"]),
-            gamma=None if data["gamma"] is None else build_named(GAMMAS, data["gamma"]),
-            periodic=bool(data["periodic"]),
-            center_of_mass_free=bool(data["center_of_mass_free"]),
-            one_sided=bool(data.get("one_sided", False)),
-            trained_heads=None if heads is None else tuple(heads),
-        )
+        try:
+            made["trained_heads"] = None if heads is None else tuple(heads)
+            return cls(**{**data, **made})
+        except TypeError as error:
+            raise ValueError(f"data: no interpolant is described like that: {error}") from error
 
 
 def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
-    """`values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
+    """Return `values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
     total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
     return values - (total / n_atoms[:, None].to(values.dtype))[batch]
 
@@ -392,10 +368,10 @@ def align_translation(x_0: Tensor, x_1: Tensor, batch: Tensor, n_atoms: Tensor) 
     cell in different directions, and the velocity of one relative position becomes an average.
 
     Args:
-        x_0: Base fractional positions, shape (n, 3).
-        x_1: Data fractional positions, shape (n, 3).
-        batch: Structure of each atom, shape (n,).
-        n_atoms: Atoms per structure, shape (B,).
+        x_0: base fractional positions, shape (n, 3).
+        x_1: data fractional positions, shape (n, 3).
+        batch: structure of each atom, shape (n,).
+        n_atoms: atoms per structure, shape (B,).
 
     Returns:
         Shifted `x_0`, shape (n, 3), not wrapped; the mean displacement to the nearest images of
@@ -423,10 +399,10 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tens
     train on a part of the base distribution alone.
 
     Args:
-        x_0: Base fractional positions, shape (n, 3).
-        x_1: Data fractional positions, shape (n, 3).
-        species: Atomic numbers, shape (n,).
-        n_atoms: Atoms per structure, shape (B,).
+        x_0: base fractional positions, shape (n, 3).
+        x_1: data fractional positions, shape (n, 3).
+        species: atomic numbers, shape (n,).
+        n_atoms: atoms per structure, shape (B,).
 
     Returns:
         Permuted `x_0`, shape (n, 3).

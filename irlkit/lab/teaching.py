@@ -96,7 +96,7 @@ class PlaneFlow:
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
         """Exact b(t, x), shape (n, 2)."""
         share, centers, variance = self._posterior(t, x)
-        beta_rate = time_derivative(self.interpolant.path.beta, t)
+        _, beta_rate = time_derivative(self.interpolant.path, t)
         half_rate = 0.5 * time_derivative(self._variance, t) / variance
         towards = beta_rate * self.means + half_rate * (x[:, None] - centers)
         return (share[..., None] * towards).sum(1)
@@ -112,13 +112,13 @@ class PlaneFlow:
         return torch.zeros_like(t) if gamma is None else gamma(t)
 
     def _variance(self, t: Tensor) -> Tensor:
-        path = self.interpolant.path
-        return path.alpha(t) ** 2 + (path.beta(t) * self.spread) ** 2 + self._gamma(t) ** 2
+        alpha, beta = self.interpolant.path(t)
+        return alpha**2 + (beta * self.spread) ** 2 + self._gamma(t) ** 2
 
     def _posterior(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p(k | x) of shape (n, n_modes), centres beta m_k, and v(t)."""
         variance = self._variance(t)
-        centers = self.interpolant.path.beta(t) * self.means
+        centers = self.interpolant.path(t)[1] * self.means
         square = (x[:, None] - centers).square().sum(-1)
         return torch.softmax(-0.5 * square / variance, dim=1), centers, variance
 

@@ -155,10 +155,11 @@ class FlowModel(nn.Module):
         if field not in self.interpolants:
             raise ValueError(f"field must be one of {sorted(self.interpolants)}, got {field!r}")
         entry = self.interpolants[field]
-        scale = entry.path.alpha if entry.one_sided else entry.gamma
-        if scale is None:
+        if entry.one_sided:
+            return entry.path(t)[0]
+        if entry.gamma is None:
             raise ValueError(f"field: the interpolant of {field!r} has no latent noise gamma")
-        return scale(t)
+        return entry.gamma(t)
 
     @checked
     def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:

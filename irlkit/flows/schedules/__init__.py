@@ -13,11 +13,13 @@ from irlkit.flows.schedules.annealing import (
 )
 from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
 from irlkit.flows.schedules.files import (
-    annealing_from_dict,
-    annealing_to_dict,
+    ANNEALINGS,
+    NOISES,
     load_annealing,
     read_annealing_metadata,
     save_annealing,
+    schedule_from_dict,
+    schedule_to_dict,
 )
 from irlkit.flows.schedules.grid import FIELD_NAMES, check_n_steps, time_grid
 from irlkit.flows.schedules.noise import (
@@ -26,12 +28,12 @@ from irlkit.flows.schedules.noise import (
     NoiseSchedule,
     ScaledNoise,
     SquareRootNoise,
-    noise_from_dict,
-    noise_to_dict,
 )
 
 __all__ = [
+    "ANNEALINGS",
     "FIELD_NAMES",
+    "NOISES",
     "Annealing",
     "ConstantNoise",
     "ControlPointAnnealing",
@@ -43,14 +45,12 @@ __all__ = [
     "NoiseSchedule",
     "ScaledNoise",
     "SquareRootNoise",
-    "annealing_from_dict",
     "annealing_on_grid",
-    "annealing_to_dict",
     "check_n_steps",
     "load_annealing",
-    "noise_from_dict",
-    "noise_to_dict",
     "read_annealing_metadata",
     "save_annealing",
+    "schedule_from_dict",
+    "schedule_to_dict",
     "time_grid",
 ]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from irlkit.flows.schedules.grid import (
-    FIELD_NAMES,
-    initialize,
-    perceptron,
-    zero_last_layer,
-)
+from irlkit.flows.schedules._perceptron import check_sizes, perceptron
+from irlkit.flows.schedules.grid import FIELD_NAMES
 from irlkit.utils.checks import checked, is_number
 
 
@@ -44,6 +38,9 @@ class LinearAnnealing:
 
     Raises:
         ValueError: a slope is not finite.
+
+    >>> LinearAnnealing(pos=2.0)(torch.tensor([0.5]), torch.tensor([0.1]))
+    {'pos': tensor([1.]), 'cell': tensor([0.])}
     """
 
     pos: float = 0.0
@@ -93,46 +90,23 @@ class LearnedAnnealing(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        sizes_given = (hidden_dim, n_hidden_layers, n_frequencies)
-        if not all(isinstance(size, int) for size in sizes_given):
-            raise ValueError(
-                "hidden_dim, n_hidden_layers and n_frequencies must be whole numbers, "
-                f"got {sizes_given}"
-            )
-        if hidden_dim < 1:
-            raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim!r}")
-        if n_hidden_layers < 0:
-            raise ValueError(f"n_hidden_layers must not be negative, got {n_hidden_layers!r}")
-        if hidden_dim > 2**14 or n_hidden_layers > 100 or n_frequencies > 10_000:
-            raise ValueError(
-                f"hidden_dim, n_hidden_layers and n_frequencies: {hidden_dim}, {n_hidden_layers} "
-                f"and {n_frequencies} are more than an annealing can need (16384, 100, 10000)"
-            )
-        if n_frequencies < 0:
-            raise ValueError(f"n_frequencies must not be negative, got {n_frequencies!r}")
-        self.hyperparameters = {
-            "hidden_dim": hidden_dim,
-            "n_hidden_layers": n_hidden_layers,
-            "shared_trunk": shared_trunk,
-            "condition_on_dt": condition_on_dt,
-            "positive": positive,
-            "n_frequencies": n_frequencies,
-        }
+        counts = check_sizes(
+            hidden_dim=hidden_dim, n_hidden_layers=n_hidden_layers, n_frequencies=n_frequencies
+        )
+        switches = {"condition_on_dt": condition_on_dt, "positive": positive}
+        self.arguments = {"shared_trunk": shared_trunk, **counts, **switches}
         n_inputs = (2 if condition_on_dt else 1) + 2 * n_frequencies
         sizes = [n_inputs] + [hidden_dim] * (n_hidden_layers + 1)
+        generator = generator or torch.Generator().manual_seed(0)
+        self.trunk: nn.Module = nn.Identity()
         if shared_trunk:
             # The trunk ends in a linear layer, and so does each head: OMatG's parameters fit.
-            self.trunk: nn.Module = perceptron([*sizes, hidden_dim])
-            self.heads = nn.ModuleDict({f: perceptron([hidden_dim, 1]) for f in FIELD_NAMES})
-        else:
-            self.trunk = nn.Identity()
-            self.heads = nn.ModuleDict({f: perceptron([*sizes, 1]) for f in FIELD_NAMES})
-        initialize(self, generator)
-        for head in self.heads.values():
-            zero_last_layer(head)
+            self.trunk = perceptron([*sizes, hidden_dim], generator, zero=False)
+            sizes = [hidden_dim]
+        self.heads = nn.ModuleDict({f: perceptron([*sizes, 1], generator) for f in FIELD_NAMES})
 
     def forward(self, t: Tensor, dt: Tensor) -> dict[str, Tensor]:
-        """s per field.
+        """Return s per field.
 
         Args:
             t: times, any shape.
@@ -142,70 +116,19 @@ class LearnedAnnealing(nn.Module):
             Field -> s, of the shape of ``t``.
         """
         inputs = [t]
-        if self.hyperparameters["condition_on_dt"]:
+        if self.arguments["condition_on_dt"]:
             inputs.append(-0.5 * dt.clamp(1e-4, 1.0).log10().expand_as(t) - 1.0)
-        for k in range(1, self.hyperparameters["n_frequencies"] + 1):
+        for k in range(1, self.arguments["n_frequencies"] + 1):
             inputs += [torch.sin(math.pi * k * t), torch.cos(math.pi * k * t)]
         features = self.trunk(torch.stack(inputs, dim=-1).to(next(self.parameters())))
         raw = {field: head(features).squeeze(-1) for field, head in self.heads.items()}
-        if self.hyperparameters["positive"]:
+        if self.arguments["positive"]:
             return {field: torch.expm1(value) for field, value in raw.items()}
         return raw
 
-    @classmethod
-    @checked
-    def from_omatg(cls, state_dict: Mapping[str, Tensor]) -> LearnedAnnealing:
-        """A schedule from weights under OMatG-IRL's parameter names.
-
-        Args:
-            state_dict: ``_trunk.{k}.*`` and ``_{field}_head.*`` (shared trunk), or
-                ``_{field}_mlp.{k}.*`` (one perceptron per field).
-
-        Raises:
-            ValueError: the names or shapes are not those of such a schedule.
-        """
-        renamed = {_rename(name): value for name, value in state_dict.items()}
-        shared = any(name.startswith("trunk.") for name in renamed)
-        layers = sorted(
-            {
-                int(name.split(".")[-2])
-                for name in renamed
-                if name.startswith("trunk." if shared else "heads.pos.")
-            }
-        )
-        first = renamed.get("trunk.0.weight" if shared else "heads.pos.0.weight")
-        if first is None or first.ndim != 2 or len(layers) < 2:
-            raise ValueError(
-                "state_dict holds no annealing network: expected _trunk.* with _pos_head.* and "
-                f"_cell_head.*, or _pos_mlp.* and _cell_mlp.*; got {sorted(state_dict)[:8]}"
-            )
-        annealing = cls(first.shape[0], len(layers) - 2, shared, first.shape[1] == 2).to(
-            first.dtype
-        )
-        try:
-            annealing.load_state_dict(renamed)
-        except RuntimeError as error:
-            raise ValueError(f"state_dict does not fit an annealing network: {error}") from error
-        return annealing
-
-    def omatg_name(self, name: str) -> str:
-        """OMatG-IRL's name of the parameter that is called ``name`` here."""
-        if name.startswith("trunk."):
-            return f"_{name}"
-        _, field, layer, kind = name.split(".")
-        if self.hyperparameters["shared_trunk"]:
-            return f"_{field}_head.{kind}"
-        return f"_{field}_mlp.{layer}.{kind}"
-
-
-def _rename(name: str) -> str:
-    name = re.sub(r"^_(pos|cell)_head\.", r"heads.\1.0.", name)
-    name = re.sub(r"^_(pos|cell)_mlp\.", r"heads.\1.", name)
-    return re.sub(r"^_trunk\.", "trunk.", name)
-
 
 def annealing_on_grid(annealing: Annealing, times: Tensor) -> dict[str, Tensor]:
-    """s of every step of a time grid.
+    """Return s of every step of a time grid.
 
     Evaluated for the whole grid at once, always: a matrix product over another number of rows may
     round differently, and a rollout and its update must agree to the last bit.

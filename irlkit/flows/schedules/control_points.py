@@ -12,7 +12,7 @@ from torch import Tensor
 from irlkit.flows.schedules.annealing import Annealing
 from irlkit.flows.schedules.grid import FIELD_NAMES
 from irlkit.flows.schedules.noise import NoiseSchedule
-from irlkit.utils.checks import check_count, checked
+from irlkit.utils.checks import check_count
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class ControlPointAnnealing:
 
     Raises:
         ValueError: fewer than two values, or one that is not finite.
+
+    >>> s = ControlPointAnnealing(pos=(0.0, 2.0), cell=(1.0, 1.0))
+    >>> s(torch.tensor([0.25]), torch.tensor([0.1]))
+    {'pos': tensor([0.5000]), 'cell': tensor([1.])}
     """
 
     pos: tuple[float, ...]
@@ -38,19 +42,15 @@ class ControlPointAnnealing:
         return {field: _interpolate(getattr(self, field), t) for field in FIELD_NAMES}
 
     @classmethod
-    @checked
     def from_annealing(
         cls, annealing: Annealing, n_points: int, n_steps: int
     ) -> ControlPointAnnealing:
-        """Points of another schedule, whose step size is that of `n_steps`."""
+        """Return the points of another schedule, whose step size is that of `n_steps`."""
         check_count("n_points", n_points, least=2)
         check_count("n_steps", n_steps)
         with torch.no_grad():
             t = torch.linspace(0, 1, n_points)
-            try:
-                s = annealing(t, torch.full_like(t, 1.0 / n_steps))
-            except TypeError as error:
-                raise ValueError(f"annealing must take times and step sizes: {error}") from error
+            s = annealing(t, torch.full_like(t, 1.0 / n_steps))
         return cls(*(tuple(s[field].tolist()) for field in FIELD_NAMES))
 
 
@@ -77,9 +77,8 @@ class ControlPointNoise:
         return _interpolate(self.values, t)
 
     @classmethod
-    @checked
     def from_noise(cls, noise: NoiseSchedule, n_points: int) -> ControlPointNoise:
-        """Points of another schedule; the first lies at t = 0.01, where roots are finite."""
+        """Return points of another schedule; the first lies at t = 0.01, where roots are finite."""
         check_count("n_points", n_points, least=2)
         with torch.no_grad():
             return cls(tuple(noise(torch.linspace(0, 1, n_points).clamp(0.01, 0.99)).tolist()))

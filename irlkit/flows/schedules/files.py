@@ -1,17 +1,20 @@
-"""Annealings as files and as plain data."""
+"""Schedules as plain data, and annealings as files.
+
+A new schedule is a file and an entry of `ANNEALINGS` or `NOISES`: a frozen dataclass, or a module
+whose ``arguments`` are those of its constructor.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from irlkit.flows.schedules.annealing import (
     Annealing,
@@ -19,16 +22,91 @@ from irlkit.flows.schedules.annealing import (
     LinearAnnealing,
     NoAnnealing,
 )
-from irlkit.flows.schedules.control_points import ControlPointAnnealing
-from irlkit.flows.schedules.grid import load_weights, weights_to_dict
+from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
+from irlkit.flows.schedules.noise import (
+    ConstantNoise,
+    LearnedNoise,
+    NoiseSchedule,
+    ScaledNoise,
+    SquareRootNoise,
+)
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
-_FORMAT = "irlkit-annealing"
-_KINDS = {
-    cls.__name__: cls
-    for cls in (NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
+ANNEALINGS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
 }
+NOISES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (ConstantNoise, SquareRootNoise, ScaledNoise, LearnedNoise, ControlPointNoise)
+}
+_FORMAT = "irlkit-annealing"
+
+
+@checked
+def schedule_to_dict(schedule: Annealing | NoiseSchedule) -> dict[str, Any]:
+    """Return a schedule as JSON can hold it, weights included.
+
+    Raises:
+        ValueError: it is of no kind of `ANNEALINGS` or `NOISES`.
+
+    >>> schedule_to_dict(ScaledNoise(ConstantNoise(0.2), 2.0))["arguments"]
+    {'noise': {'kind': 'ConstantNoise', 'arguments': {'scale': 0.2}}, 'factor': 2.0}
+    """
+    kind, kinds = type(schedule).__name__, {**ANNEALINGS, **NOISES}
+    if kind not in kinds:
+        raise ValueError(f"schedule must be one of {sorted(kinds)} to be saved, got {kind}")
+    weights: dict[str, Any] = {}
+    if isinstance(schedule, nn.Module):
+        given: Any = schedule.arguments
+        weights["weights"] = {name: value.tolist() for name, value in schedule.state_dict().items()}
+        weights["dtype"] = str(next(schedule.parameters()).dtype).removeprefix("torch.")
+    else:
+        given = vars(schedule)
+    arguments = {
+        name: schedule_to_dict(value) if type(value).__name__ in kinds else value
+        for name, value in given.items()
+    }
+    return {"kind": kind, "arguments": arguments, **weights}
+
+
+@checked
+def schedule_from_dict(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    """Undo `schedule_to_dict`.
+
+    Args:
+        data: what it returned.
+        kinds: which schedules may be described, `ANNEALINGS` or `NOISES`.
+
+    Raises:
+        ValueError: an unknown kind, or what is there does not make a schedule of it.
+    """
+    schedule = _build(data, kinds)
+    if isinstance(schedule, nn.Module):
+        dtypes = {"float32": torch.float32, "float64": torch.float64}
+        try:
+            dtype = dtypes[data["dtype"]]
+            weights = {k: torch.tensor(v, dtype=dtype) for k, v in data["weights"].items()}
+            schedule.to(dtype).load_state_dict(weights)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"data: weights do not fit {data['kind']}: {error}") from error
+    return schedule
+
+
+def _build(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    kind = str(data.get("kind"))
+    if kind not in kinds:
+        raise ValueError(f"data of the unknown kind {kind!r}, known are {sorted(kinds)}")
+    try:
+        return kinds[kind](
+            **{
+                name: schedule_from_dict(value, kinds) if isinstance(value, Mapping) else value
+                for name, value in data["arguments"].items()
+            }
+        )
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError(f"data: the description of {kind} is wrong: {error}") from error
 
 
 @checked
@@ -38,73 +116,30 @@ def save_annealing(
     """Write an annealing as safetensors; the file is complete or absent, never half-written.
 
     Args:
-        annealing: ``NoAnnealing``, ``LinearAnnealing``, ``LearnedAnnealing`` or
-            ``ControlPointAnnealing``.
+        annealing: of a kind of `ANNEALINGS`.
         path: file to write.
         metadata: anything JSON can hold, kept beside the weights (what it was trained on, ...).
 
     Raises:
         ValueError: another kind of annealing, or metadata that JSON cannot hold.
     """
-    kind = type(annealing).__name__
-    if isinstance(annealing, LearnedAnnealing):
-        arguments = annealing.hyperparameters
+    if type(annealing).__name__ not in ANNEALINGS:
+        raise ValueError(f"annealing must be one of {sorted(ANNEALINGS)}, got {annealing!r}")
+    data = schedule_to_dict(annealing)
+    header = {name: data[name] for name in ("kind", "arguments")}
+    tensors = {"none": torch.zeros(1)}  # A file without tensors is not readable everywhere.
+    if isinstance(annealing, nn.Module):
         tensors = {k: v.detach().cpu().contiguous() for k, v in annealing.state_dict().items()}
-    elif isinstance(annealing, NoAnnealing | LinearAnnealing | ControlPointAnnealing):
-        arguments = asdict(annealing)
-        # A file without tensors is not readable everywhere.
-        values = [torch.tensor(v, dtype=torch.float64).reshape(-1) for v in arguments.values()]
-        tensors = {"arguments": torch.cat([torch.zeros(0, dtype=torch.float64), *values])}
-    else:
-        raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
-    header = {"format": _FORMAT, "kind": kind, "arguments": arguments, "metadata": metadata or {}}
     try:
-        description = json.dumps(header)
+        description = json.dumps({"format": _FORMAT, **header, "metadata": metadata or {}})
     except TypeError as error:
         raise ValueError(f"metadata must be what JSON can hold: {error}") from error
     write_atomically(path, serialize_tensors(tensors, {"irlkit": description}))
 
 
-def annealing_to_dict(annealing: Annealing) -> dict[str, Any]:
-    """An annealing as JSON can hold it, weights included.
-
-    Raises:
-        ValueError: another kind of annealing.
-    """
-    kind = type(annealing).__name__
-    if isinstance(annealing, LearnedAnnealing):
-        return {
-            "kind": kind,
-            "arguments": annealing.hyperparameters,
-            **weights_to_dict(annealing),
-        }
-    if isinstance(annealing, NoAnnealing | LinearAnnealing | ControlPointAnnealing):
-        return {"kind": kind, "arguments": asdict(annealing)}
-    raise ValueError(f"annealing must be one of {sorted(_KINDS)} to be saved, got {kind}")
-
-
-@checked
-def annealing_from_dict(data: Mapping[str, Any]) -> Annealing:
-    """Inverse of ``annealing_to_dict``.
-
-    Raises:
-        ValueError: an unknown kind, or what is there does not make an annealing of it.
-    """
-    kind = str(data.get("kind"))
-    if kind not in _KINDS:
-        raise ValueError(f"annealing: the data are of an unknown kind {kind!r}")
-    try:
-        annealing = _KINDS[kind](**data["arguments"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"annealing: the description of {kind} is wrong: {error}") from error
-    if isinstance(annealing, LearnedAnnealing):
-        load_weights(annealing, data)
-    return annealing
-
-
 @checked
 def load_annealing(path: str | Path) -> Annealing:
-    """Read what ``save_annealing`` wrote.
+    """Read what `save_annealing` wrote.
 
     Raises:
         FileNotFoundError: no such file.
@@ -112,26 +147,21 @@ def load_annealing(path: str | Path) -> Annealing:
     """
     header, tensors = _read(path)
     try:
-        annealing = _KINDS[header["kind"]](**header["arguments"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: the description of the annealing is wrong: {error}") from error
-    if not isinstance(annealing, LearnedAnnealing):
-        return annealing
-    try:
-        annealing = annealing.to(next(iter(tensors.values())).dtype)
-        annealing.load_state_dict(tensors)
-    except (RuntimeError, StopIteration, TypeError) as error:
-        raise ValueError(f"{path}: weights and arguments disagree: {error}") from error
+        annealing = _build(header, ANNEALINGS)
+        if isinstance(annealing, nn.Module):
+            annealing.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+    except (RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: description or weights are wrong: {error}") from error
     return annealing
 
 
 @checked
 def read_annealing_metadata(path: str | Path) -> dict[str, object]:
-    """The metadata that was given to ``save_annealing``."""
+    """Return the metadata that was given to `save_annealing`."""
     return _read(path)[0]["metadata"]
 
 
-def _read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no annealing file at {path}")
     wrong = f"{path} is not an annealing written by save_annealing"
@@ -143,6 +173,4 @@ def _read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"{wrong}: it carries no '{_FORMAT}' header")
-    if header.get("kind") not in _KINDS:
-        raise ValueError(f"{path}: unknown kind of annealing {header.get('kind')!r}")
     return header, tensors

@@ -41,10 +41,11 @@ def interpolant_coefficients(
         1, len(interpolants), subplot_titles=list(interpolants), shared_yaxes=True
     )
     for column, entry in enumerate(interpolants.values(), start=1):
+        alpha, beta = entry.path(t)
         gamma = torch.zeros_like(t) if entry.gamma is None else entry.gamma(t)
         curves = {
-            "alpha, weight of x<sub>0</sub>": entry.path.alpha(t),
-            "beta, weight of x<sub>1</sub>": entry.path.beta(t),
+            "alpha, weight of x<sub>0</sub>": alpha,
+            "beta, weight of x<sub>1</sub>": beta,
             "gamma, latent noise": gamma,
         }
         for (name, curve), color in zip(curves.items(), COLORS, strict=False):

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import (
+    ANNEALINGS,
     FIELD_NAMES,
+    NOISES,
     Annealing,
     NoAnnealing,
     NoiseSchedule,
     SquareRootNoise,
-    annealing_from_dict,
-    annealing_to_dict,
-    noise_from_dict,
-    noise_to_dict,
+    schedule_from_dict,
+    schedule_to_dict,
 )
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.policies.flow import FlowPolicy
@@ -82,8 +82,8 @@ class NetworkPolicy(FlowPolicy):
         policy = {
             "fields": list(self.fields),
             "kind": self.test_kind,
-            "annealing": annealing_to_dict(self.schedule()),
-            "noise": {name: noise_to_dict(entry) for name, entry in self._kept_noise().items()},
+            "annealing": schedule_to_dict(self.schedule()),
+            "noise": {name: schedule_to_dict(entry) for name, entry in self._kept_noise().items()},
         }
         network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
         network.save(path)
@@ -149,8 +149,10 @@ def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
         )
     try:
         fields = tuple(description["fields"])
-        annealing = annealing_from_dict(description["annealing"])
-        noise = {name: noise_from_dict(entry) for name, entry in description["noise"].items()}
+        annealing = schedule_from_dict(description["annealing"], ANNEALINGS)
+        noise = {
+            name: schedule_from_dict(entry, NOISES) for name, entry in description["noise"].items()
+        }
         kind = description["kind"]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the description of the policy is incomplete: {error}") from error
