@@ -700,8 +700,6 @@ def entries(kit):
             stol=0.5,
             label="a",
         ),
-        "plots.schedule_color": dict(schedule="handcrafted", tuned_at=10, few=10),
-        "plots.schedule_name": dict(schedule="handcrafted", tuned_at=10),
         "plots.structure": dict(crystal=one, bonds=False, polyhedra=False, title="a"),
         "plots.structures": dict(panels=[one], bonds=False, polyhedra=False, columns=1, title="a"),
         "plots.style": dict(figure=plots.densities({"a": k.points}), height=300, legend_below=True),

@@ -7,6 +7,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.lab import plots
+from irlkit.lab.plots.schedules import schedules_of
 
 EVALUATION = pd.DataFrame(
     [
@@ -243,9 +244,12 @@ def test_missing_columns_are_named(function):
 
 
 def test_schedules_have_names_and_colours():
-    assert plots.schedule_name("handcrafted") == "handcrafted"
-    assert plots.schedule_name("handcrafted", 500.0) == "handcrafted, tuned at 500 steps"
-    assert plots.schedule_color("handcrafted", 10, few=10) != plots.schedule_color("handcrafted")
+    table = pd.DataFrame({"schedule": ["handcrafted"] * 3, "tuned_at": [np.nan, 500.0, 10.0]})
+    (plain, _, one), (tuned, _, other), (_, _, few) = schedules_of(table, few=10)
+    assert plain == "handcrafted" and tuned == "handcrafted, tuned at 500 steps"
+    assert few != one == other
+    with pytest.raises(ValueError, match="'none', 'learned', 'handcrafted'.*got 'noen'"):
+        list(schedules_of(table.assign(schedule="noen")))
 
 
 def test_parallel_coordinates_have_round_numbers_at_their_ends():

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots.style import COLORS, GREY, line_with_band, style
+from irlkit.lab.plots._panels import colored
+from irlkit.lab.plots.style import GREY, line_with_band, style
 from irlkit.utils.checks import as_numbers, checked
 
 if TYPE_CHECKING:
@@ -18,51 +19,11 @@ if TYPE_CHECKING:
     from irlkit.crystals import CrystalBatch
 
 
-def distances_of(crystals: CrystalBatch, r_max: float) -> tuple[np.ndarray, np.ndarray]:
-    """All distances of at most `r_max` between an atom of the cell and any other or its images.
-
-    Args:
-        crystals: structures; those with coordinates that are not finite have no distances.
-        r_max: Å.
-
-    Returns:
-        Distances in Å, and the number of the structure that each belongs to. A pair of atoms is
-        there twice, once from either end.
-    """
-    found: list[np.ndarray] = []
-    owner: list[np.ndarray] = []
-    for number, crystal in enumerate(crystals):  # for a figure, not for a reward
-        cell = crystal.cell[0].detach().cpu().double().numpy()
-        pos = crystal.pos.detach().cpu().double().numpy() % 1.0
-        volume = abs(np.linalg.det(cell))
-        if not (np.isfinite(cell).all() and np.isfinite(pos).all() and volume > 1e-3):
-            continue
-        # Spacings of the lattice planes say how many images a sphere of r_max reaches.
-        spacing = volume / np.linalg.norm(
-            np.cross(np.roll(cell, -1, 0), np.roll(cell, -2, 0)), axis=1
-        )
-        reach = np.minimum(r_max / spacing + 0.5, 12).astype(int)
-        shifts = np.stack(
-            np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), -1
-        ).reshape(-1, 3)
-        nearest = pos[None] - pos[:, None]
-        nearest -= nearest.round()
-        difference = nearest[:, :, None] + shifts
-        length = np.sqrt(((difference @ cell) ** 2).sum(-1)).ravel()
-        itself = ((np.eye(len(pos), dtype=bool))[:, :, None] & (shifts == 0).all(-1)).ravel()
-        length = length[~itself & (length <= r_max)]
-        found.append(length)
-        owner.append(np.full(len(length), number))
-    if not found:
-        return np.empty(0), np.empty(0, dtype=int)
-    return np.concatenate(found), np.concatenate(owner)
-
-
 @checked
 def pair_distribution(
     sets: Mapping[str, CrystalBatch], r_max: float = 8.0, n_bins: int = 160
 ) -> go.Figure:
-    """Pair distribution functions g(r): how often atoms are r apart, relative to an ideal gas.
+    """Draw pair distribution functions g(r): how often atoms are r apart, against an ideal gas.
 
     Args:
         sets: name -> structures, over which g(r) is averaged.
@@ -75,26 +36,20 @@ def pair_distribution(
     Raises:
         ValueError: no set, or a range or number of bins that is not positive.
     """
-    if not sets:
-        raise ValueError("sets must hold at least one set of structures, got none")
     if not r_max > 0 or n_bins < 1:
         raise ValueError(f"r_max and n_bins must be positive, got {r_max!r} and {n_bins!r}")
     edges = np.linspace(0, r_max, n_bins + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)
     figure = go.Figure()
-    for (name, crystals), color in zip(sets.items(), COLORS * len(sets), strict=False):
-        length, owner = distances_of(crystals, r_max)
-        g = np.zeros(n_bins)
-        used = np.unique(owner)
-        n_atoms = crystals.n_atoms.cpu().double().numpy()
-        volume = crystals.volume.detach().cpu().double().numpy()
-        for number in used:
-            counts = np.histogram(length[owner == number], edges)[0]
-            density = n_atoms[number] / volume[number]
-            g += counts / (n_atoms[number] * density * shells) / len(used)
-        centers = (edges[1:] + edges[:-1]) / 2 if len(used) else np.empty(0)
-        line = {"color": color, "width": 2}
-        figure.add_scatter(x=centers, y=g[: len(centers)], mode="lines", name=name, line=line)
+    for name, crystals, color in colored("sets of structures", sets):
+        each = []
+        for crystal in crystals:  # for a figure, not for a reward
+            lengths = _distances(crystal, r_max)
+            if lengths is not None:
+                n_atoms, volume = int(crystal.n_atoms[0]), float(crystal.volume[0])
+                each.append(np.histogram(lengths, edges)[0] * volume / (n_atoms**2 * shells))
+        x, y = ((edges[1:] + edges[:-1]) / 2, np.mean(each, axis=0)) if each else ([], [])
+        figure.add_scatter(x=x, y=y, mode="lines", name=name, line_color=color)
     figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1})
     figure.update_xaxes(title="distance r, Å", range=[0, r_max])
     figure.update_yaxes(title="pair distribution g(r)", rangemode="tozero")
@@ -102,11 +57,32 @@ def pair_distribution(
     return style(figure, 420, legend_below=True)
 
 
+def _distances(crystal: CrystalBatch, r_max: float) -> np.ndarray | None:
+    """Return all distances up to `r_max`, in Å, between an atom of the cell and others or images.
+
+    A pair of atoms is there twice, once from either end; a structure that is not valid has None.
+    """
+    cell = crystal.cell[0].detach().cpu().double().numpy()
+    pos = crystal.pos.detach().cpu().double().numpy()
+    finite = np.isfinite(cell).all() and np.isfinite(pos).all()
+    if not finite or abs(np.linalg.det(cell)) <= 1e-3:
+        return None
+    # Spacings of the lattice planes say how many images a sphere of r_max reaches.
+    spacing = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    reach = np.minimum(r_max / spacing + 0.5, 12).astype(int)
+    shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach)), -1).reshape(-1, 3)
+    nearest = pos[None] - pos[:, None]
+    nearest -= nearest.round()
+    lengths = np.sqrt((((nearest[:, :, None] + shifts) @ cell) ** 2).sum(-1))
+    itself = np.eye(len(pos), dtype=bool)[:, :, None] & (shifts == 0).all(-1)
+    return lengths[~itself & (lengths <= r_max)]
+
+
 @checked
 def minimum_distances(
     sets: Mapping[str, Sequence[CrystalBatch]], times: ArrayLike | None = None
 ) -> go.Figure:
-    """Smallest distance between atoms along trajectories: mean, and range of all structures.
+    """Draw the smallest distance between atoms along trajectories: mean and range of structures.
 
     Args:
         sets: name -> states, each a batch of the same structures.
@@ -117,16 +93,13 @@ def minimum_distances(
     """
     from irlkit.crystals.validity import check
 
-    if not sets or not all(len(states) for states in sets.values()):
-        raise ValueError("sets must hold at least one set, each with at least one state")
+    if not all(len(states) for states in sets.values()):
+        raise ValueError("sets must hold at least one state each")
     figure = go.Figure()
-    for (name, states), color in zip(sets.items(), COLORS * len(sets), strict=False):
+    for name, states, color in colored("sets of states", sets):
         x = np.arange(len(states)) if times is None else as_numbers("times", times, len(states))
-        rows = [
-            pd.DataFrame({"x": x[i], "d": check(state, min_distance=20.0).min_distance})
-            for i, state in enumerate(states)
-        ]
-        table = pd.concat(rows, ignore_index=True)
+        found = [check(state, min_distance=20.0).min_distance for state in states]
+        table = pd.DataFrame({"x": np.repeat(x, [len(d) for d in found]), "d": np.hstack(found)})
         table["d"] = table["d"].where(np.isfinite(table["d"]))
         figure.add_traces(line_with_band(table, "x", "d", name, color))
     figure.add_hline(

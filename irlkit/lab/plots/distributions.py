@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED, need, style
-from irlkit.utils.checks import checked
+from irlkit.lab.plots._panels import SIGNS, colored, grid
+from irlkit.lab.plots.style import BLUE, GREY, RED, need, style
+from irlkit.utils.checks import check_count, checked
 
 
 @checked
@@ -21,7 +21,7 @@ def distributions(
     n_bins: int = 30,
     marks: Mapping[str, float] | None = None,
 ) -> go.Figure:
-    """Distributions of numbers (rewards, energies), one colour each, on common bins.
+    """Draw distributions of numbers (rewards, energies), one colour each, on common bins.
 
     Args:
         values: name -> numbers; those that are not finite are left out and counted in the legend.
@@ -35,39 +35,39 @@ def distributions(
 
     Raises:
         ValueError: nothing to show, or fewer than one bin.
+
+    >>> distributions({"before": [0.1, 0.3], "after": [0.0, float("nan")]}, "reward").data[1].name
+    'after (1 of 2 without value)'
     """
-    if not values:
-        raise ValueError("values must hold at least one set of numbers, got none")
-    if n_bins < 1:
-        raise ValueError(f"n_bins must be at least 1, got {n_bins!r}")
+    check_count("n_bins", n_bins)
     arrays = {name: np.asarray(entry, dtype=float).ravel() for name, entry in values.items()}
-    finite = {name: array[np.isfinite(array)] for name, array in arrays.items()}
-    together = np.concatenate(list(finite.values()))
+    sets = list(colored("values: sets of numbers", arrays))
+    together = np.concatenate(list(arrays.values()))
+    together = together[np.isfinite(together)]
     low, high = (together.min(), together.max()) if len(together) else (0.0, 1.0)
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, n_bins + 1)
     figure = go.Figure()
-    for (name, array), color in zip(finite.items(), COLORS * len(finite), strict=False):
-        missing = len(arrays[name]) - len(array)
-        shown = name if not missing else f"{name} ({missing} of {len(arrays[name])} without value)"
-        counts = np.histogram(array, edges)[0]
-        share = counts / max(1, len(array))
+    for name, array, color in sets:
+        finite = array[np.isfinite(array)]
+        missing = len(array) - len(finite)
+        share = np.histogram(finite, edges)[0] / max(1, len(finite))
+        red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
         figure.add_scatter(
             x=np.repeat(edges, 2),
             y=np.concatenate([[0], np.repeat(share, 2), [0]]),
             mode="lines",
-            line={"color": color, "width": 2},
+            line_color=color,
             fill="tozeroy",
-            fillcolor=_transparent(color),
-            name=shown,
+            fillcolor=f"rgba({red},{green},{blue},0.15)",
+            name=f"{name} ({missing} of {len(array)} without value)" if missing else name,
         )
-        if len(array):
-            figure.add_vline(float(array.mean()), line={"color": color, "dash": "dot"})
+        if len(finite):
+            figure.add_vline(float(finite.mean()), line={"color": color, "dash": "dot"})
     for name, mark in (marks or {}).items():
-        figure.add_vline(
-            mark, line={"color": GREY, "dash": "dash"}, annotation={"text": name, "yanchor": "top"}
-        )
+        note = {"text": name, "yanchor": "top"}
+        figure.add_vline(mark, line={"color": GREY, "dash": "dash"}, annotation=note)
     figure.update_xaxes(title=label)
     figure.update_yaxes(title="share of structures", rangemode="tozero")
     figure.update_layout(showlegend=True)
@@ -78,7 +78,7 @@ def distributions(
 def group_advantages(
     rewards: Sequence[float], group_size: int, names: Sequence[str] = ()
 ) -> go.Figure:
-    """Rewards of groups, and the advantages that they become (Eq. 9).
+    """Draw rewards of groups, and the advantages that they become (Eq. 9).
 
     Args:
         rewards: shape (n_groups * group_size,), groups adjacent.
@@ -100,51 +100,43 @@ def group_advantages(
         raise ValueError("rewards must hold at least one group, got none")
     values = torch.as_tensor(np.asarray(rewards, dtype=float))
     advantages = to_advantages(values, group_size).numpy().reshape(-1, group_size)
-    grouped = values.numpy().reshape(-1, group_size)
-    n_groups = len(grouped)
-    labels = list(names) or [f"group {i + 1}" for i in range(n_groups)]
-    if len(labels) != n_groups:
-        raise ValueError(f"names must hold one per group: {n_groups}, got {len(labels)}")
+    groups = np.arange(len(advantages))
+    if len(names) not in (0, len(groups)):
+        raise ValueError(f"names must hold one per group: {len(groups)}, got {len(names)}")
     # Numbered, since two groups may have one composition.
-    labels = [f"{i + 1}: {label}" if names else label for i, label in enumerate(labels)]
-    figure = make_subplots(1, 2, subplot_titles=("rewards", "advantages"), horizontal_spacing=0.12)
+    labels = [f"{i + 1}: {names[i]}" if len(names) else f"group {i + 1}" for i in groups]
+    figure, places = grid(("rewards", "advantages"), horizontal_spacing=0.12)
     spread = np.linspace(-0.25, 0.25, group_size)
-    for column, data in enumerate((grouped, advantages), start=1):
+    for place, data in zip(
+        places, (values.numpy().reshape(-1, group_size), advantages), strict=True
+    ):
         figure.add_scatter(
-            x=(np.arange(n_groups)[:, None] + spread).ravel(),
+            x=(groups[:, None] + spread).ravel(),
             y=data.ravel(),
             mode="markers",
-            marker={
-                "size": 8,
-                "color": np.sign(advantages).ravel(),
-                "colorscale": [[0, RED], [0.5, GREY], [1, BLUE]],
-                "cmin": -1,
-                "cmax": 1,
-            },
+            marker={"size": 8, "color": np.sign(advantages).ravel(), **SIGNS},
             name="structures",
             showlegend=False,
-            row=1,
-            col=column,
+            **place,
         )
         figure.add_scatter(
-            x=np.arange(n_groups),
+            x=groups,
             y=data.mean(axis=1),
             mode="markers",
             marker={"symbol": "line-ew", "size": 40, "line": {"color": GREY, "width": 2}},
             name="mean of the group",
-            showlegend=column == 1,
-            row=1,
-            col=column,
+            showlegend=data is not advantages,
+            **place,
         )
-    figure.update_xaxes(tickvals=np.arange(n_groups), ticktext=labels)
-    figure.update_yaxes(title="reward", row=1, col=1)
-    figure.update_yaxes(title="advantage, standard deviations", row=1, col=2)
+    figure.update_xaxes(tickvals=groups, ticktext=labels)
+    figure.update_yaxes(title="reward", **places[0])
+    figure.update_yaxes(title="advantage, standard deviations", **places[1])
     return style(figure, 420, legend_below=True)
 
 
 @checked
 def reward_against(table: pd.DataFrame, x: str, y: str, label_x: str, label_y: str) -> go.Figure:
-    """One number of each structure against another, a point each, coloured by validity if known.
+    """Draw one number of each structure against another, coloured by validity if it is known.
 
     Args:
         table: columns `x`, `y`, optionally valid (bool) and formula.
@@ -160,22 +152,16 @@ def reward_against(table: pd.DataFrame, x: str, y: str, label_x: str, label_y: s
     valid = table["valid"].to_numpy(bool) if "valid" in table else np.ones(len(table), bool)
     figure = go.Figure()
     for name, keep, color in (("valid", valid, BLUE), ("not valid", ~valid, RED)):
-        rows = table[keep]
-        if len(rows):
+        if keep.any():
             figure.add_scatter(
-                x=rows[x],
-                y=rows[y],
+                x=table[x][keep],
+                y=table[y][keep],
                 mode="markers",
                 marker={"color": color, "size": 8, "opacity": 0.7},
                 name=name,
-                text=rows["formula"] if "formula" in rows else None,
+                text=table["formula"][keep] if "formula" in table else None,
             )
     figure.update_xaxes(title=label_x)
     figure.update_yaxes(title=label_y)
     figure.update_layout(showlegend="valid" in table)
     return style(figure, 420, legend_below=True)
-
-
-def _transparent(color: str, alpha: float = 0.15) -> str:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from irlkit.lab.plots.schedules import by_schedule
-from irlkit.lab.plots.style import COLORS, GREY, METRIC_LABELS, line_with_band, need, style
+from irlkit.lab.plots._panels import add, colored, grid
+from irlkit.lab.plots.schedules import schedules_of
+from irlkit.lab.plots.style import GREY, METRIC_LABELS, line_with_band, need, style
 from irlkit.utils.checks import checked
 
 
@@ -20,7 +20,7 @@ def metrics_vs_steps(
     metrics: Sequence[str] = ("metre", "crmse"),
     mark: int | None = None,
 ) -> go.Figure:
-    """Metrics against the number of integration steps, a line per schedule (Fig. 4).
+    """Draw metrics against the number of integration steps, a line per schedule (Fig. 4).
 
     Args:
         evaluation: columns schedule, n_steps, seed, the metrics, and optionally tuned_at; seeds
@@ -32,17 +32,10 @@ def metrics_vs_steps(
     Raises:
         ValueError: a column is missing.
     """
-    if not len(metrics):
-        raise ValueError("metrics must name at least one column, got none")
     need(evaluation, "schedule", "n_steps", *metrics)
-    titles = [METRIC_LABELS.get(metric, metric) for metric in metrics]
-    figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
     if "tuned_at" not in evaluation:
         evaluation = evaluation.assign(tuned_at=np.nan)
-    for name, color, rows in by_schedule(evaluation, mark):
-        for column, metric in enumerate(metrics, start=1):
-            traces = line_with_band(rows, "n_steps", metric, name, color, legend=column == 1)
-            figure.add_traces(traces, rows=1, cols=column)
+    figure = _panels(evaluation, "n_steps", metrics, schedules_of(evaluation, mark), {})
     ticks = sorted(evaluation["n_steps"].unique())
     figure.update_xaxes(type="log", tickvals=ticks, title="number of integration steps")
     for column, metric in enumerate(metrics, start=1):
@@ -62,7 +55,7 @@ def metrics_vs_noise(
     group: str = "schedule",
     labels: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """Metrics against the scale of the noise, a line per schedule (Fig. 2).
+    """Draw metrics against the scale of the noise, a line per schedule (Fig. 2).
 
     Args:
         evaluation: columns `noise`, `group`, optionally seed, and the metrics; rows with equal
@@ -75,25 +68,36 @@ def metrics_vs_noise(
     Raises:
         ValueError: a column is missing.
     """
-    if not len(metrics):
-        raise ValueError("metrics must name at least one column, got none")
     need(evaluation, noise, group, *metrics)
-    names = {**METRIC_LABELS, **(labels or {})}
-    titles = [names.get(metric, metric) for metric in metrics]
-    figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.1)
     scales = np.sort(evaluation[noise].unique())
     positive = scales[scales > 0]
     logarithmic = len(positive) > 1 and positive[-1] / positive[0] > 20
-    place = positive[0] / 3 if logarithmic else 0.0
-    shifted = evaluation.assign(**{noise: evaluation[noise].where(evaluation[noise] > 0, place)})
-    groups = list(shifted.groupby(group, sort=False))
-    for (name, rows), color in zip(groups, COLORS * len(groups), strict=False):
-        for column, metric in enumerate(metrics, start=1):
-            traces = line_with_band(rows, noise, metric, str(name), color, legend=column == 1)
-            figure.add_traces(traces, rows=1, cols=column)
+    zero = positive[0] / 3 if logarithmic else 0.0
+    shifted = evaluation.assign(**{noise: evaluation[noise].where(evaluation[noise] > 0, zero)})
+    groups = {str(name): rows for name, rows in shifted.groupby(group, sort=False)}
+    lines = colored("evaluation, a table of rows,", groups)
+    figure = _panels(shifted, noise, metrics, lines, labels or {})
     figure.update_xaxes(title="noise scale")
     if logarithmic:
-        ticks = np.where(scales > 0, scales, place)
         text = [f"{value:g}" for value in scales]
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=text)
+        figure.update_xaxes(type="log", tickvals=np.maximum(scales, zero), ticktext=text)
     return style(figure, 450, legend_below=True)
+
+
+def _panels(
+    table: pd.DataFrame,
+    x: str,
+    metrics: Sequence[str],
+    lines: Iterable[tuple[str, pd.DataFrame, str]],
+    labels: Mapping[str, str],
+) -> go.Figure:
+    """Draw a panel per metric, with a line per name, rows and colour."""
+    if not len(metrics):
+        raise ValueError("metrics must name at least one column, got none")
+    titles = [labels.get(metric, METRIC_LABELS.get(metric, metric)) for metric in metrics]
+    figure, places = grid(titles, horizontal_spacing=0.1)
+    for name, rows, color in lines:
+        for metric, place in zip(metrics, places, strict=True):
+            first = place is places[0]
+            add(figure, line_with_band(rows, x, metric, name, color, legend=first), place)
+    return figure

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 
 from irlkit.flows.interpolants import T_MAX, T_MIN
+from irlkit.lab.plots._panels import add, colored, grid
 from irlkit.lab.plots.style import (
     BLUE,
-    COLORS,
     FIELD_LABELS,
     GREEN,
     GREY,
@@ -28,38 +27,37 @@ from irlkit.lab.plots.style import (
 from irlkit.utils.checks import check_count, checked
 
 
-@checked
-def schedule_name(schedule: str, tuned_at: float = np.nan) -> str:
-    """What a schedule is called in figures; `tuned_at` is nan unless it was tuned by hand."""
-    names = {"none": "no annealing", "learned": "learned annealing"}
-    if schedule in names:
-        return names[schedule]
-    return "handcrafted" if np.isnan(tuned_at) else f"handcrafted, tuned at {tuned_at:.0f} steps"
+def schedules_of(
+    table: pd.DataFrame, few: int | None = None
+) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Return name, rows and colour of each schedule in a table, in the table's order.
 
+    Args:
+        table: columns schedule ("none", "learned" or "handcrafted") and tuned_at (the number of
+            steps that a handcrafted one was tuned for, or nan).
+        few: handcrafted ones tuned for so many steps have a colour of their own.
 
-@checked
-def schedule_color(schedule: str, tuned_at: float = np.nan, few: int | None = None) -> str:
-    """One colour per schedule in all figures; `few` tells two handcrafted ones apart."""
-    if schedule == "handcrafted":
-        return ORANGE if few is not None and tuned_at == few else BLUE
-    colors = {"none": GREY, "learned": RED}
-    if schedule not in colors:
-        raise ValueError(f"schedule must be one of {[*colors, 'handcrafted']}, got {schedule!r}")
-    return colors[schedule]
-
-
-def by_schedule(table: pd.DataFrame, few: int | None) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Name, colour and rows of each schedule in a table, in the table's order."""
-    keys = ["schedule", "tuned_at"]
-    for schedule, tuned_at in table[keys].drop_duplicates().itertuples(index=False):
-        same = table["tuned_at"].isna() if np.isnan(tuned_at) else table["tuned_at"] == tuned_at
-        rows = table[(table["schedule"] == schedule) & same]
-        yield schedule_name(schedule, tuned_at), schedule_color(schedule, tuned_at, few), rows
+    >>> table = pd.DataFrame({"schedule": ["handcrafted"], "tuned_at": [500.0]})
+    >>> next(schedules_of(table))[0]
+    'handcrafted, tuned at 500 steps'
+    """
+    looks = {"none": ("no annealing", GREY), "learned": ("learned annealing", RED)}
+    for (schedule, tuned_at), rows in table.groupby(
+        ["schedule", "tuned_at"], sort=False, dropna=False
+    ):
+        if schedule == "handcrafted":
+            name = schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
+            yield name, rows, ORANGE if few is not None and tuned_at == few else BLUE
+        elif schedule in looks:
+            yield looks[schedule][0], rows, looks[schedule][1]
+        else:
+            known = [*looks, "handcrafted"]
+            raise ValueError(f"column schedule must hold some of {known}, got {schedule!r}")
 
 
 @checked
 def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figure:
-    """1 + s(t), what velocities are multiplied by, a panel per field (Fig. 5).
+    """Draw 1 + s(t), what velocities are multiplied by, a panel per field (Fig. 5).
 
     Args:
         curves: columns schedule, tuned_at, seed, n_steps, field, t, factor; seeds make a band. A
@@ -70,28 +68,25 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
         ValueError: a column is missing.
     """
     need(curves, "schedule", "tuned_at", "seed", "n_steps", "field", "t", "factor")
-    titles = [FIELD_LABELS[field] for field in ("pos", "cell")]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
-    for column, field in enumerate(("pos", "cell"), start=1):
-        for name, color, rows in by_schedule(curves[curves["field"] == field], few):
-            grids = list(rows.groupby("n_steps", sort=False))
+    figure, places = grid(list(FIELD_LABELS.values()), horizontal_spacing=0.08)
+    for field, place in zip(FIELD_LABELS, places, strict=True):
+        for name, rows, color in schedules_of(curves[curves["field"] == field], few):
+            n_grids = rows["n_steps"].nunique()
             # Handcrafted ones may lie on each other.
             dashes = ("dash" if color == ORANGE else None, "dot", "dash", "dashdot")
             for (n_steps, on_grid), shade, dash in zip(
-                grids, (color, PURPLE, GREEN, SKY), dashes, strict=False
+                rows.groupby("n_steps", sort=False),
+                (color, PURPLE, GREEN, SKY),
+                dashes,
+                strict=False,
             ):
-                label = name if len(grids) == 1 else f"{name}, {n_steps} steps"
-                figure.add_traces(
-                    line_with_band(
-                        on_grid, "t", "factor", label, shade, legend=column == 1, dash=dash
-                    ),
-                    rows=1,
-                    cols=column,
-                )
-        figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)
-        figure.add_hline(0.0, line={"color": GREY, "width": 1}, row=1, col=column)
+                label = name if n_grids == 1 else f"{name}, {n_steps} steps"
+                look = {"legend": place is places[0], "dash": dash}
+                add(figure, line_with_band(on_grid, "t", "factor", label, shade, **look), place)
+    figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1})
+    figure.add_hline(0.0, line={"color": GREY, "width": 1})
     figure.update_xaxes(title="time t", range=[0, 1])
-    figure.update_yaxes(title="1 + s(t)", row=1, col=1)
+    figure.update_yaxes(title="1 + s(t)", **places[0])
     return style(figure, 450, legend_below=True)
 
 
@@ -101,7 +96,7 @@ def noise_schedules(
     label: str = "noise scale σ(t)",
     n_points: int = 200,
 ) -> go.Figure:
-    """sigma(t) of noise schedules, a line each (Eqs. 7, 13).
+    """Draw sigma(t) of noise schedules, a line each (Eqs. 7, 13).
 
     Args:
         schedules: name -> noise schedule.
@@ -110,20 +105,19 @@ def noise_schedules(
 
     Raises:
         ValueError: no schedule.
+
+    >>> noise_schedules({"constant": torch.ones_like}).layout.yaxis.range
+    (0, 2.0)
     """
-    if not schedules:
-        raise ValueError("schedules must hold at least one schedule, got none")
     check_count("n_points", n_points, least=2)
     t = torch.linspace(T_MIN, T_MAX, n_points, dtype=torch.float64)
     figure = go.Figure()
     highest = 0.0
-    for (name, schedule), color in zip(schedules.items(), COLORS * len(schedules), strict=False):
+    for name, schedule, color in colored("schedules", schedules):
         with torch.no_grad():
             sigma = schedule(t).double().numpy()
-        figure.add_scatter(
-            x=t.numpy(), y=sigma, mode="lines", name=name, line={"color": color, "width": 2}
-        )
-        highest = max(highest, float(schedule(torch.tensor([0.1], dtype=torch.float64))))
+            highest = max(highest, float(schedule(torch.tensor([0.1], dtype=torch.float64))))
+        figure.add_scatter(x=t.numpy(), y=sigma, mode="lines", name=name, line_color=color)
     figure.update_xaxes(title="time t", range=[0, 1])
     # A square root diverges at t = 0: the axis shows what comes after the first tenth, and more.
     figure.update_yaxes(title=label, range=[0, 2 * highest])
@@ -139,7 +133,7 @@ def schedule_and_structures(
     stol: float = 0.5,
     label: str = "1 + s(t)",
 ) -> go.Figure:
-    """A schedule beside what it makes of a few structures.
+    """Draw a schedule beside what it makes of a few structures.
 
     The number of traces depends on nothing, so that a live figure can be updated in place.
 
@@ -154,31 +148,20 @@ def schedule_and_structures(
         ValueError: a column is missing.
     """
     need(table, "formula", "rmsd")
-    figure = make_subplots(
-        1,
-        2,
-        subplot_titles=("schedule", "displacement from the reference"),
-        horizontal_spacing=0.12,
-    )
+    titles = ("schedule", "displacement from the reference")
+    figure, (left, right) = grid(titles, horizontal_spacing=0.12)
     for (field, curve), color in zip(curves.items(), (BLUE, RED), strict=False):
-        figure.add_scatter(
-            x=t,
-            y=curve,
-            mode="lines+markers",
-            line={"color": color},
-            name=FIELD_LABELS[field],
-            row=1,
-            col=1,
-        )
+        look = {"mode": "lines+markers", "line_color": color, "name": FIELD_LABELS[field]}
+        figure.add_scatter(x=t, y=curve, **look, **left)
     names = [f"{i + 1}: {formula}" for i, formula in enumerate(table["formula"])]
     rmsd = table["rmsd"].to_numpy(dtype=float)
     found = np.isfinite(rmsd)
     heights = {"matched": np.where(found, rmsd, 0.0), "no match": np.where(found, 0.0, stol)}
     for (name, height), color in zip(heights.items(), (GREEN, GREY), strict=True):
-        figure.add_bar(x=names, y=height, name=name, marker={"color": color}, row=1, col=2)
+        figure.add_bar(x=names, y=height, name=name, marker_color=color, **right)
     # Room for what is at the ends, such as handles.
-    figure.update_xaxes(title="time t", range=[-0.05, 1.05], row=1, col=1)
-    figure.update_yaxes(title=label, rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], row=1, col=2)
+    figure.update_xaxes(title="time t", range=[-0.05, 1.05], **left)
+    figure.update_yaxes(title=label, rangemode="tozero", **left)
+    figure.update_yaxes(title="RMSD, in (V/N)<sup>1/3</sup>", range=[0, stol], **right)
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     return style(figure, 420, legend_below=True)

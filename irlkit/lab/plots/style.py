@@ -34,24 +34,28 @@ def style(figure: go.Figure, height: int = 400, legend_below: bool = False) -> g
         height: in pixels.
         legend_below: put the legend in two rows or fewer at the lower edge, in a margin that is
             large enough for it and the axis titles whatever the width.
+
+    >>> style(go.Figure(), 300).layout.height
+    300
     """
-    axis = {"gridcolor": "rgba(136,136,136,0.25)", "zerolinecolor": "rgba(136,136,136,0.5)"}
     # Between a title and the titles of panels below it.
     top = 80 if figure.layout.title.text else 50
+    clear = "rgba(0,0,0,0)"
     figure.update_layout(
         height=height + top - 50,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
         font={"color": GREY, "size": 13},
         margin={"l": 65, "r": 20, "t": top, "b": 115 if legend_below else 60},
         hoverlabel={"namelength": -1},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+        modebar={"bgcolor": clear, "color": GREY, "activecolor": BLUE},
     )
     if legend_below:
         below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
         figure.update_layout(legend=below)
-    figure.update_xaxes(**axis, linecolor=GREY, ticks="outside")
-    figure.update_yaxes(**axis, linecolor=GREY, ticks="outside")
+    lines = {"gridcolor": "rgba(136,136,136,0.25)", "zerolinecolor": "rgba(136,136,136,0.5)"}
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(**lines, linecolor=GREY, ticks="outside")
     return figure
 
 
@@ -66,7 +70,7 @@ def line_with_band(
     legend: bool = True,
     dash: str | None = None,
 ) -> list[go.Scatter]:
-    """Mean over rows with equal `x`, and a band from the smallest to the largest of them.
+    """Draw the mean over rows with equal `x`, and a band from the smallest to the largest of them.
 
     Args:
         table: rows of all seeds; those where `y` is nan are left out.
@@ -83,45 +87,37 @@ def line_with_band(
     """
     need(table, x, y)
     groups = table.dropna(subset=[y]).groupby(x)[y]
-    counts, mean, low, high = groups.size(), groups.mean(), groups.min(), groups.max()
-    traces = []
-    error = None
-    if len(mean) == 1:
-        error = {"array": (high - mean).to_numpy(), "arrayminus": (mean - low).to_numpy()}
-    elif len(mean) and counts.to_numpy().max() > 1:
-        red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-        traces.append(
-            go.Scatter(
-                x=np.concatenate([low.index, high.index[::-1]]),
-                y=np.concatenate([low, high[::-1]]),
-                fill="toself",
-                fillcolor=f"rgba({red},{green},{blue},0.2)",
-                line={"width": 0},
-                mode="lines",
-                name=f"{name}: range of seeds",
-                legendgroup=name,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
-    line = {"color": color, "width": 2} | ({} if dash is None else {"dash": dash})
-    mode = "lines+markers" if len(mean) <= 25 else "lines"
-    traces.append(
-        go.Scatter(
-            x=mean.index.to_numpy(),
-            y=mean.to_numpy(),
-            mode=mode,
-            name=name,
-            legendgroup=name,
-            showlegend=legend,
-            line=line,
-            error_y=error,
-        )
+    mean, low, high = groups.mean(), groups.min(), groups.max()
+    line = go.Scatter(
+        x=mean.index.to_numpy(),
+        y=mean.to_numpy(),
+        mode="lines+markers" if len(mean) <= 25 else "lines",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": color, "dash": dash},
     )
-    return traces
+    if len(mean) == 1:
+        line.error_y = {"array": (high - mean).to_numpy(), "arrayminus": (mean - low).to_numpy()}
+    if len(mean) <= 1 or groups.size().max() == 1:
+        return [line]
+    band = go.Scatter(
+        x=np.concatenate([low.index, high.index[::-1]]),
+        y=np.concatenate([low, high[::-1]]),
+        fill="toself",
+        fillcolor=color,
+        opacity=0.2,
+        mode="none",
+        name=f"{name}: range of seeds",
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    return [band, line]
 
 
 def need(table: pd.DataFrame, *columns: str) -> None:
+    """Raise a ValueError that names the columns which a table lacks."""
     missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f"the table lacks the columns {missing}; it has {list(table.columns)}")

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from irlkit.lab.plots._panels import add_player
 from irlkit.lab.plots.geometry import cell_edges, element_colors
 from irlkit.lab.plots.structures import edge_trace, fixed_axes
 from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED, style
@@ -212,50 +213,6 @@ def _place(
         traces = _frame([states], elements, 0, [color], legend=column == 1)
         figure.add_traces(traces, rows=[1] * len(traces), cols=[column] * len(traces))
         figure.update_scenes(**fixed_axes((low + high) / 2, size, fill), row=1, col=column)
-
-
-def add_player(
-    figure: go.Figure, labels: Sequence[str], prefix: str, names: Sequence[str] | None = None
-) -> None:
-    """Add slider and play button; frames are called "0", "1", ... unless `names` are given."""
-    names = [str(i) for i in range(len(labels))] if names is None else names
-    options = {"frame": {"duration": 0, "redraw": True}, "mode": "immediate"}
-    steps = [
-        {"label": label, "method": "animate", "args": [[name], options]}
-        for name, label in zip(names, labels, strict=True)
-    ]
-    play = {"frame": {"duration": 250, "redraw": True}, "fromcurrent": False}
-    stop = {"frame": {"duration": 0, "redraw": False}, "mode": "immediate"}
-    figure.update_layout(
-        sliders=[
-            {
-                "active": len(labels) - 1,
-                "currentvalue": {"prefix": prefix},
-                "bgcolor": "rgba(136,136,136,0.2)",
-                "activebgcolor": BLUE,
-                "bordercolor": GREY,
-                "tickcolor": GREY,
-                "steps": steps,
-                "x": 0.17,
-                "len": 0.8,
-            }
-        ],
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "left",
-                "x": 0.14,
-                "y": -0.08,
-                "bgcolor": "rgba(136,136,136,0.2)",
-                "bordercolor": GREY,
-                "showactive": False,
-                "buttons": [
-                    {"label": "Play", "method": "animate", "args": [None, play]},
-                    {"label": "Stop", "method": "animate", "args": [[None], stop]},
-                ],
-            }
-        ],
-    )
 
 
 def _frame(
