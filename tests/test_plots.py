@@ -248,7 +248,7 @@ def test_schedules_have_names_and_colours():
     (plain, _, one), (tuned, _, other), (_, _, few) = schedules_of(table, few=10)
     assert plain == "handcrafted" and tuned == "handcrafted, tuned at 500 steps"
     assert few != one == other
-    with pytest.raises(ValueError, match="'none', 'learned', 'handcrafted'.*got 'noen'"):
+    with pytest.raises(ValueError, match=r"'none', 'learned', 'handcrafted'.*got 'noen'"):
         list(schedules_of(table.assign(schedule="noen")))
 
 

@@ -252,9 +252,9 @@ def test_cancelled_work_ends_and_errors_are_shown(explorer):
 
 
 def test_integration_stops_in_the_middle():
-    job = widgets.base.Job(lambda share: job.cancel() if share > 0.3 else None)
+    job = widgets.base.Job(lambda share: setattr(job, "cancelled", share > 0.3))
     job._shown = -1e9
-    model = widgets.base.WatchedModel(ToyModel(), job, 10)
+    model = job.watch(ToyModel(), 10)
     with pytest.raises(widgets.base.Cancelled):
         for share in range(10):
             job._shown = -1e9

@@ -104,12 +104,12 @@ def group_advantages(
     if len(names) not in (0, len(groups)):
         raise ValueError(f"names must hold one per group: {len(groups)}, got {len(names)}")
     # Numbered, since two groups may have one composition.
-    labels = [f"{i + 1}: {names[i]}" if len(names) else f"group {i + 1}" for i in groups]
+    labels = [f"{i + 1}: {name}" for i, name in enumerate(names)]
+    labels = labels or [f"group {i + 1}" for i in groups]
     figure, places = grid(("rewards", "advantages"), horizontal_spacing=0.12)
     spread = np.linspace(-0.25, 0.25, group_size)
-    for place, data in zip(
-        places, (values.numpy().reshape(-1, group_size), advantages), strict=True
-    ):
+    grouped = values.numpy().reshape(-1, group_size)
+    for place, data in zip(places, (grouped, advantages), strict=True):
         figure.add_scatter(
             x=(groups[:, None] + spread).ravel(),
             y=data.ravel(),

@@ -239,13 +239,8 @@ def _at(points: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _dots(points: np.ndarray, color: str) -> dict[str, Any]:
-    marker = {"color": color, "size": 5, "opacity": 0.8}
-    return {
-        **_at(points.astype(np.float32)),
-        "mode": "markers",
-        "marker": marker,
-        "name": "samples",
-    }
+    look = {"mode": "markers", "marker": {"color": color, "size": 5, "opacity": 0.8}}
+    return {**_at(points.astype(np.float32)), **look, "name": "samples"}
 
 
 def _arrows(start: np.ndarray, step: np.ndarray) -> np.ndarray:

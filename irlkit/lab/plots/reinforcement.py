@@ -35,7 +35,7 @@ def validation_curves(
     """
     need(curves, "policy", "seed", "iteration", *metrics)
     need(tests, "policy", *metrics)
-    policies = dict(list(curves.groupby("policy", sort=False)))
+    policies = {str(name): rows for name, rows in curves.groupby("policy", sort=False)}
     lines = list(colored("curves", policies))
     colors = {name: color for name, _, color in lines}
     titles = [_LABELS.get(metric, metric) for metric in metrics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,9 +43,8 @@ def schedules_of(
     'handcrafted, tuned at 500 steps'
     """
     looks = {"none": ("no annealing", GREY), "learned": ("learned annealing", RED)}
-    for (schedule, tuned_at), rows in table.groupby(
-        ["schedule", "tuned_at"], sort=False, dropna=False
-    ):
+    groups: Any = table.groupby(["schedule", "tuned_at"], sort=False, dropna=False)
+    for (schedule, tuned_at), rows in groups:
         if schedule == "handcrafted":
             name = schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
             yield name, rows, ORANGE if few is not None and tuned_at == few else BLUE
@@ -71,18 +71,17 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     figure, places = grid(list(FIELD_LABELS.values()), horizontal_spacing=0.08)
     for field, place in zip(FIELD_LABELS, places, strict=True):
         for name, rows, color in schedules_of(curves[curves["field"] == field], few):
-            n_grids = rows["n_steps"].nunique()
+            grids = list(rows.groupby("n_steps", sort=False))
+            shades = (color, PURPLE, GREEN, SKY)
             # Handcrafted ones may lie on each other.
             dashes = ("dash" if color == ORANGE else None, "dot", "dash", "dashdot")
-            for (n_steps, on_grid), shade, dash in zip(
-                rows.groupby("n_steps", sort=False),
-                (color, PURPLE, GREEN, SKY),
-                dashes,
-                strict=False,
-            ):
-                label = name if n_grids == 1 else f"{name}, {n_steps} steps"
-                look = {"legend": place is places[0], "dash": dash}
-                add(figure, line_with_band(on_grid, "t", "factor", label, shade, **look), place)
+            for (n_steps, on_grid), shade, dash in zip(grids, shades, dashes, strict=False):
+                label = name if len(grids) == 1 else f"{name}, {n_steps} steps"
+                first = place is places[0]
+                traces = line_with_band(
+                    on_grid, "t", "factor", label, shade, legend=first, dash=dash
+                )
+                add(figure, traces, place)
     figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1})
     figure.add_hline(0.0, line={"color": GREY, "width": 1})
     figure.update_xaxes(title="time t", range=[0, 1])

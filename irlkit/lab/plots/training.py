@@ -117,8 +117,9 @@ def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
     for place, (label, columns) in zip(places, panels.values(), strict=True):
         for column in (column for column in columns if column in there):
             name, color = columns[column]
-            look = {"name": name or "all", "color": color, "legend": name not in named}
-            add(figure, line_with_band(history, "iteration", column, **look), place)
+            new = name not in named
+            traces = line_with_band(history, "iteration", column, name or "all", color, legend=new)
+            add(figure, traces, place)
             named.add(name)
         figure.update_yaxes(title=label, rangemode="tozero", **place)
     n_rows = places[-1]["row"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets
@@ -20,57 +20,43 @@ class Cancelled(Exception):
 class Job:
     """A piece of work in a thread.
 
+    Args:
+        on_progress: called with the share that is done, from 0 to 1, a few times per second.
+
     Attributes:
-        share: done so far, from 0 to 1.
+        cancelled: set to make the next ``progress`` of the work raise ``Cancelled``.
     """
 
-    def __init__(self, on_progress: Callable[[float], None]) -> None:
-        self._cancelled = threading.Event()
+    def __init__(self, on_progress: Callable[[float], None] = lambda share: None) -> None:
+        self.cancelled = False
         self._on_progress = on_progress
         self._shown = 0.0
-        self.share = 0.0
-
-    def cancel(self) -> None:
-        """Make the next ``progress`` of the work raise ``Cancelled``."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it was cancelled."""
-        return self._cancelled.is_set()
 
     def progress(self, share: float) -> None:
-        """Say how much is done; a few times per second reach the screen.
+        """Say how much is done, from 0 to 1.
 
         Raises:
             Cancelled: it was cancelled.
         """
         if self.cancelled:
             raise Cancelled
-        self.share = share
         if time.monotonic() - self._shown > 0.2 or share >= 1.0:
             self._shown = time.monotonic()
             self._on_progress(share)
 
+    def watch(self, model: Any, n_evaluations: int) -> Any:
+        """Return a model that reports each of so many evaluations, and stops when cancelled."""
+        return _WatchedModel(model, self, n_evaluations)
 
-class WatchedModel:
-    """A model that reports each evaluation to a job, and stops when that is cancelled.
 
-    Args:
-        model: velocity field.
-        job: to report to.
-        n_evaluations: how many there will be.
-    """
-
+class _WatchedModel:
     def __init__(self, model: Any, job: Job, n_evaluations: int) -> None:
-        self._model, self._job = model, job
-        self._n, self._done = n_evaluations, 0
+        self._model, self._job, self._n, self._done = model, job, n_evaluations, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def velocity(self, *arguments: Any, **names: Any) -> Any:
-        """As of the model."""
         self._job.progress(min(1.0, self._done / self._n))
         self._done += 1
         return self._model.velocity(*arguments, **names)
@@ -79,8 +65,12 @@ class WatchedModel:
 class Explorer:
     """A static figure, controls, and a live figure once somebody uses them.
 
-    Subclasses make ``self.controls`` and give ``figure``; ``compute`` starts their work.
+    Subclasses give ``figure``, call ``_lay_out`` with rows of widgets, and ``compute`` when one of
+    them changes.
     """
+
+    _edits: tuple[str, ...] = ()
+    """What can be dragged in a live figure, such as "shapePosition"."""
 
     def __init__(self) -> None:
         self.message = ipywidgets.HTML()
@@ -94,7 +84,7 @@ class Explorer:
         self._live: go.FigureWidget | None = None
 
     def figure(self) -> go.Figure:
-        """What is shown, as an ordinary figure."""
+        """Return what is shown, as an ordinary figure."""
         raise NotImplementedError
 
     def show(self) -> None:
@@ -103,6 +93,11 @@ class Explorer:
         controls = self.controls._repr_mimebundle_()
         controls["text/plain"] = "Run the notebook to see the controls here."
         display(controls, raw=True)
+
+    def _lay_out(self, *rows: Iterable[Any]) -> None:
+        """Put rows of widgets above the message and the progress."""
+        rows_of_widgets = [ipywidgets.HBox(list(row)) for row in rows]
+        self.controls = ipywidgets.VBox([*rows_of_widgets, self.message, self.status])
 
     # ----------------------------------------------------------------------------------------------
 
@@ -115,8 +110,7 @@ class Explorer:
         """
         self.cancel()
         before = self._thread
-        job = Job(self._show_progress)
-        self._job = job
+        job = self._job = Job(self._show_progress)
 
         def run() -> None:
             if before is not None:
@@ -135,22 +129,18 @@ class Explorer:
                 if self._job is job:
                     self.status.layout.visibility = "hidden"
 
-        # With the context of the cell, so that widgets know where they belong.
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(run,), daemon=True)
-        self._thread.start()
+        self._thread = start_thread(run)
 
     def cancel(self) -> None:
         """Stop what is being computed, soon; what is shown stays."""
         if self._job is not None:
-            self._job.cancel()
+            self._job.cancelled = True
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for what is being computed, at most so many seconds; whether it has ended."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return thread is None or not thread.is_alive()
+        """Wait for what is being computed, at most so many seconds; return whether it has ended."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
 
     def _show_progress(self, share: float) -> None:
         self.status.layout.visibility = "visible"
@@ -165,18 +155,17 @@ class Explorer:
             figure: None takes ``figure``. Frames are left out: live figures have none.
         """
         new = self.figure() if figure is None else figure
+        self._decorate(new)
         layout = new.to_plotly_json()["layout"]
         for part in ("sliders", "updatemenus"):
             layout.pop(part, None)
-        if self._live is not None and [t.type for t in self._live.data] == [
-            t.type for t in new.data
-        ]:
-            # Thousands of properties that never change.
-            layout.pop("template", None)
-            with self._live.batch_update():
-                for trace, fresh in zip(self._live.data, new.data, strict=True):
+        before = self._live
+        if before is not None and [t.type for t in before.data] == [t.type for t in new.data]:
+            layout.pop("template", None)  # thousands of properties that never change
+            with before.batch_update():
+                for trace, fresh in zip(before.data, new.data, strict=True):
                     trace.update(fresh.to_plotly_json(), overwrite=False)
-                self._live.update_layout(layout)
+                before.update_layout(layout)
             return
         try:
             live = go.FigureWidget(data=new.data, layout={**layout, "autosize": False})
@@ -185,15 +174,41 @@ class Explorer:
             return
         # It is drawn before it has a place on the page, at a width of its own. What it reports
         # afterwards says that it has one now.
-        live._config = {"responsive": True}
+        live._config = {"responsive": True, "edits": dict.fromkeys(self._edits, True)}
         live.observe(lambda _: live.update_layout(autosize=True), "_js2py_traceDeltas")
-        before, self._live = self._live, live
-        self.on_live(live)
+        live.layout.on_change(self._on_drag, "shapes")
+        self._live = live
         if before is None:
             note = ipywidgets.HTML("This figure follows the controls; the one above them stays.")
             self.controls.children = (*self.controls.children, note, live)
         else:
             self.controls.children = (*self.controls.children[:-1], live)
 
-    def on_live(self, live: go.FigureWidget) -> None:
-        """Called for each new live figure, before it is on screen: what it is configured with."""
+    def _decorate(self, figure: go.Figure) -> None:
+        """Add to a figure what only a live one has."""
+
+    def _on_drag(self, layout: Any, shapes: Any) -> None:
+        """Take over shapes that somebody has dragged."""
+
+
+def start_thread(run: Callable[[], None]) -> threading.Thread:
+    """Run a function in a thread with the context of the cell, so that widgets know their place."""
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), daemon=True)
+    thread.start()
+    return thread
+
+
+def numbered(formulas: Iterable[str]) -> list[tuple[str, int]]:
+    """Return options of a menu; two of them may have one formula.
+
+    >>> numbered(["NaCl", "NaCl"])
+    [('1: NaCl', 0), ('2: NaCl', 1)]
+    """
+    return [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]
+
+
+def observe(changed: Callable[[Any], None], widgets: Iterable[Any]) -> None:
+    """Call a function whenever one of some widgets gets another value."""
+    for widget in widgets:
+        widget.observe(changed, names="value")

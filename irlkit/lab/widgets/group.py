@@ -13,7 +13,7 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.lab import plots
 from irlkit.lab.grpo_step import GRPOStep, explain
-from irlkit.lab.widgets.base import Explorer, Job
+from irlkit.lab.widgets.base import Explorer, Job, numbered, observe
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.utils.checks import checked
@@ -50,10 +50,9 @@ class GroupExplorer(Explorer):
         super().__init__()
         self.policy, self.compositions, self.reward = policy, compositions, reward
         self.config = TrainerConfig(group_size=12) if config is None else config
-        formulas = compositions.reduced_formulas()
-        options = [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]
-        late = {"continuous_update": False}
-        self.composition = ipywidgets.Dropdown(options=options, description="formula")
+        self.composition = ipywidgets.Dropdown(
+            options=numbered(compositions.reduced_formulas()), description="formula"
+        )
         self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=10**6, description="seed")
         self.clip = ipywidgets.FloatSlider(
             min=0.05,
@@ -61,32 +60,29 @@ class GroupExplorer(Explorer):
             step=0.05,
             value=self.config.grpo.clip_eps,
             description="clip width",
-            **late,
+            continuous_update=False,
         )
         self.epochs = ipywidgets.IntSlider(
-            min=1, max=20, value=self.config.n_ppo_epochs, description="epochs", **late
+            min=1,
+            max=20,
+            value=self.config.n_ppo_epochs,
+            description="epochs",
+            continuous_update=False,
         )
-        self.step = self._explain(None)
-        self.controls = ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self.composition, self.seed]),
-                ipywidgets.HBox([self.clip, self.epochs]),
-                self.message,
-                self.status,
-            ]
-        )
-        for widget in (self.composition, self.seed, self.clip, self.epochs):
-            widget.observe(self._on_change, names="value")
+        self.step = self._explain(Job())
+        rows = ([self.composition, self.seed], [self.clip, self.epochs])
+        self._lay_out(*rows)
+        observe(lambda _: self.compute(self._explain, self._on_explained), [*rows[0], *rows[1]])
 
     def figure(self) -> go.Figure:
-        """Rewards, advantages, clipped terms and the step."""
+        """Return rewards, advantages, clipped terms and the step."""
         return plots.grpo_step(self.step)
 
     def rollouts(self) -> go.Figure:
-        """Members of the group on their way, coloured by advantage."""
+        """Return members of the group on their way, coloured by advantage."""
         return plots.group_trajectories(self.step.states, self.step.advantages)
 
-    def _explain(self, job: Job | None) -> GRPOStep:
+    def _explain(self, job: Job) -> GRPOStep:
         loss = replace(self.config.grpo, clip_eps=self.clip.value)
         config = replace(self.config, grpo=loss, n_ppo_epochs=self.epochs.value)
         generator = torch.Generator().manual_seed(self.seed.value)
@@ -100,9 +96,6 @@ class GroupExplorer(Explorer):
                 f"{step.rewards.max():.3f}; {step.clip_fraction:.0%} of the ratios are clipped"
             )
         return step
-
-    def _on_change(self, change: Any) -> None:
-        self.compute(self._explain, self._on_explained)
 
     def _on_explained(self, step: GRPOStep) -> None:
         self.step = step

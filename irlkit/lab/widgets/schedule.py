@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import plots
-from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
+from irlkit.lab.widgets.base import Explorer, Job, observe
 from irlkit.utils.checks import check_count, check_finite, check_kind, checked
+from irlkit.utils.system import write_atomically
 
 if TYPE_CHECKING:
     from irlkit.data import CrystalDataset
@@ -62,9 +64,9 @@ class ScheduleExplorer(Explorer):
         ValueError: no schedule.
     """
 
-    _offset = 1.0
-    _symbol = "1 + s(t)"
-    _step = 0.05
+    _offset, _symbol, _step = 1.0, "1 + s(t)", 0.05
+    _least_top, _round_top = 8.0, 1.0
+    _edits = ("shapePosition",)
 
     @checked
     def __init__(
@@ -95,18 +97,33 @@ class ScheduleExplorer(Explorer):
         self._pool = metrics.MatchPool(0)
         self._follow = True
         self._drawing: int | None = None
+        self.annealing: Any = next(iter(self.schedules.values()))
+        self._make_controls(n_steps, n_points, max_factor, step_counts)
+        self._set_sliders()
+        self.result = self._measure(Job())
+        columns = []
+        for field, sliders in self.sliders.items():
+            title = ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}")
+            column = ipywidgets.VBox([title, ipywidgets.HBox(sliders)])
+            column.layout.margin = "0 24px 0 0"
+            columns.append(column)
+        save = [self.path, self.save_button] if files else []
+        self._lay_out([self.start, self.n_steps, self.drag], columns, save)
+
+    def _make_controls(
+        self, n_steps: int, n_points: int, max_factor: float | None, step_counts: Sequence[int]
+    ) -> None:
         if max_factor is None:
-            values = [
-                value
-                for schedule in self.schedules.values()
-                for points in self._points(schedule, n_points, n_steps).values()
-                for value in points
-            ]
-            max_factor = self._top(self._offset + max(values))
+            points = [self._points(entry, n_points, n_steps) for entry in self.schedules.values()]
+            largest = self._offset + max(max(of) for entry in points for of in entry.values())
+            rounded = np.ceil(1.25 * largest / self._round_top) * self._round_top
+            max_factor = float(max(self._least_top, rounded))
         self.start = ipywidgets.Dropdown(options=list(self.schedules), description="begin with")
-        counts = sorted({*step_counts, n_steps})
         self.n_steps = ipywidgets.SelectionSlider(
-            options=counts, value=n_steps, description="steps", continuous_update=False
+            options=sorted({*step_counts, n_steps}),
+            value=n_steps,
+            description="steps",
+            continuous_update=False,
         )
         self.sliders = {
             field: [
@@ -127,37 +144,11 @@ class ScheduleExplorer(Explorer):
         self.drag.layout.width = "220px"
         self.path = ipywidgets.Text(value="my_schedule.safetensors", description="file")
         self.save_button = ipywidgets.Button(description="Save schedule")
-        self.annealing: Any = self.schedules[self.start.value]
-        self._set_sliders()
-        self.result = self._measure(None)
-        self.controls = ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self.start, self.n_steps, self.drag]),
-                ipywidgets.HBox(
-                    [
-                        ipywidgets.VBox(
-                            [
-                                ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}"),
-                                ipywidgets.HBox(sliders),
-                            ],
-                            layout={"margin": "0 24px 0 0"},
-                        )
-                        for field, sliders in self.sliders.items()
-                    ]
-                ),
-                *([ipywidgets.HBox([self.path, self.save_button])] if files else []),
-                self.message,
-                self.status,
-            ]
-        )
-        self.start.observe(self._on_start, names="value")
-        self.n_steps.observe(self._on_steps, names="value")
+        observe(self._on_start, [self.start])
+        observe(lambda _: self._update(), [self.n_steps])
+        observe(self._on_slider, self._all_sliders())
         self.drag.on_click(lambda _: self.show_live())
-        if files:
-            self.save_button.on_click(self._on_save)
-        for sliders in self.sliders.values():
-            for slider in sliders:
-                slider.observe(self._on_slider, names="value")
+        self.save_button.on_click(self._on_save)
 
     # ----------------------------------------------------------------------------------------------
     # What another quantity than s(t) does differently
@@ -166,10 +157,6 @@ class ScheduleExplorer(Explorer):
     @staticmethod
     def _check(schedules: Mapping[str, Any]) -> None:
         check_kind("schedules", schedules, Mapping[str, Callable])
-
-    @staticmethod
-    def _top(largest: float) -> float:
-        return float(max(8.0, np.ceil(1.25 * largest)))
 
     @staticmethod
     def _points(schedule: Any, n_points: int, n_steps: int) -> dict[str, tuple[float, ...]]:
@@ -188,20 +175,24 @@ class ScheduleExplorer(Explorer):
     def _dynamics(self, model: Any) -> Dynamics:
         return Dynamics(model, self.annealing)
 
-    @checked
-    def save(self, path: str | Path) -> Path:
-        """Write the schedule of the sliders, for ``irlkit.flows.schedules.load_annealing``.
-
-        Args:
-            path: safetensors file.
-        """
+    def _write(self, path: str | Path) -> None:
         save_annealing(self.annealing, path, {"made by": "ScheduleExplorer"})
-        return Path(path)
 
     # ----------------------------------------------------------------------------------------------
 
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write the schedule of the sliders.
+
+        Args:
+            path: an annealing is a safetensors file for ``irlkit.flows.schedules.load_annealing``,
+                noise is JSON: field -> arguments of ``irlkit.flows.schedules.ControlPointNoise``.
+        """
+        self._write(path)
+        return Path(path)
+
     def figure(self) -> go.Figure:
-        """The schedule and the displacement of each structure from its reference."""
+        """Return the schedule and the displacement of each structure from its reference."""
         times = time_grid(self.n_steps.value)
         figure = plots.schedule_and_structures(
             times[:-1].numpy(), self._curves(times), self.result.table, label=self._symbol
@@ -209,57 +200,57 @@ class ScheduleExplorer(Explorer):
         figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
         return figure
 
-    def on_live(self, live: go.FigureWidget) -> None:
-        """Let the control points be dragged."""
-        live._config = {**live._config, "edits": {"shapePosition": True}}
-        live.layout.on_change(self._on_drag, "shapes")
+    def _all_sliders(self) -> list[ipywidgets.FloatSlider]:
+        return [slider for sliders in self.sliders.values() for slider in sliders]
 
     def _handles(self) -> list[dict[str, Any]]:
-        handles = []
-        for (_, sliders), color in zip(self.sliders.items(), (plots.BLUE, plots.RED), strict=True):
-            for t, slider in zip(np.linspace(0, 1, len(sliders)), sliders, strict=True):
-                handles.append(
-                    {
-                        "type": "circle",
-                        "xref": "x",
-                        "yref": "y",
-                        "xsizemode": "pixel",
-                        "ysizemode": "pixel",
-                        "xanchor": float(t),
-                        "yanchor": float(slider.value),
-                        **{"x0": -9, "x1": 9, "y0": -9, "y1": 9},
-                        "fillcolor": color,
-                        "opacity": 0.6,
-                        "line": {"color": color},
-                    }
-                )
-        return handles
+        """Return the control points as circles."""
+        size = {"xsizemode": "pixel", "ysizemode": "pixel", "x0": -9, "x1": 9, "y0": -9, "y1": 9}
+        return [
+            {
+                "type": "circle",
+                "xref": "x",
+                "yref": "y",
+                "xanchor": float(t),
+                "yanchor": float(slider.value),
+                "fillcolor": color,
+                "opacity": 0.6,
+                "line": {"color": color},
+                **size,
+            }
+            for sliders, color in zip(self.sliders.values(), (plots.BLUE, plots.RED), strict=True)
+            for t, slider in zip(np.linspace(0, 1, len(sliders)), sliders, strict=True)
+        ]
+
+    def _decorate(self, figure: go.Figure) -> None:
+        figure.update_layout(shapes=self._handles())
 
     def show_live(self, figure: go.Figure | None = None) -> None:
-        """As of any explorer, with the control points as handles."""
-        new = self.figure() if figure is None else figure
-        new.update_layout(shapes=self._handles())
+        """Show or update the live figure, with the control points as handles to drag."""
         # What this thread changes is no drag; somebody may drag meanwhile, in another.
         self._drawing = threading.get_ident()
-        super().show_live(new)
+        super().show_live(figure)
         self._drawing = None
 
     def _on_drag(self, layout: Any, shapes: Sequence[Any]) -> None:
-        """Handles were moved: their heights become the sliders' values."""
-        sliders = [slider for of_field in self.sliders.values() for slider in of_field]
+        """Make the heights of handles that were moved the sliders' values."""
+        sliders = self._all_sliders()
         if self._drawing == threading.get_ident() or len(shapes) != len(sliders):
             return
-        self._follow = False
-        for shape, slider in zip(shapes, sliders, strict=True):
-            slider.value = float(np.clip(shape.yanchor, slider.min, slider.max))
-        self._follow = True
+        self._move(sliders, [shape.yanchor for shape in shapes])
         self._on_slider(None)
 
-    def _measure(self, job: Job | None) -> metrics.Metrics:
+    def _move(self, sliders: Sequence[ipywidgets.FloatSlider], heights: Sequence[float]) -> None:
+        """Set sliders without following each of them."""
+        self._follow = False
+        for slider, height in zip(sliders, heights, strict=True):
+            slider.value = float(np.clip(height, slider.min, slider.max))
+        self._follow = True
+
+    def _measure(self, job: Job) -> metrics.Metrics:
         started = time.perf_counter()
         n_steps = self.n_steps.value
-        model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
-        generated = self._dynamics(model).generate(
+        generated = self._dynamics(job.watch(self.model, n_steps)).generate(
             self.dataset.batch.to(self.model.device),
             n_steps,
             generator=torch.Generator().manual_seed(self._seed + 1),
@@ -275,28 +266,21 @@ class ScheduleExplorer(Explorer):
 
     def _set_sliders(self) -> None:
         points = self._points(self.annealing, len(self.sliders["pos"]), self.n_steps.value)
-        self._follow = False
-        for field, sliders in self.sliders.items():
-            for slider, value in zip(sliders, points[field], strict=True):
-                slider.value = float(np.clip(self._offset + value, slider.min, slider.max))
-        self._follow = True
+        heights = [self._offset + value for field in self.sliders for value in points[field]]
+        self._move(self._all_sliders(), heights)
 
     def _on_start(self, change: Any) -> None:
         self.annealing = self.schedules[change["new"]]
         self._set_sliders()
         self._update()
 
-    def _on_steps(self, change: Any) -> None:
-        self._update()
-
     def _on_slider(self, change: Any) -> None:
         if self._follow:
-            self.annealing = self._schedule(
-                {
-                    field: tuple(slider.value - self._offset for slider in sliders)
-                    for field, sliders in self.sliders.items()
-                }
-            )
+            points = {
+                field: tuple(slider.value - self._offset for slider in sliders)
+                for field, sliders in self.sliders.items()
+            }
+            self.annealing = self._schedule(points)
             self._update()
 
     def _on_save(self, _: Any) -> None:
@@ -325,9 +309,8 @@ class NoiseExplorer(ScheduleExplorer):
         **options: of ``ScheduleExplorer``; ``max_factor`` is the upper end for sigma.
     """
 
-    _offset = 0.0
-    _symbol = "σ(t)"
-    _step = 0.005
+    _offset, _symbol, _step = 0.0, "σ(t)", 0.005
+    _least_top, _round_top = 0.2, 0.1
 
     @staticmethod
     def _check(schedules: Mapping[str, Any]) -> None:
@@ -337,10 +320,6 @@ class NoiseExplorer(ScheduleExplorer):
                 raise ValueError(
                     f"schedules[{name!r}] must be for {FIELD_NAMES}, got {sorted(schedule)}"
                 )
-
-    @staticmethod
-    def _top(largest: float) -> float:
-        return float(max(0.2, np.ceil(12.5 * largest) / 10))
 
     @staticmethod
     def _points(schedule: Any, n_points: int, n_steps: int) -> dict[str, tuple[float, ...]]:
@@ -362,25 +341,13 @@ class NoiseExplorer(ScheduleExplorer):
     def _dynamics(self, model: Any) -> Dynamics:
         return Dynamics(model, noise=self.annealing)
 
-    @checked
-    def save(self, path: str | Path) -> Path:
-        """Write the schedules as JSON, for ``irlkit.flows.schedules.ControlPointNoise(**entry)``.
-
-        Args:
-            path: JSON file.
-        """
-        import json
-        from dataclasses import asdict
-
-        from irlkit.utils.system import write_atomically
-
+    def _write(self, path: str | Path) -> None:
         n_points = len(self.sliders["pos"])
-        noise = {
+        points = {
             field: entry
             if isinstance(entry, ControlPointNoise)
             else ControlPointNoise.from_noise(entry, n_points)
             for field, entry in self.annealing.items()
         }
-        text = json.dumps({field: asdict(entry) for field, entry in noise.items()}, indent=1)
-        write_atomically(path, text.encode())
-        return Path(path)
+        values = {field: {"values": entry.values} for field, entry in points.items()}
+        write_atomically(path, json.dumps(values, indent=1).encode())

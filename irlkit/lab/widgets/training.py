@@ -6,12 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import pandas as pd
 import plotly.graph_objects as go
 
 from irlkit.lab import plots
 from irlkit.lab.widgets.base import Explorer, Job
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_count, checked
 
 if TYPE_CHECKING:
     from irlkit.rl.trainer import GRPOTrainer
@@ -42,32 +41,24 @@ class TrainingDashboard(Explorer):
         seconds: float = 1.0,
         label: str = "reward",
     ) -> None:
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
+        check_count("iterations", iterations)
         super().__init__()
         self.trainer, self.iterations, self.label = trainer, iterations, label
         self._seconds = seconds
         self.go = ipywidgets.Button(description=self._word())
         self.stop.description = "Stop"
-        self.controls = ipywidgets.VBox([ipywidgets.HBox([self.go, self.status]), self.message])
+        self._lay_out([self.go])
         self.go.on_click(lambda _: self.start())
         self._say()
 
     def figure(self) -> go.Figure:
-        """Rewards of rollouts and validation, and the diagnostics below them."""
-        history = self.trainer.history
-        if not len(history) or "reward" not in history:
-            empty: dict[str, list[float]] = {
-                name: [] for name in ("iteration", "reward", "validation_reward")
-            }
-            history = pd.DataFrame(empty, dtype=float)
-        history = history.assign(seed=0)
-        if "validation_reward" not in history:
-            history = history.assign(validation_reward=float("nan"))
+        """Return rewards of rollouts and of validation against the iteration."""
+        columns = ["iteration", "reward", "validation_reward"]
+        history = self.trainer.history.reindex(columns=columns).astype(float).assign(seed=0)
         return plots.training_curves(history, self.label)
 
     def diagnostics(self) -> go.Figure:
-        """Spread in groups, clipping, ratios, KL, gradient and time."""
+        """Return spread in groups, clipping, ratios, KL, gradient and time by iteration."""
         return plots.grpo_diagnostics(self.trainer.history)
 
     def start(self) -> None:

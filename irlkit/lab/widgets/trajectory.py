@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -17,7 +16,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
 from irlkit.lab import plots
-from irlkit.lab.widgets.base import Explorer, Job, WatchedModel
+from irlkit.lab.widgets.base import Explorer, Job, numbered, observe, start_thread
 from irlkit.rewards import as_reward
 from irlkit.utils.checks import checked
 
@@ -74,10 +73,10 @@ class TrajectoryExplorer(Explorer):
         self.model, self.compositions, self.schedules = model, compositions, dict(schedules)
         self.reward = None if reward is None else as_reward(reward)
         self.label = label if reward is not None else "smallest distance, Å"
-        formulas = compositions.reduced_formulas()
-        options = [(f"{i + 1}: {formula}", i) for i, formula in enumerate(formulas)]
         late = {"continuous_update": False}
-        self.composition = ipywidgets.Dropdown(options=options, description="formula")
+        self.composition = ipywidgets.Dropdown(
+            options=numbered(compositions.reduced_formulas()), description="formula"
+        )
         self.policy = ipywidgets.Dropdown(options=list(self.schedules), description="annealing")
         counts = sorted({5, 10, 20, 50, 100, n_steps})
         self.n_steps = ipywidgets.SelectionSlider(
@@ -90,43 +89,32 @@ class TrajectoryExplorer(Explorer):
         self.scrub = ipywidgets.IntSlider(min=0, max=n_steps, value=n_steps, description="step")
         self.play = ipywidgets.ToggleButton(description="Play", icon="play")
         self._player: threading.Thread | None = None
-        self.states, self.values = self._generate(None)
-        self.controls = ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self.composition, self.policy, self.n_steps]),
-                ipywidgets.HBox([self.noise, self.seed]),
-                ipywidgets.HBox([self.play, self.scrub]),
-                self.message,
-                self.status,
-            ]
-        )
-        for widget in (self.composition, self.policy, self.n_steps, self.noise, self.seed):
-            widget.observe(self._on_change, names="value")
-        self.scrub.observe(self._on_scrub, names="value")
-        self.play.observe(self._on_play, names="value")
+        self.states, self.values = self._generate(Job())
+        rows = ([self.composition, self.policy, self.n_steps], [self.noise, self.seed])
+        self._lay_out(*rows, [self.play, self.scrub])
+        observe(lambda _: self.compute(self._generate, self._on_generated), [*rows[0], *rows[1]])
+        observe(self._on_scrub, [self.scrub])
+        observe(self._on_play, [self.play])
 
     def figure(self) -> go.Figure:
-        """The structure with a player, and the reward of each state."""
-        return self._figure(self.states, self.values)
-
-    def _figure(self, states: Sequence[CrystalBatch], values: np.ndarray) -> go.Figure:
+        """Return the structure with a player, and the reward of each state."""
         chosen = self.compositions[self.composition.value]
         placeholder = float(chosen.volume[0]) < 2.0  # A cell of 1 Å stands for none.
         return plots.trajectory_and_curves(
-            states,
-            {self.policy.value: values},
+            self.states,
+            {self.policy.value: self.values},
             self.label,
-            times=time_grid(self.n_steps.value).numpy()[: len(states)],
+            times=time_grid(len(self.states) - 1).numpy(),
             reference=None if placeholder else chosen.to("cpu"),
             title=f"{chosen.reduced_formulas()[0]}, {self.policy.value}",
         )
 
-    def _generate(self, job: Job | None) -> tuple[list[CrystalBatch], np.ndarray]:
+    def _generate(self, job: Job) -> tuple[list[CrystalBatch], np.ndarray]:
         n_steps = self.n_steps.value
         batch = self.compositions[self.composition.value].to(self.model.device)
         generator = torch.Generator().manual_seed(self.seed.value)
         x_0 = self.model.sample_base(batch, generator).to(self.model.device)
-        model: Any = self.model if job is None else WatchedModel(self.model, job, n_steps)
+        model = job.watch(self.model, n_steps)
         noise = {"pos": ConstantNoise(self.noise.value)} if self.noise.value > 0 else {}
         recorded: list[CrystalBatch] = []
         Dynamics(model, self.schedules[self.policy.value], noise).generate(
@@ -147,23 +135,17 @@ class TrajectoryExplorer(Explorer):
         self.message.value = f"{n_steps} steps; {self.label} at the end: {last}"
         return states, values
 
-    def _on_change(self, change: Any) -> None:
-        self.compute(self._generate, self._on_generated)
-
     def _on_generated(self, result: tuple[list[CrystalBatch], np.ndarray]) -> None:
         self.states, self.values = result
         n = len(self.states) - 1
         self.play.value = False
-        self.scrub.max = n
-        self.scrub.value = n
+        self.scrub.max = self.scrub.value = n
         self.show_live()
 
     def _on_play(self, change: Any) -> None:
         """Go through the steps, from the first if at the last, in a thread until told to stop."""
         if change.new and (self._player is None or not self._player.is_alive()):
-            run = contextvars.copy_context().run
-            self._player = threading.Thread(target=run, args=(self._play,), daemon=True)
-            self._player.start()
+            self._player = start_thread(self._play)
 
     def _play(self) -> None:
         step = self.scrub.value if self.scrub.value < self.scrub.max else -1
