@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import torch
+from optuna.storages.journal import _file as journal_files
 
 from irlkit import pretraining
 from irlkit.data import load
@@ -68,7 +69,10 @@ def run(kind: str, folder: Path, log: Path, write: int | None) -> None:
 
 
 def _kill_in_writes(place):
-    """Call `place` in the middle of each atomic write, before its syncs and before the rename."""
+    """Call `place` in the middle of each atomic write, before its syncs and before the rename.
+
+    And in the middle of what is added to Optuna's journal.
+    """
 
     class HalfWay:
         def __init__(self, file):
@@ -97,7 +101,12 @@ def _kill_in_writes(place):
 
         return call
 
-    system.open = lambda *arguments: HalfWay(open(*arguments))
+    def opened(path, mode="r", **options):
+        file = open(path, mode, **options)
+        return HalfWay(file) if mode in ("wb", "ab") else file
+
+    system.open = opened
+    journal_files.open = opened
     os.fsync, os.replace = before(os.fsync), before(os.replace)
 
 
