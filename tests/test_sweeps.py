@@ -137,8 +137,6 @@ SEED = {"seed": CategoricalDistribution((1, 2))}
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        (lambda: SearchSpace("annealing", {}), "at least one parameter"),
-        (lambda: SearchSpace("annealing", SEED, start=({"clip_eps": 0.2},)), "start must name"),
         (lambda: SPACE.narrowed({"clip_eps": (0.1, 0.2, 0.3)}), r"must be \(low, high\)"),
         (lambda: PolicyObjective(SearchSpace("annealings", SEED)), "policy must be one of"),
         (lambda: PolicyObjective(SearchSpace("velocity", SEED, start=({"seed": 1},))), "a seed"),
@@ -251,13 +249,19 @@ def test_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep = make(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(sweep, Parabola(stop_after=0), 3)
-    with _claim(sweep, 0) as ours:
-        assert ours
-        with _claim(sweep, 0) as again:
-            assert not again
-        trials = run(sweep, Parabola(), 3)
-        assert list(trials["state"]) == ["running", "complete", "complete"]
+    ours = _claim(sweep, 0)
+    assert ours is not None and _claim(sweep, 0) is None
+    trials = run(sweep, Parabola(), 3)
+    assert list(trials["state"]) == ["running", "complete", "complete"]
+    ours.release()
     assert list(run(sweep, Parabola(), 3)["state"]) == ["complete"] * 3
+
+
+def test_start_outside_of_the_space_is_refused(tmp_path):
+    for wrong in ({"clip_eps": 0.7}, {"clip_eps": 0.2, "seed": 1}):
+        space = SearchSpace("annealing", {"clip_eps": FloatDistribution(0.1, 0.5)}, start=(wrong,))
+        with pytest.raises(ValueError, match="clip_eps"):
+            run(Sweep(tmp_path / str(len(wrong)), space, {}), Parabola(), 1)
 
 
 def test_failed_trials_are_recorded_and_passed_over(tmp_path):
@@ -437,8 +441,9 @@ def test_importance_finds_what_matters(tmp_path):
     for _ in range(60):
         distributions = dict(SPACE.parameters)
         sweep.study.ask(distributions)  # at random
-        with _claim_next(sweep, 60) as trial:
-            _run_trial(sweep, Parabola(), trial, prune=False)
+        trial, lock = _claim_next(sweep, 60)
+        _run_trial(sweep, Parabola(), trial, prune=False)
+        lock.release()
     shares = importance(sweep.study)
     assert shares.index[0] == "learning_rate" and shares.iloc[0] > 0.5
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,10 +84,14 @@ def run_optuna(
                     f"all of the first {len(finished)} trials failed, the last with "
                     f"{finished['error'].iloc[-1]}; see {sweep.path}"
                 )
-            with _claim_next(sweep, n_trials) as claimed:
-                if claimed is None:
-                    return trials
-                _run_trial(sweep, objective, claimed, prune)
+            claimed = _claim_next(sweep, n_trials)
+            if claimed is None:
+                return trials
+            trial, lock = claimed
+            try:
+                _run_trial(sweep, objective, trial, prune)
+            finally:
+                lock.release()
 
 
 @checked
@@ -153,48 +156,36 @@ def _check_positive(**counts: int) -> None:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-@contextmanager
-def _claim(sweep: Sweep, number: int) -> Iterator[bool]:
-    """Try to be the only process that works on a trial; yields whether it is."""
+def _claim(sweep: Sweep, number: int) -> FileLock | None:
+    """Lock a trial, so that this process alone works on it; None if another one does."""
     sweep.folder(number).mkdir(parents=True, exist_ok=True)
     lock = FileLock(sweep.folder(number) / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+        return None
+    return lock
 
 
-@contextmanager
-def _claim_next(sweep: Sweep, n_trials: int) -> Iterator[FrozenTrial | None]:
-    """The next trial for this process: one left unfinished, a new one, or None if there is none."""
-    with ExitStack() as claims:
-        with sweep.lock:
-            trials = sweep.study.get_trials(deepcopy=False)
-            for trial in trials:
-                if trial.state == TrialState.RUNNING and claims.enter_context(
-                    _claim(sweep, trial.number)
-                ):
-                    break
-            else:
-                trial = None
-                number = len(trials)
-                if number < n_trials:
-                    # Added as a whole: a trial is there with all its parameters or not at all.
-                    sweep.study.add_trial(
-                        optuna.trial.create_trial(
-                            state=TrialState.RUNNING,
-                            params=_propose(sweep, number),
-                            distributions=dict(sweep.space.parameters),
-                        )
-                    )
-                    trial = sweep.study.get_trials(deepcopy=False)[number]
-                    claims.enter_context(_claim(sweep, number))
-        yield trial
+def _claim_next(sweep: Sweep, n_trials: int) -> tuple[FrozenTrial, FileLock] | None:
+    """Claim a trial that was left unfinished, or else a new one; None if there is none."""
+    with sweep.lock:
+        trials = sweep.study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and (lock := _claim(sweep, trial.number)):
+                return trial, lock
+        number = len(trials)
+        if number >= n_trials or (lock := _claim(sweep, number)) is None:
+            return None
+        # Added as a whole: a trial is there with all its parameters or not at all.
+        sweep.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=_propose(sweep, number),
+                distributions=dict(sweep.space.parameters),
+            )
+        )
+        return sweep.study.get_trials(deepcopy=False)[number], lock
 
 
 def _propose(sweep: Sweep, number: int) -> dict[str, Any]:

@@ -35,22 +35,12 @@ class SearchSpace:
             ``LearnedAnnealing`` and, for an annealing, "pos_policy_weight".
         fixed: settings of the same kinds that are not varied.
         start: configurations to try first, such as published ones.
-
-    Raises:
-        ValueError: nothing is varied, or a start that does not name what is.
     """
 
     policy: str
     parameters: Mapping[str, Distribution]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     start: tuple[Mapping[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.parameters:
-            raise ValueError("parameters must hold at least one parameter, got none")
-        for config in self.start:
-            if set(config) != set(self.parameters):
-                raise ValueError(f"start must name {sorted(self.parameters)}, got {sorted(config)}")
 
     @property
     def logarithmic(self) -> tuple[str, ...]:
