@@ -38,6 +38,11 @@ class PolicyObjective:
     What is None becomes what the paper has for the policy of the space. Model, data and rewards
     are loaded when they are first needed, and kept until ``close``.
 
+    >>> from irlkit.lab.sweeps import SPACES
+    >>> objective = PolicyObjective(SPACES["velocity"])
+    >>> objective.checkpoint, objective.reward, objective.grpo["n_steps"]
+    ('trig-sde-gamma', 'energy', 50)
+
     Attributes:
         space: what is searched; says which policy.
         checkpoint: name of a shipped model, or path of a checkpoint.

@@ -52,6 +52,16 @@ def run_optuna(
     before it. With one process, a sweep that was stopped at any moment and continued is therefore
     the one that was never stopped. Several processes may work on one folder at the same time.
 
+    >>> import tempfile
+    >>> from irlkit.lab.sweeps import SPACES
+    >>> def objective(config, folder, report):
+    ...     report(1, -config["clip_eps"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sweep = Sweep(folder, SPACES["annealing"], {})
+    ...     trials = run_optuna(sweep, objective, 2, progress=False)
+    >>> trials["state"].tolist(), float(trials["value"][0])
+    (['complete', 'complete'], -0.3)
+
     Args:
         sweep: its folder.
         objective: what is maximised.

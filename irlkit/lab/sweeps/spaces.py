@@ -90,6 +90,9 @@ class SearchSpace:
 
         The weight of the positions in a sweep of annealings is relative to a weight of 1 of the
         lattice; both are then rescaled to sum to one (Appendix F).
+
+        >>> SPACES["annealing"].split({"pos_policy_weight": 3.0, "hidden_dim": 32})
+        ({'n_groups': 16, 'policy_weight': {'pos': 0.75, 'cell': 0.25}}, {'hidden_dim': 32})
         """
         values = {**self.fixed, **config}
         annealing = {name: values.pop(name) for name in _ANNEALING_NAMES if name in values}
