@@ -407,7 +407,7 @@ def test_some_structures_to_play_with(finished):
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
-    paths = experiments.write_results(finished, {"preset": "quick", "seeds": None}, judged)
+    paths = experiments.write_results(finished, judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),

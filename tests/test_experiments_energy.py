@@ -448,7 +448,7 @@ def test_diversity_is_counted_for_all_policies(finished):
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
-    paths = experiments.write_results(finished, {"preset": "quick"}, judged)
+    paths = experiments.write_results(finished, judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),

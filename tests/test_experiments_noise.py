@@ -241,7 +241,7 @@ def test_results_are_complete_and_strict(finished):
     assert len(judged) == 9
     text = finished.conclusion(judged)
     assert "of 9 claims hold" in text and "quick" in text
-    paths = experiments.write_results(finished, {"preset": "quick"}, judged)
+    paths = experiments.write_results(finished, judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),

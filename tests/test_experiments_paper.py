@@ -193,7 +193,7 @@ def test_velocity_annealing_of_the_paper(placed, counted):
     works = annealing_work(preset, len(experiment.validation), len(experiment.test))
     check_work(works, counted)
     claims = experiment.claims()
-    assert experiments.write_results(experiment, {"preset": "paper"}, claims)
+    assert experiments.write_results(experiment, claims)
 
 
 def check_energy(placed, potential, counted):
@@ -206,7 +206,7 @@ def check_energy(placed, potential, counted):
     )
     works = energy_work(preset, len(experiment.validation), len(experiment.test), 2)
     check_work(works, counted)
-    paths = experiments.write_results(experiment, {"preset": "paper"}, experiment.claims())
+    paths = experiments.write_results(experiment, experiment.claims())
     assert any(path.name == "results.json" for path in paths)
 
 

@@ -344,6 +344,17 @@ class Experiment(Generic[P]):
         """Return the tables to be written, by name; empty ones are not."""
         return {name: getattr(self, name) for name in ("history", "evaluation", "structures")}
 
+    def parameters(self) -> dict[str, Any]:
+        """Return what the experiment was made with, for results.json."""
+        return {
+            "preset": self.preset.name,
+            "checkpoint": self.checkpoint,
+            "dataset": self.dataset,
+            "device": str(self.device),
+            "out_dir": str(self.out_dir),
+            "settings": self.preset.to_dict(),
+        }
+
     def results(self) -> dict[str, Any]:
         """Return what results.json has besides parameters, data set, evaluation and claims."""
         return {}

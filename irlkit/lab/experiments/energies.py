@@ -78,5 +78,8 @@ class EnergyExperiment(Experiment[P]):
     def _summary(self) -> dict[str, str]:
         return {"energies": f"of the potential {self.potential.name}"}
 
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "potential": self.potential.name}
+
     def results(self) -> dict[str, Any]:
         return {"potential": self.potential.name}

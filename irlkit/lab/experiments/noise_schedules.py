@@ -283,6 +283,9 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     def tables(self) -> dict[str, pd.DataFrame]:
         return {**super().tables(), "losses": self._losses()}
 
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "velocity_checkpoint": self.second_name}
+
     def results(self) -> dict[str, Any]:
         scales = self._scales().drop(columns="line")
         return {**super().results(), "noise_scales": scales.to_dict("records")}

@@ -93,12 +93,10 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
     return paths
 
 
-def _to_results(
-    experiment: Experiment, parameters: Mapping[str, Any], claims: list[Claim]
-) -> dict[str, Any]:
+def _to_results(experiment: Experiment, claims: list[Claim]) -> dict[str, Any]:
     """All that goes into results.json."""
     return {
-        "parameters": {**parameters, "settings": experiment.preset.to_dict()},
+        "parameters": experiment.parameters(),
         "environment": {**environment(experiment.device), "seconds": experiment.seconds},
         "dataset": {
             "name": experiment.dataset,
@@ -138,7 +136,6 @@ def _evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
 @checked
 def write_results(
     experiment: Experiment,
-    parameters: Mapping[str, Any],
     claims: list[Claim],
     figures: Mapping[str, Any] | None = None,
 ) -> list[Path]:
@@ -146,7 +143,6 @@ def write_results(
 
     Args:
         experiment: after its evaluations.
-        parameters: of the notebook.
         claims: of ``claims``.
         figures: name -> plotly figure.
 
@@ -158,7 +154,7 @@ def write_results(
         if len(table):
             paths.append(write_table(table, experiment.out_dir / f"{name}.parquet"))
     paths += write_figures(figures or {}, experiment.out_dir / "figures")
-    data = _to_results(experiment, parameters, claims)
+    data = _to_results(experiment, claims)
     paths.append(write_json(data, experiment.out_dir / "results.json"))
     experiment.finish()
     return paths

@@ -16,6 +16,7 @@ from irlkit.lab.plots.flow import (
     loss_curve,
     velocity_field,
 )
+from irlkit.lab.plots.group import group
 from irlkit.lab.plots.live import crystal_toolkit_view
 from irlkit.lab.plots.periodic_table import periodic_table
 from irlkit.lab.plots.schedules import (
@@ -51,6 +52,7 @@ __all__ = [
     "densities",
     "distributions",
     "flow",
+    "group",
     "group_advantages",
     "group_trajectories",
     "grpo_diagnostics",
