@@ -22,7 +22,7 @@ def parallel_coordinates(
     label: str | None = None,
     logarithmic: Sequence[str] = (),
 ) -> go.Figure:
-    """Every trial as a line through its parameters to its value; drag along an axis to select.
+    """Draw every trial as a line through its parameters to its value; drag an axis to select.
 
     Args:
         trials: one row per trial; those without a value are left out.
@@ -119,7 +119,7 @@ def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
 
 @checked
 def parameter_importance(importance: pd.Series) -> go.Figure:
-    """Shares of the parameters, the largest on top.
+    """Draw the shares of the parameters, the largest on top.
 
     Args:
         importance: parameter -> share, as of ``irlkit.lab.sweeps.importance``; nan where unknown.
