@@ -435,10 +435,6 @@ def entries(kit):
         "schedules.NoAnnealing": {},
         "schedules.ControlPointAnnealing": dict(pos=(0.0, 1.0), cell=(0.0, 1.0)),
         "schedules.ControlPointNoise": dict(values=(0.0, 1.0)),
-        "schedules.schedule_to_dict": dict(schedule=LINEAR),
-        "schedules.schedule_from_dict": dict(
-            data=schedules.schedule_to_dict(LINEAR), kinds=schedules.ANNEALINGS
-        ),
         "schedules.check_n_steps": dict(n_steps=2),
         "schedules.time_grid": dict(n_steps=2, dtype=torch.float64, device="cpu"),
         "schedules.load_annealing": dict(path=k.saved_annealing),
@@ -468,7 +464,6 @@ def entries(kit):
             normal_pos=None,
             normal_cell=None,
         ),
-        "base_distribution.BaseDistribution.fit": dict(cell=batch.cell),
         "teaching.PlaneFlow": dict(interpolant=interpolants.Interpolant(), n_modes=3, spread=0.1),
         "teaching.integrate": dict(
             velocity=k.flow.velocity,
@@ -793,7 +788,8 @@ EXCLUDED = {
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
         "rl.Trajectory rollout.generate dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "
-        "schedules.annealing_on_grid grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "
+        "schedules.schedule_from_dict schedules.schedule_to_dict schedules.annealing_on_grid "
+        "grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "
         "flow_model.Conditioning cspnet.NetworkOutput cspnet.TimeEmbedding "
         "cspnet.CSPLayer interpolants.time_derivative interpolants.named "
         "interpolants.build_named interpolants.center interpolants.align_translation "

@@ -126,7 +126,6 @@ class BaseDistribution:
         return cls(*LATTICE_STATISTICS[dataset])
 
     @classmethod
-    @checked
     def fit(cls, cell: Tensor) -> BaseDistribution:
         """Fit the lengths of a training set's cells, shape (B, 3, 3), B at least 2.
 

@@ -260,6 +260,14 @@ class _State:
         self.iteration += 1
         return {name: float(value.detach()) for name, value in {**losses, "loss": total}.items()}
 
+    def record(self, row: Mapping[str, float], folder: Path | None) -> None:
+        """Add a row to the history; in a folder, write it and the averaged model."""
+        self.history.append({"iteration": self.iteration, "seconds": self.seconds, **row})
+        if folder is not None:
+            history = pd.DataFrame(self.history).to_parquet(index=False)
+            write_atomically(folder / "history.parquet", history)
+            self.average.save(folder / "model.safetensors")
+
     def to_bytes(self) -> bytes:
         """Return the content of the checkpoint file."""
         modules = {name: getattr(self, name).state_dict() for name in _WITH_STATE}
@@ -272,11 +280,13 @@ class _State:
         return buffer.getvalue()
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint, if there is one.
 
         Raises:
             ValueError: the file is not a checkpoint, or belongs to other settings.
         """
+        if not path.exists():
+            return
         ours = asdict(self.config)
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
@@ -352,25 +362,16 @@ def pretrain(
     if folder is not None:
         check_writable(folder)
         remove_leftovers(folder)
-        if (folder / CHECKPOINT).exists():
-            state.load(folder / CHECKPOINT)
+        state.load(folder / CHECKPOINT)
 
     def validate(values: Mapping[str, float]) -> None:
-        row = {"iteration": state.iteration, "seconds": state.seconds, **values}
-        if held_out is not None:
-            row |= _validation_losses(state.average, held_out, config)
-        if evaluate is not None:
-            row |= dict(evaluate(state.average))
-        state.history.append(row)
-        if folder is not None:
-            history = pd.DataFrame(state.history).to_parquet(index=False)
-            write_atomically(folder / "history.parquet", history)
-            state.average.save(folder / "model.safetensors")
+        losses = {} if held_out is None else _validation_losses(state.average, held_out, config)
+        state.record({**values, **losses, **(evaluate(state.average) if evaluate else {})}, folder)
 
     try:
         _train(state, data, validate, folder, progress)
     except KeyboardInterrupt:
-        if folder is not None and (folder / CHECKPOINT).exists():
+        if folder is not None:
             state.load(folder / CHECKPOINT)
         advice = "" if folder is None else "; the same call continues"
         warnings.warn(

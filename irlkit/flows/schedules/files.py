@@ -44,7 +44,6 @@ NOISES: dict[str, type] = {
 _FORMAT = "irlkit-annealing"
 
 
-@checked
 def schedule_to_dict(schedule: Annealing | NoiseSchedule) -> dict[str, Any]:
     """Return a schedule as JSON can hold it, weights included.
 
@@ -71,7 +70,6 @@ def schedule_to_dict(schedule: Annealing | NoiseSchedule) -> dict[str, Any]:
     return {"kind": kind, "arguments": arguments, **weights}
 
 
-@checked
 def schedule_from_dict(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
     """Undo `schedule_to_dict`.
 
