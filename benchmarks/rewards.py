@@ -19,7 +19,7 @@ from benchmarks.common import in_turns, parser, report, start
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset, load
 from irlkit.flows.dynamics import Dynamics
-from irlkit.networks.flow_model import load_pretrained
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import CHGNetPotential, MACEPotential, Potential
 from irlkit.potentials.mace import _mace
 from irlkit.rewards import CRMSEReward

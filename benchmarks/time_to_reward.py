@@ -22,7 +22,7 @@ from benchmarks.edge_list import with_edge_list
 from irlkit.data import load
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, SquareRootNoise
 from irlkit.lab.experiments import presets
-from irlkit.networks.flow_model import load_pretrained
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import AnnealingPolicy, Policy, VelocityPolicy

@@ -30,6 +30,7 @@ MODULES = {
         "irlkit crystals crystals.compositions crystals.validity "
         "flows.base_distribution flows.dynamics flows.interpolants flows.schedules "
         "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
+        "networks.pretrained "
         "evaluate.diversity evaluate.matcher evaluate.metrics evaluate.matching "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
@@ -256,7 +257,7 @@ def entries(kit):
         ),
         "flow_model.FlowModel.save": (k.model.save, dict(path="a.safetensors")),
         "flow_model.FlowModel.load": dict(path=k.saved_model, device="cpu"),
-        "flow_model.pretrained_names": {},
+        "pretrained.pretrained_names": {},
         # --- training, policies, generation ---
         "trainer.GRPOTrainer": dict(
             policy=k.policy,

@@ -13,7 +13,8 @@ from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.interpolants import Interpolant
 from irlkit.flows.schedules import LinearAnnealing
 from irlkit.networks.cspnet import CSPNet
-from irlkit.networks.flow_model import PRETRAINED, FlowModel
+from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.pretrained import PRETRAINED
 from irlkit.pretraining import KINDS
 from tests.tiny_omatg import write_model
 from tests.toys import integrate

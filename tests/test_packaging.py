@@ -55,7 +55,7 @@ def test_readme_opens_with_two_commands_that_exist():
 
 def test_readme_commands_have_arguments_that_exist(monkeypatch):
     """The command lines and notebook parameters of the README's blocks are parsed, not run."""
-    from irlkit import pretraining
+    from irlkit.pretraining import __main__ as pretraining
 
     class Parsed(Exception):
         pass
@@ -63,7 +63,7 @@ def test_readme_commands_have_arguments_that_exist(monkeypatch):
     def load(name, split):
         raise Parsed(name)
 
-    monkeypatch.setattr(irlkit.data, "load", load)
+    monkeypatch.setattr(pretraining, "load", load)
     commands = README.replace("\\\n", " ")
     (arguments,) = re.findall(r"python -m irlkit\.pretraining (.*?) &&", commands)
     with pytest.raises(Parsed, match="perov_5"):

@@ -29,7 +29,7 @@ import torch.distributed.nn.functional
 
 from irlkit.data import load
 from irlkit.flows.schedules import ConstantNoise
-from irlkit.networks.flow_model import load_pretrained
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import CHGNetPotential
 from irlkit.rewards import CRMSEReward, EnergyReward, RayReward, Reward, SymmetryReward
 from irlkit.rl._communicator import Communicator, DistributedCommunicator

@@ -20,7 +20,6 @@ from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
 FORMAT = "irlkit-flow-model-1"
-PRETRAINED = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
@@ -243,55 +242,3 @@ class FlowModel(nn.Module):
                 f"path: the tensors in {source} do not fit its description: {error}"
             ) from error
         return model.to(device).eval()
-
-
-def pretrained_names() -> list[str]:
-    """List the names of the models that come with the package.
-
-    >>> pretrained_names()
-    ['linear-ode', 'trig-sde-gamma']
-    """
-    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
-
-
-@checked
-def load_pretrained(
-    name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> FlowModel:
-    """Load a model that comes with the package, a published one, or a checkpoint from a path.
-
-    Args:
-        name_or_path: For instance "linear-ode"; a safetensors file written by `FlowModel.save`; a
-            downloaded model of OMatG, such as "omatg/MP-20-CSP/Linear-ODE"; or a `.ckpt` of
-            OMatG, or its folder, with the configuration beside it (see `irlkit.load_omatg`).
-        device: Where to put the weights.
-
-    Returns:
-        Model in evaluation mode.
-
-    Raises:
-        FileNotFoundError: neither a shipped model nor a file, or not downloaded; the message says
-            how to get it.
-        ValueError: the file is not a checkpoint of this package or of OMatG.
-    """
-    if _is_omatg(name_or_path):
-        from irlkit.networks.omatg import load_omatg
-
-        return load_omatg(name_or_path, device=device)
-    shipped = PRETRAINED / f"{name_or_path}.safetensors"
-    if os.sep not in str(name_or_path) and shipped.is_file():
-        return FlowModel.load(shipped, device)
-    if not Path(name_or_path).is_file():
-        raise FileNotFoundError(
-            f"name_or_path: {str(name_or_path)!r} is neither a file nor one of the models in the "
-            f"package, {pretrained_names()}"
-        )
-    return FlowModel.load(name_or_path, device)
-
-
-def _is_omatg(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether it is a published model's name, a Lightning checkpoint, or a folder with one."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return any(path.glob("*.ckpt"))
-    return path.suffix == ".ckpt" or str(name_or_path).startswith("omatg/")

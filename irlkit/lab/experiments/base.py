@@ -26,7 +26,8 @@ from irlkit.lab.experiments.handcrafted import best_of, sweep
 from irlkit.lab.experiments.presets import Rung, Settings
 from irlkit.lab.experiments.splits import load_splits
 from irlkit.lab.experiments.training import Run, Trainings
-from irlkit.networks.flow_model import FlowModel, load_pretrained
+from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, Reward
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import check_kind, checked

@@ -22,9 +22,10 @@ from irlkit.flows.interpolants import Interpolant, LinearPath
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import choose
-from irlkit.networks.flow_model import FlowModel, load_pretrained
+from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.omatg import load_omatg
 from irlkit.networks.omatg.checkpoint import PREFIX
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import Reward
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import Policy, VelocityPolicy

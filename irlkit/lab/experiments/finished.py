@@ -13,7 +13,8 @@ import torch
 from irlkit import data as datasets
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import Annealing, LinearAnnealing, NoAnnealing, load_annealing
-from irlkit.networks.flow_model import PRETRAINED, FlowModel, load_pretrained
+from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.pretrained import PRETRAINED, load_pretrained
 
 SHIPPED = PRETRAINED / "annealing"
 """Results of notebook 04 (preset laptop, its first seed) that come with the package."""

@@ -17,7 +17,8 @@ from irlkit.data import CrystalDataset
 from irlkit.evaluate.metrics import MatchPool
 from irlkit.flows.schedules import FIELD_NAMES, ConstantNoise, LearnedAnnealing
 from irlkit.lab.sweeps.spaces import SearchSpace
-from irlkit.networks.flow_model import FlowModel, load_pretrained
+from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import POLICIES, AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
