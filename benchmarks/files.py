@@ -1,4 +1,4 @@
-"""Large files: the second load of a data set, a lazy pass in little memory, published checkpoints.
+"""Large files: the second load of a data set, a pass by parts, published checkpoints.
 
 The data set is a CSV file of CIFs of random crystals with MP-20's numbers of atoms; the checkpoint
 has random weights of the published size (512 channels, 6 layers).
@@ -31,15 +31,15 @@ from irlkit.networks.omatg import dynamics_of, read_config
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "goldens" / "omatg_linear_ode.yaml"
 SIZES = {"hidden_dim": 512, "num_layers": 6, "num_freqs": 128}
-N_SECOND, N_LAZY, N_MATCHED = 7_000, 45_000, 64
+N_SECOND, N_PARTS, N_MATCHED = 7_000, 45_000, 64
 STEPS = 10
 """Of the generation for the match rate."""
 PEAK = """
 import sys
 from benchmarks.common import process_peak
-from irlkit.data import load
+from irlkit.data import load, load_parts
 path, how = sys.argv[1:]
-parts = load(path, lazy=True) if how == "lazy" else [load(path, cache=False, progress=False)]
+parts = load_parts(path) if how == "parts" else [load(path, cache=False, progress=False)]
 print(sum(len(part) for part in parts), process_peak())
 """
 CIF = """data_x
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     options = parser(__doc__).parse_args(arguments)
     device = start(options)
-    n_second, n_lazy, n_matched = (40, 80, 2) if options.quick else (N_SECOND, N_LAZY, N_MATCHED)
+    n_second, n_parts, n_matched = (40, 80, 2) if options.quick else (N_SECOND, N_PARTS, N_MATCHED)
     before = os.environ.get("IRLKIT_CACHE")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             rows = [
                 _second_load(write_csv(folder / "second.csv.gz", n_second)),
-                _lazy_pass(write_csv(folder / "lazy.csv.gz", n_lazy), n_lazy),
+                _pass_by_parts(write_csv(folder / "parts.csv.gz", n_parts), n_parts),
                 *_checkpoint(folder, n_matched, options.quick),
             ]
         finally:
@@ -116,19 +116,19 @@ def _second_load(path: Path) -> dict[str, Any]:
     }
 
 
-def _lazy_pass(path: Path, n_structures: int) -> dict[str, Any]:
-    """Peak memory of processes of their own; without a lazy pass against with one."""
+def _pass_by_parts(path: Path, n_structures: int) -> dict[str, Any]:
+    """Peak memory of processes of their own; all at once against by parts."""
     peak = {}
-    for how in ("lazy", "whole"):
+    for how in ("parts", "whole"):
         command = [sys.executable, "-c", PEAK, str(path), how]
         printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         n_read, megabytes = printed.stdout.split()
         assert int(n_read) == n_structures, f"{n_read} of {n_structures} structures were read"
         peak[how] = float(megabytes)
     return {
-        "case": f"lazy pass over {n_structures:,} structures, memory against all at once",
-        "ratio": peak["whole"] / peak["lazy"],
-        "peak_mb": peak["lazy"],
+        "case": f"pass by parts over {n_structures:,} structures, memory against all at once",
+        "ratio": peak["whole"] / peak["parts"],
+        "peak_mb": peak["parts"],
     }
 
 

@@ -11,7 +11,6 @@ from optuna.distributions import CategoricalDistribution
 
 from irlkit import data, pretraining, rewards
 from irlkit.data.readers import RawRecords
-from irlkit.data.tables import read_csv
 from irlkit.evaluate import diversity, metrics
 from irlkit.flows import interpolants, schedules
 from irlkit.lab import experiments, grpo_step, notebooks, plots, sweeps, teaching
@@ -248,7 +247,6 @@ def entries(kit):
             structures=batch.to_structures(), dtype=torch.float32
         ),
         "crystals.CrystalBatch.from_ase": dict(atoms=batch.to_ase(), dtype=torch.float32),
-        "crystals.CrystalBatch.from_pyg": dict(data=batch.to_pyg(), dtype=torch.float32),
         "flow_model.FlowModel.prepare": (k.model.prepare, dict(batch=batch)),
         "flow_model.FlowModel.gamma": (k.model.gamma, dict(field="pos", t=torch.tensor(0.5))),
         "flow_model.FlowModel.sample_base": (
@@ -500,15 +498,12 @@ def entries(kit):
         ),
         "data.RawRecords": dict(payloads=[], table=pd.DataFrame()),
         "data.Skipped": dict(record="a", reason="b"),
-        "data.LazyDataset": dict(
-            name="a",
+        "data.load_parts": dict(
+            source=k.files / "salts.csv",
             split=None,
-            path=k.files / "salts.csv",
-            reader=read_csv,
             max_atoms=None,
             niggli=True,
             dtype=torch.float32,
-            skipped=[],
         ),
         "data.from_formulas": dict(
             formulas=["NaCl"], z=1, max_atoms=20, name="a", dtype=torch.float32
@@ -519,7 +514,6 @@ def entries(kit):
             max_atoms=20,
             z=None,
             niggli=True,
-            lazy=False,
             cache=False,
             progress=False,
             dtype=torch.float32,

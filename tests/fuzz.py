@@ -150,7 +150,7 @@ def seeds(folder):
 
 
 def _cache_entry(folder, table):
-    from irlkit import data as datasets
+    from irlkit import data
 
     (folder / "cached.csv").write_bytes(table)
     with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ def _cache_entry(folder, table):
         before = os.environ.get("IRLKIT_CACHE")
         stack.callback(_set_cache, before)
         _set_cache(str(place))
-        datasets.load(folder / "cached.csv", progress=False)
+        data.load(folder / "cached.csv", progress=False)
     (entry,) = place.glob("*.npz")
     return entry.read_bytes()
 
@@ -342,7 +342,7 @@ def _mutate_value(value, draws):
 
 def read(target, content, folder):
     """What reads a file of this target; returns how many records were skipped."""
-    from irlkit import data as datasets
+    from irlkit import data
 
     def write(name, content=content):
         path = folder / name
@@ -362,36 +362,34 @@ def read(target, content, folder):
             environment.begin(write=True) as transaction,
         ):
             transaction.put(b"0", content)
-        return len(datasets.load(path, cache=False, progress=False).skipped)
+        return len(data.load(path, cache=False, progress=False).skipped)
     if target == "table":
         write("set/salt.cif", SEEDS["cif"])
         write("set/table.csv")
-        return len(datasets.load(folder / "set", cache=False, progress=False).skipped)
+        return len(data.load(folder / "set", cache=False, progress=False).skipped)
     if kind in names:
         path = write(names[kind])
         if kind != "txt" and len(content) % 4 == 0:
-            lazy = datasets.load(path, lazy=True)
-            for _ in lazy:
-                pass
-            return len(lazy.skipped)
-        return len(datasets.load(path, cache=False, progress=False).skipped)
+            parts = list(data.load_parts(path))
+            return sum(len(part.skipped) for part in parts)
+        return len(data.load(path, cache=False, progress=False).skipped)
     if kind == "cache":
-        from irlkit.data import cache
+        from irlkit.data import _cache
 
         write("entry.npz")
         before = os.environ.get("IRLKIT_CACHE")
         _set_cache(str(folder))
         try:
-            entry = cache.read("entry")
+            entry = _cache.read("entry")
         finally:
             _set_cache(before)
         if entry is None:
             raise ValueError("warned of, and read anew from the file that it is of")
         return 0
     if kind == "pickle":
-        from irlkit.data import unpickling
+        from irlkit.data import _unpickling
 
-        unpickling.loads(content)
+        _unpickling.loads(content)
     elif kind == "model":
         from irlkit.networks.flow_model import FlowModel
 

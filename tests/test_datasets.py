@@ -11,9 +11,9 @@ import pytest
 import torch
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.crystals import CrystalBatch
-from irlkit.data import cache, loading, parsing, readers, tables
+from irlkit.data import _cache, _parsing, loading, readers, tables
 from irlkit.utils import system
 
 
@@ -52,7 +52,7 @@ def write_csv(
 @pytest.mark.parametrize("name", ["set.csv", "set.csv.gz"])
 def test_load_csv(tmp_path, name):
     path = write_csv(tmp_path / name, STRUCTURES, **{"spacegroup.number": [225, 225, 12]})
-    dataset = datasets.load(path)
+    dataset = data.load(path)
     assert dataset.name == "set"
     assert dataset.split is None
     assert len(dataset) == 3
@@ -71,7 +71,7 @@ def test_load_csv(tmp_path, name):
 def test_gzip_is_seen_from_the_content(tmp_path):
     path = write_csv(tmp_path / "set.csv", STRUCTURES)
     path.write_bytes(gzip.compress(path.read_bytes()))
-    assert len(datasets.load(path)) == 3
+    assert len(data.load(path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_gzip_is_seen_from_the_content(tmp_path):
 )
 def test_structure_column(tmp_path, text):
     path = write_csv(tmp_path / "set.csv", STRUCTURES, column="structure", text=text)
-    dataset = datasets.load(path, dtype=torch.float64)
+    dataset = data.load(path, dtype=torch.float64)
     assert dataset.batch.species.tolist() == [11, 17, 12, 8, 11, 17]
     expected = [structure.volume for structure in STRUCTURES]
     np.testing.assert_allclose(dataset.batch.volume, expected, rtol=1e-6)
@@ -98,7 +98,7 @@ def test_ids_and_missing_values(tmp_path):
         {"cif": [STRUCTURES[0].to(fmt="cif")] * 2, "pretty_formula": ["NaN", "NaCl"]}
     )
     table.assign(gap=[np.nan, 1.0]).to_csv(path, index=False, na_rep="nan")
-    dataset = datasets.load(path)
+    dataset = data.load(path)
     assert dataset.table["material_id"].tolist() == ["set-0", "set-1"]
     assert dataset.table["pretty_formula"].tolist() == ["NaN", "NaCl"]
     assert dataset.table["gap"].isna().tolist() == [True, False]
@@ -111,10 +111,10 @@ def test_niggli_reduction_and_orientation(tmp_path):
     skewed = conventional.copy()
     skewed.make_supercell([[1, 0, 0], [1, 1, 0], [0, 2, 1]])
     path = write_csv(tmp_path / "set.csv", [skewed])
-    reduced = datasets.load(path, dtype=torch.float64)
+    reduced = data.load(path, dtype=torch.float64)
     torch.testing.assert_close(reduced.batch.cell[0], 5.6 * torch.eye(3).double())
     assert reduced.structures[0].matches(conventional)
-    given = datasets.load(path, niggli=False, dtype=torch.float64)
+    given = data.load(path, niggli=False, dtype=torch.float64)
     assert given.structures[0].lattice.parameters == pytest.approx(skewed.lattice.parameters)
     for batch in (reduced.batch, given.batch):
         assert torch.equal(batch.cell, batch.cell.tril())
@@ -124,14 +124,14 @@ def test_niggli_reduction_and_orientation(tmp_path):
 def test_max_atoms(tmp_path):
     double = STRUCTURES[1] * (2, 1, 1)
     path = write_csv(tmp_path / "set.csv", [STRUCTURES[0], double])
-    assert len(datasets.load(path, max_atoms=4)) == 2
-    small = datasets.load(path, max_atoms=3)
+    assert len(data.load(path, max_atoms=4)) == 2
+    small = data.load(path, max_atoms=3)
     assert small.table["material_id"].tolist() == ["m-0"]
     assert small.batch.n_atoms.tolist() == [2]
     with pytest.raises(ValueError, match="max_atoms must be at least 1, got 0"):
-        datasets.load(path, max_atoms=0)
+        data.load(path, max_atoms=0)
     with pytest.raises(ValueError, match="max_atoms=1; it has 2 structures of 2 to 4 atoms"):
-        datasets.load(path, max_atoms=1)
+        data.load(path, max_atoms=1)
 
 
 def many_binaries():
@@ -154,7 +154,7 @@ def test_splits_keep_polymorphs_together(tmp_path):
         column="structure",
         text=lambda structure: structure.to(fmt="poscar"),
     )
-    parts = {split: datasets.load(path, split) for split in ("train", "val", "test")}
+    parts = {split: data.load(path, split) for split in ("train", "val", "test")}
     assert sum(map(len, parts.values())) == len(structures)
     ids = pd.concat([part.table["material_id"] for part in parts.values()])
     assert ids.is_unique
@@ -164,33 +164,33 @@ def test_splits_keep_polymorphs_together(tmp_path):
     assert min(map(len, formulas)) > 2
     assert parts["val"].split == "val"
     assert parts["val"].batch.reduced_formulas() == parts["val"].table["formula"].tolist()
-    again = datasets.load(path, "test", cache=False)
+    again = data.load(path, "test", cache=False)
     assert again.table["material_id"].tolist() == parts["test"].table["material_id"].tolist()
 
 
 def test_one_composition_is_split_by_record(tmp_path):
     structures = [rock_salt("Na", "Cl", 5 + 0.01 * i) for i in range(60)]
     path = write_csv(tmp_path / "set.csv", structures)
-    sizes = [len(datasets.load(path, split)) for split in ("train", "val", "test")]
+    sizes = [len(data.load(path, split)) for split in ("train", "val", "test")]
     assert sum(sizes) == 60
     assert sizes[0] > 40
 
 
 def test_split_column_is_used(tmp_path):
     path = write_csv(tmp_path / "set.csv", STRUCTURES, split=["a", "b", "a"])
-    assert datasets.load(path, "a").table["material_id"].tolist() == ["m-0", "m-2"]
+    assert data.load(path, "a").table["material_id"].tolist() == ["m-0", "m-2"]
     with pytest.raises(ValueError, match=r"split must be one of \['a', 'b'\] or None, got 'c'"):
-        datasets.load(path, "c")
+        data.load(path, "c")
 
 
 def test_unknown_and_empty_split(tmp_path):
     path = write_csv(tmp_path / "set.csv", STRUCTURES[:1])
     with pytest.raises(ValueError, match=r"one of \['train', 'val', 'test'\] or None, got 'dev'"):
-        datasets.load(path, "dev")
+        data.load(path, "dev")
     empty = 0
     for split in ("train", "val", "test"):
         try:
-            datasets.load(path, split)
+            data.load(path, split)
         except ValueError as error:
             assert f"is left with split={split!r}" in str(error)
             empty += 1
@@ -198,7 +198,7 @@ def test_unknown_and_empty_split(tmp_path):
 
 
 def test_select_and_references(tmp_path):
-    dataset = datasets.load(write_csv(tmp_path / "set.csv", STRUCTURES))
+    dataset = data.load(write_csv(tmp_path / "set.csv", STRUCTURES))
     references = dataset.references()
     assert {key: rows.tolist() for key, rows in references.items()} == {"NaCl": [0, 2], "MgO": [1]}
     assert [rows.tolist() for rows in dataset.references_of(["MgO", "NaCl"])] == [[1], [0, 2]]
@@ -216,7 +216,7 @@ def test_subsets_are_nested_and_keep_compositions_whole(tmp_path):
         for cation, anion, count in elements
         for length in lengths[:count]
     ]
-    whole = datasets.load(write_csv(tmp_path / "set.csv", structures))
+    whole = data.load(write_csv(tmp_path / "set.csv", structures))
     counts = {formula: len(rows) for formula, rows in whole.references().items()}
     before = set()
     for size in range(1, len(whole)):
@@ -232,7 +232,7 @@ def test_subsets_are_nested_and_keep_compositions_whole(tmp_path):
 
 
 def test_composition_without_reference(tmp_path):
-    dataset = datasets.load(write_csv(tmp_path / "set.csv", STRUCTURES))
+    dataset = data.load(write_csv(tmp_path / "set.csv", STRUCTURES))
     batch = CrystalBatch.from_formulas(["Na Cl", "Na2 Cl", "K Cl"])
     with pytest.raises(ValueError, match=r"no reference structure in data set 'set' .* KCl, Na2Cl"):
         dataset.references_of(batch.reduced_formulas())
@@ -241,9 +241,9 @@ def test_composition_without_reference(tmp_path):
 def test_dataset_checks_its_table(small_batch):
     table = pd.DataFrame({"material_id": ["a"], "formula": ["Fe"]})
     with pytest.raises(ValueError, match="it has 1 rows, batch has 4 structures"):
-        datasets.CrystalDataset("set", None, small_batch, table)
+        data.CrystalDataset("set", None, small_batch, table)
     with pytest.raises(ValueError, match=r"\['n_atoms'\] missing"):
-        datasets.CrystalDataset("set", None, small_batch[0], table)
+        data.CrystalDataset("set", None, small_batch[0], table)
 
 
 # --- bad files ---
@@ -251,19 +251,19 @@ def test_dataset_checks_its_table(small_batch):
 
 def test_missing_file_and_unknown_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data file .*nothing\.csv \(looked in"):
-        datasets.load(tmp_path / "nothing.csv")
+        data.load(tmp_path / "nothing.csv")
     with pytest.raises(ValueError, match="unknown data set 'mp21'; known sets: prototypes"):
-        datasets.load("mp21")
+        data.load("mp21")
 
 
 def test_empty_file(tmp_path):
     path = tmp_path / "set.csv"
     path.touch()
     with pytest.raises(ValueError, match=r"the data file .*set.csv is empty"):
-        datasets.load(path)
+        data.load(path)
     path.write_text("material_id,cif\n")
     with pytest.raises(ValueError, match=r"the data file .*set.csv has no records"):
-        datasets.load(path)
+        data.load(path)
 
 
 @pytest.mark.parametrize("start", [b"", b"\x1f\x8b\x08\x00"], ids=["plain", "gzip"])
@@ -271,21 +271,21 @@ def test_random_bytes(tmp_path, start):
     path = tmp_path / "set.csv.gz"
     path.write_bytes(start + random.Random(0).randbytes(5000))
     with pytest.raises(ValueError, match=r"cannot read .*set.csv.gz as a CSV table, gzipped or"):
-        datasets.load(path)
+        data.load(path)
 
 
 def test_truncated_gzip(tmp_path):
     path = write_csv(tmp_path / "set.csv.gz", STRUCTURES)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"cannot read .* check that the file is complete"):
-        datasets.load(path)
+        data.load(path)
 
 
 def test_no_structure_column(tmp_path):
     path = write_csv(tmp_path / "set.csv", STRUCTURES, column="geometry")
     message = r"column named cif or structure, found the columns .*'material_id', 'geometry'\]"
     with pytest.raises(ValueError, match=message):
-        datasets.load(path)
+        data.load(path)
 
 
 def test_unknown_extension(tmp_path):
@@ -294,7 +294,7 @@ def test_unknown_extension(tmp_path):
     with pytest.raises(
         ValueError, match=r"no reader for .*set.docx; known extensions: .cif, .csv, "
     ):
-        datasets.load(path)
+        data.load(path)
 
 
 def test_bad_records_are_skipped_and_named(tmp_path):
@@ -318,7 +318,7 @@ def test_bad_records_are_skipped_and_named(tmp_path):
         text=lambda structure: json.dumps(structure.as_dict()),
     )
     with pytest.warns(UserWarning, match="6 of 8 records of .* were skipped: m-1 ") as caught:
-        dataset = datasets.load(path)
+        dataset = data.load(path)
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "m-2 (it is disordered" in message
@@ -332,7 +332,7 @@ def test_bad_records_are_skipped_and_named(tmp_path):
     assert "span no volume" in reasons[4]
     assert "the structure is missing" in reasons[5]
     with pytest.warns(UserWarning, match="6 of 8 records"):
-        cached = datasets.load(path)
+        cached = data.load(path)
     assert cached.skipped == dataset.skipped
 
 
@@ -340,7 +340,7 @@ def test_one_malformed_cif(tmp_path):
     broken = STRUCTURES[0].to(fmt="cif").replace("_cell_length_b", "_cell_width_b")
     path = write_csv(tmp_path / "set.csv", [*STRUCTURES, broken])
     with pytest.warns(UserWarning, match=r"1 of 4 records of .*set.csv were skipped: m-3 \("):
-        dataset = datasets.load(path)
+        dataset = data.load(path)
     assert len(dataset) == 3
     assert len(dataset.skipped) == 1
 
@@ -348,7 +348,7 @@ def test_one_malformed_cif(tmp_path):
 def test_nothing_but_malformed(tmp_path):
     path = write_csv(tmp_path / "set.csv", ["oops", "no"])
     with pytest.raises(ValueError, match=r"none of the 2 records .* the first: m-0 \("):
-        datasets.load(path)
+        data.load(path)
 
 
 # --- cache, workers, other readers ---
@@ -356,26 +356,26 @@ def test_nothing_but_malformed(tmp_path):
 
 def test_second_load_comes_from_the_cache(tmp_path, cache_folder, monkeypatch):
     path = write_csv(tmp_path / "set.csv", STRUCTURES, energy_per_atom=[1.0, 2.0, np.nan])
-    first = datasets.load(path)
+    first = data.load(path)
     assert len(list(cache_folder.iterdir())) == 1
-    monkeypatch.setattr(readers, "READERS", {".csv": None})
-    second = datasets.load(path)
+    monkeypatch.setattr(loading, "READERS", {".csv": None})
+    second = data.load(path)
     pd.testing.assert_frame_equal(first.table, second.table)
     for name in ("species", "pos", "cell", "n_atoms"):
         assert torch.equal(getattr(first.batch, name), getattr(second.batch, name))
     with pytest.raises(TypeError):
-        datasets.load(path, niggli=False)
+        data.load(path, niggli=False)
 
 
 def test_cache_follows_the_content(tmp_path):
     path = write_csv(tmp_path / "set.csv", STRUCTURES)
-    assert len(datasets.load(path)) == 3
+    assert len(data.load(path)) == 3
     write_csv(path, STRUCTURES[:2])
-    assert len(datasets.load(path)) == 2
+    assert len(data.load(path)) == 2
 
 
 def test_no_cache(tmp_path, cache_folder):
-    datasets.load(write_csv(tmp_path / "set.csv", STRUCTURES), cache=False)
+    data.load(write_csv(tmp_path / "set.csv", STRUCTURES), cache=False)
     assert not cache_folder.exists()
 
 
@@ -385,20 +385,20 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     obstacle.write_text("")
     monkeypatch.setenv("IRLKIT_CACHE", str(obstacle / "cache"))
     with pytest.warns(UserWarning, match="cannot write the cache .* IRLKIT_CACHE"):
-        assert len(datasets.load(path)) == 3
+        assert len(data.load(path)) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])
 def test_cache_that_cannot_be_read_is_replaced(tmp_path, cache_folder, content):
     path = write_csv(tmp_path / "set.csv", STRUCTURES)
-    datasets.load(path)
+    data.load(path)
     (entry,) = cache_folder.iterdir()
     entry.write_bytes(content)
     with pytest.warns(UserWarning, match="cannot read the cache"):
-        assert len(datasets.load(path)) == 3
+        assert len(data.load(path)) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(datasets.load(path)) == 3
+        assert len(data.load(path)) == 3
     assert list(cache_folder.iterdir()) == [entry]
 
 
@@ -410,25 +410,25 @@ def test_failed_write_leaves_nothing(tmp_path, cache_folder, monkeypatch):
 
     monkeypatch.setattr(system.os, "fsync", full)
     with pytest.warns(UserWarning, match="no space left"):
-        datasets.load(path)
+        data.load(path)
     assert list(cache_folder.iterdir()) == []
 
 
 def test_default_cache_folder(monkeypatch):
     monkeypatch.delenv("IRLKIT_CACHE")
     monkeypatch.setenv("HOME", "/somewhere")
-    assert str(cache.folder()) == "/somewhere/.cache/irlkit"
+    assert str(_cache.folder()) == "/somewhere/.cache/irlkit"
 
 
 def test_workers_agree_with_one_process(monkeypatch):
     payloads = [structure.to(fmt="cif") for structure in STRUCTURES] * 7
     payloads[4] = "oops"
-    expected = [parsing.parse_structure(payload, niggli=True) for payload in payloads]
-    monkeypatch.setattr(parsing, "SERIAL_LIMIT", 0)
-    monkeypatch.setattr(parsing, "CHUNK_SIZE", 2)
+    expected = [_parsing.parse_structure(payload, niggli=True) for payload in payloads]
+    monkeypatch.setattr(_parsing, "SERIAL_LIMIT", 0)
+    monkeypatch.setattr(_parsing, "CHUNK_SIZE", 2)
     for n_workers in (1, 2):
-        monkeypatch.setattr(parsing, "available_cores", lambda n=n_workers: n)
-        parsed = parsing.parse_structures(payloads, niggli=True)
+        monkeypatch.setattr(_parsing, "available_cores", lambda n=n_workers: n)
+        parsed = _parsing.parse_structures(payloads, niggli=True)
         assert len(parsed) == len(expected)
         for one, other in zip(parsed, expected, strict=True):
             if isinstance(other, str):
@@ -439,7 +439,8 @@ def test_workers_agree_with_one_process(monkeypatch):
 
 def test_register_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "READERS", dict(readers.READERS))
-    datasets.register_reader(
+    monkeypatch.setattr(loading, "READERS", readers.READERS)
+    data.register_reader(
         ".poscars",
         lambda path: readers.RawRecords(
             payloads=path.read_text().split("---\n"),
@@ -448,16 +449,16 @@ def test_register_reader(tmp_path, monkeypatch):
     )
     path = tmp_path / "set.poscars"
     path.write_text("---\n".join(structure.to(fmt="poscar") for structure in STRUCTURES))
-    assert datasets.load(path).table["formula"].tolist() == ["NaCl", "MgO", "NaCl"]
+    assert data.load(path).table["formula"].tolist() == ["NaCl", "MgO", "NaCl"]
     with pytest.raises(ValueError, match="extension must start with a dot"):
-        datasets.register_reader("lmdb", tables.read_csv)
+        data.register_reader("lmdb", tables.read_csv)
 
 
 def test_prototypes(tmp_path, monkeypatch):
     path = tmp_path / "prototypes.parquet"
     monkeypatch.setattr(loading, "EMBEDDED", {"prototypes": (path, tables.read_parquet)})
     with pytest.raises(FileNotFoundError, match=r"no data file .*prototypes.parquet"):
-        datasets.load("prototypes")
+        data.load("prototypes")
     table = pd.DataFrame(
         {
             "species": [np.array(s.atomic_numbers, dtype=np.uint8) for s in STRUCTURES],
@@ -472,7 +473,7 @@ def test_prototypes(tmp_path, monkeypatch):
         }
     )
     table.to_parquet(path)
-    dataset = datasets.load("prototypes", split="train")
+    dataset = data.load("prototypes", split="train")
     assert dataset.name == "prototypes"
     assert dataset.table["material_id"].tolist() == ["prototypes-0", "prototypes-2"]
     assert dataset.table["energy_per_atom"].tolist() == [-1.0, -0.9]
@@ -480,13 +481,13 @@ def test_prototypes(tmp_path, monkeypatch):
     expected = [STRUCTURES[0].volume, STRUCTURES[2].volume]
     np.testing.assert_allclose(dataset.batch.volume, expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\]"):
-        datasets.load("prototypes", split="val")
+        data.load("prototypes", split="val")
     table.drop(columns="cell").to_parquet(path)
     with pytest.raises(ValueError, match=r"or the columns \['species', 'pos', 'cell'\]"):
-        datasets.load("prototypes")
+        data.load("prototypes")
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"cannot read .* as a parquet table"):
-        datasets.load("prototypes")
+        data.load("prototypes")
 
 
 @pytest.mark.slow
@@ -494,7 +495,7 @@ def test_prototypes(tmp_path, monkeypatch):
     ("name", "n", "n_formulas"), [("perov_5", 3787, 3425), ("carbon_24", 2032, 1)]
 )
 def test_public_data(shared_data, name, n, n_formulas):
-    dataset = datasets.load(shared_data / f"{name}.csv.gz", progress=False)
+    dataset = data.load(shared_data / f"{name}.csv.gz", progress=False)
     assert len(dataset) == n
     assert len(dataset.references()) == n_formulas
     assert not dataset.skipped

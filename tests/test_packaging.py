@@ -116,7 +116,7 @@ def test_what_is_in_the_box_needs_no_network(monkeypatch):
 
 
 def test_import_loads_no_heavy_optional_package():
-    heavy = "{'mace', 'chgnet', 'crystal_toolkit', 'torch_geometric', 'plotly', 'IPython'}"
+    heavy = "{'mace', 'chgnet', 'crystal_toolkit', 'plotly', 'IPython'}"
     code = f"import sys, irlkit; print(sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.data.loading import split_of
 from irlkit.lab.prototypes import generate
 from irlkit.lab.prototypes.candidates import enumerate_candidates
@@ -70,7 +70,7 @@ def test_splits_keep_polymorphs_together(table):
     shares = table["split"].value_counts(normalize=True)
     assert abs(shares["train"] - 0.8) < 0.03
     assert shares["val"] > 0.08 and shares["test"] > 0.08
-    sizes = {s: len(datasets.load("prototypes", split=s)) for s in ("train", "val", "test")}
+    sizes = {s: len(data.load("prototypes", split=s)) for s in ("train", "val", "test")}
     assert sizes == table["split"].value_counts().to_dict()
 
 

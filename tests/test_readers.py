@@ -13,9 +13,9 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.crystals import CrystalBatch
-from irlkit.data import files, readers, unpickling
+from irlkit.data import _unpickling, files, loading, readers
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,11 @@ def assert_same(dataset, structures=STRUCTURES):
 
 
 def load(path, **more):
-    return datasets.load(path, niggli=False, dtype=torch.float64, progress=False, **more)
+    return data.load(path, niggli=False, dtype=torch.float64, progress=False, **more)
+
+
+def load_parts(path, **more):
+    return data.load_parts(path, niggli=False, dtype=torch.float64, **more)
 
 
 # --- LMDB ---
@@ -65,8 +69,8 @@ def write_lmdb(path, records, subdir=False):
         environment.begin(write=True) as transaction,
     ):
         for key, record in records.items():
-            data = record if isinstance(record, bytes) else pickle.dumps(record)
-            transaction.put(key.encode(), data)
+            value = record if isinstance(record, bytes) else pickle.dumps(record)
+            transaction.put(key.encode(), value)
     return path
 
 
@@ -143,11 +147,17 @@ def test_bad_lmdb_records_are_skipped_and_named(tmp_path):
     assert "span no volume" in reasons["4"]
 
 
-def test_lmdb_without_its_package(tmp_path, monkeypatch):
+def test_lmdb_needs_no_package(tmp_path, monkeypatch):
     path = write_lmdb(tmp_path / "set.lmdb", {"0": omatg_record(STRUCTURES[0])})
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(ImportError, match=r"needs the package lmdb: pip install 'irlkit\[lmdb\]'"):
-        load(path)
+    assert_same(load(path), STRUCTURES[:1])
+
+
+def test_lmdb_values_of_every_size(tmp_path):
+    """Values within a page, on pages of their own, and a tree of several levels."""
+    records = {str(i): omatg_record(STRUCTURES[i % 3], note="x" * 37 * i) for i in range(300)}
+    lengths = load(write_lmdb(tmp_path / "set.lmdb", records)).table["note"].str.len()
+    assert lengths.tolist() == [37 * i for i in range(300)]
 
 
 # --- pickles ---
@@ -182,7 +192,7 @@ def test_malicious_pickles_execute_nothing(tmp_path):
     trace = tmp_path / "trace"
     for k, attack in enumerate(attacks(trace)):
         with pytest.raises(ValueError, match="refused: it holds"):
-            unpickling.loads(attack)
+            _unpickling.loads(attack)
         assert not trace.exists()
         records = {"0": omatg_record(STRUCTURES[0]), "1": attack}
         with pytest.warns(UserWarning, match=r"1 of 2 records .*: 1 \(refused: it holds"):
@@ -195,7 +205,7 @@ def test_malicious_pickles_execute_nothing(tmp_path):
 def test_pickles_cannot_change_the_functions_they_call():
     for state in (b"(dS'a'\nI1\ns", b"(N(dS'_function'\nI1\nst"):
         with pytest.raises(ValueError, match="changes what it must only call"):
-            unpickling.loads(b"ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b.")
+            _unpickling.loads(b"ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b.")
 
 
 def test_pickles_of_plain_data():
@@ -209,23 +219,23 @@ def test_pickles_of_plain_data():
         "g": torch.ones(2, dtype=torch.bfloat16),
     }
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-        read = unpickling.loads(pickle.dumps(record, protocol))
+        read = _unpickling.loads(pickle.dumps(record, protocol))
         assert read["a"] == record["a"] and (read["d"], read["e"]) == (1.5, -3)
         for name in "bcfg":
             assert torch.equal(read[name], record[name]) and read[name].dtype == record[name].dtype
 
 
 def test_tensors_reach_no_memory_but_their_own():
-    data = pickle.dumps(torch.zeros(4))
-    assert data.count(b"K\x04\x85") == 1  # the size (4,)
+    content = pickle.dumps(torch.zeros(4))
+    assert content.count(b"K\x04\x85") == 1  # the size (4,)
     with pytest.raises(ValueError, match="out of bounds"):
-        unpickling.loads(data.replace(b"K\x04\x85", b"K\x7f\x85"))
+        _unpickling.loads(content.replace(b"K\x04\x85", b"K\x7f\x85"))
 
 
 @pytest.mark.parametrize("value", [Path("x"), np.zeros(3), np.datetime64("2020"), 1j])
 def test_other_objects_are_refused_by_name(value):
     with pytest.raises(ValueError, match="refused"):
-        unpickling.loads(pickle.dumps({"x": value}))
+        _unpickling.loads(pickle.dumps({"x": value}))
 
 
 # --- parquet ---
@@ -374,37 +384,37 @@ def test_broken_structure_files(tmp_path):
 
 
 def test_formulas():
-    dataset = datasets.load(["LiMn3O4", "NaCl"], z=[2, 1])
+    dataset = data.load(["LiMn3O4", "NaCl"], z=[2, 1])
     assert dataset.batch.formulas() == ["Li2 Mn6 O8", "Cl1 Na1"]
     assert dataset.table["material_id"].tolist() == ["LiMn3O4-z2", "NaCl-z1"]
     assert dataset.table["formula"].tolist() == ["LiMn3O4", "NaCl"]
-    assert datasets.load(["TiO2"]).batch.n_atoms.tolist() == [3]
-    assert datasets.load(["TiO2"], max_atoms=13).batch.n_atoms.tolist() == [3, 6, 9, 12]
-    with pytest.warns(UserWarning, match=r"2 of 3 records .*: Xy2 \(.*LiMn3O4 \(with 8 atoms"):
-        dataset = datasets.load(["Xy2", "LiMn3O4", "NaCl"], max_atoms=4)
+    assert data.load(["TiO2"]).batch.n_atoms.tolist() == [3]
+    assert data.load(["TiO2"], max_atoms=13).batch.n_atoms.tolist() == [3, 6, 9, 12]
+    with pytest.warns(UserWarning, match=r"2 of 3 records .*: Xy2 \(.*LiMn3O4 \(1 x 8 atoms"):
+        dataset = data.load(["Xy2", "LiMn3O4", "NaCl"], max_atoms=4)
     assert dataset.table["z"].tolist() == [1, 2]
 
 
 def test_file_of_formulas(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# to predict\nLiMn3O4 2\n\nNa4 Cl4  # eight atoms\n")
-    dataset = datasets.load(path)
+    dataset = data.load(path)
     assert dataset.name == "mine"
     assert dataset.batch.n_atoms.tolist() == [16, 8]
     path.write_text("TiO2\n")
-    assert datasets.load(path, z=2).batch.n_atoms.tolist() == [6]
+    assert data.load(path, z=2).batch.n_atoms.tolist() == [6]
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"cannot read .* as a list of formulas"):
-        datasets.load(path)
+        data.load(path)
     path.write_text("# nothing\n")
     with pytest.raises(ValueError, match=r"the data file .*mine.txt is empty"):
-        datasets.load(path)
+        data.load(path)
 
 
 def test_formulas_are_no_references():
     from irlkit.evaluate.metrics import evaluate
 
-    dataset = datasets.load(["NaCl"], z=1)
+    dataset = data.load(["NaCl"], z=1)
     assert "1 structures, 1 compositions" in repr(dataset)
     with pytest.raises(ValueError, match="holds compositions without structures"):
         dataset.select([0]).references()
@@ -414,18 +424,18 @@ def test_formulas_are_no_references():
 
 def test_wrong_formulas(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 gave a composition: Zz "):
-        datasets.load(["Zz"])
+        data.load(["Zz"])
     with pytest.raises(ValueError, match="z must be one number or one per formula, got 2 for 1"):
-        datasets.load(["NaCl"], z=[1, 2])
+        data.load(["NaCl"], z=[1, 2])
     with pytest.raises(ValueError, match="z must be a positive number of formula units"):
-        datasets.load(["NaCl"], z=0)
+        data.load(["NaCl"], z=0)
     with pytest.raises(ValueError, match="formulas have no splits"):
-        datasets.load(["NaCl"], split="train")
+        data.load(["NaCl"], split="train")
     with pytest.raises(ValueError, match="z is for formulas only"):
-        datasets.load("prototypes", z=2)
+        data.load("prototypes", z=2)
 
 
-# --- lazy ---
+# --- parts ---
 
 
 def binaries():
@@ -434,15 +444,13 @@ def binaries():
     return [rock_salt(c, a, 5.0) for c in cations for a in anions]
 
 
-def test_lazy_parts_make_the_whole(tmp_path, monkeypatch):
+def test_parts_make_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "CHUNK_ROWS", 7)
-    monkeypatch.setattr(readers.chunked, "__defaults__", (7,))
     structures = binaries()
     path = write_xyz(tmp_path / "set.xyz", structures)
     whole = load(path, cache=False)
-    lazy = load(path, lazy=True)
     for _ in range(2):  # every pass is a new one
-        parts = list(lazy)
+        parts = list(load_parts(path))
         assert [len(part) for part in parts] == [7] * 6 + [6]
         together = CrystalBatch.concatenate([part.batch for part in parts])
         assert torch.equal(together.pos, whole.batch.pos)
@@ -450,35 +458,32 @@ def test_lazy_parts_make_the_whole(tmp_path, monkeypatch):
         assert ids.tolist() == whole.table["material_id"].tolist()
     for split in ("train", "val", "test"):
         expected = load(path, split=split, cache=False).table["material_id"].tolist()
-        found = [
-            i for part in load(path, split=split, lazy=True) for i in part.table["material_id"]
-        ]
+        found = [i for part in load_parts(path, split=split) for i in part.table["material_id"]]
         assert found == expected
-    small = load(path, lazy=True, max_atoms=1)
-    assert list(small) == []
+    assert list(load_parts(path, max_atoms=1)) == []
 
 
-def test_lazy_passes_count_what_they_skip(tmp_path):
+def test_passes_count_what_they_skip(tmp_path):
     records = {str(i): omatg_record(s) for i, s in enumerate(STRUCTURES)} | {"3": {"a": 1}}
-    lazy = load(write_lmdb(tmp_path / "set.lmdb", records), lazy=True)
+    path = write_lmdb(tmp_path / "set.lmdb", records)
     with pytest.warns(UserWarning, match=r"1 of 4 records .* were skipped: 3 \("):
-        (part,) = lazy
+        (part,) = load_parts(path)
     assert len(part) == 3
-    assert [entry.record for entry in lazy.skipped] == ["3"]
+    assert [entry.record for entry in part.skipped] == ["3"]
 
 
-def test_lazy_split_columns(tmp_path):
+def test_parts_of_split_columns(tmp_path):
     table = pd.DataFrame({"cif": [s.to(fmt="cif") for s in STRUCTURES], "split": ["a", "b", "a"]})
     table.to_csv(tmp_path / "set.csv", index=False)
-    (part,) = load(tmp_path / "set.csv", split="a", lazy=True)
+    (part,) = load_parts(tmp_path / "set.csv", split="a")
     assert part.table["formula"].tolist() == ["NaCl", "KBr"]
     with pytest.raises(ValueError, match="split must be one of"):
-        list(load(write_xyz(tmp_path / "set.xyz"), split="dev", lazy=True))
+        list(load_parts(write_xyz(tmp_path / "set.xyz"), split="dev"))
 
 
 def test_only_a_part_of_a_table_is_in_memory(tmp_path, monkeypatch):
     """The reader is never asked for more than one chunk ahead."""
-    monkeypatch.setattr(datasets.tables, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(readers, "CHUNK_ROWS", 4)
     table = pd.DataFrame({"cif": [s.to(fmt="cif") for s in binaries()]})
     table.to_csv(tmp_path / "set.csv.gz", index=False)
     read = []
@@ -489,8 +494,8 @@ def test_only_a_part_of_a_table_is_in_memory(tmp_path, monkeypatch):
             read.append(len(records.payloads))
             yield records
 
-    monkeypatch.setattr(datasets.loading, "read_chunks", watched)
-    for k, part in enumerate(load(tmp_path / "set.csv.gz", lazy=True), start=1):
+    monkeypatch.setattr(loading, "read_chunks", watched)
+    for k, part in enumerate(load_parts(tmp_path / "set.csv.gz"), start=1):
         assert len(part) == 4 and len(read) == k
     assert read == [4] * 12
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import data as datasets
-from irlkit.data import unpickling
+from irlkit import data
+from irlkit.data import _cache, _unpickling
 from irlkit.flows.schedules import load_annealing
 from irlkit.lab import runs
 from irlkit.networks.flow_model import FlowModel
@@ -50,7 +50,7 @@ ALLOWED = {
     ("lab/notebooks/serving.py", "subprocess.Popen"): "the same",
     ("lab/notebooks/serving.py", "import socket"): "a socket in a folder of this user alone",
     ("lab/notebooks/_kernel_client.py", "import socket"): "the same",
-    ("data/unpickling.py", "pickle.Unpickler"): "the allow-list itself",
+    ("data/_unpickling.py", "pickle.Unpickler"): "the allow-list itself",
     ("potentials/mace.py", "torch.load without weights_only=True"): "asks for trust=True",
     ("lab/plots/live.py", "import socket"): "finds a free port on this machine",
 }
@@ -210,9 +210,9 @@ PICKLES = {
     "MACE": ("a.model", lambda path: MACEPotential(path=path)),
     "flow model": ("a.safetensors", FlowModel.load),
     "annealing": ("a.safetensors", load_annealing),
-    "LMDB": ("a.lmdb", lambda path: datasets.load(path, cache=False)),
-    "parquet": ("a.parquet", lambda path: datasets.load(path, cache=False)),
-    "CSV": ("a.csv", lambda path: datasets.load(path, cache=False)),
+    "LMDB": ("a.lmdb", lambda path: data.load(path, cache=False)),
+    "parquet": ("a.parquet", lambda path: data.load(path, cache=False)),
+    "CSV": ("a.csv", lambda path: data.load(path, cache=False)),
 }
 
 
@@ -240,7 +240,7 @@ def test_the_cache_unpickles_nothing(tmp_path, monkeypatch):
     array = np.array([Touches(tmp_path / "trace")], dtype=object)
     np.savez(tmp_path / "entry.npz", species=array)
     with pytest.warns(UserWarning, match="cannot read the cache"):
-        assert datasets.loading._cache.read("entry") is None
+        assert _cache.read("entry") is None
     assert not (tmp_path / "trace").exists()
 
 
@@ -298,7 +298,7 @@ def test_no_text_is_evaluated(kind, tmp_path):
                 (tmp_path / "a.ckpt").write_bytes(b"")
                 irlkit.load_omatg(tmp_path / "a.ckpt", path)
             else:
-                datasets.load(path, cache=False, progress=False)
+                data.load(path, cache=False, progress=False)
         except ValueError:
             pass
     assert not trace.exists()
@@ -349,7 +349,7 @@ def test_small_files_that_ask_for_much_are_refused(kind, tmp_path):
         elif path.suffix == ".safetensors":
             FlowModel.load(path)
         else:
-            datasets.load(path, cache=False, progress=False)
+            data.load(path, cache=False, progress=False)
 
 
 def test_pickles_that_share_tuples_level_upon_level_are_refused():
@@ -358,12 +358,12 @@ def test_pickles_that_share_tuples_level_upon_level_are_refused():
     for attack in (doubled, memo, b"N0".join([doubled, b""])):
         # As the key of a dictionary, whose hash would take 2^60 steps.
         with pytest.raises(ValueError, match=r"refers to \d+ of its lists and tuples again"):
-            unpickling.loads(b"}N" + attack + b"Ns.")
+            _unpickling.loads(b"}N" + attack + b"Ns.")
 
 
 def test_pickles_that_ask_for_room_are_refused():
     with pytest.raises(ValueError, match="numbers an object 2147483647"):
-        unpickling.loads(b"Nr\xff\xff\xff\x7f.")
+        _unpickling.loads(b"Nr\xff\xff\xff\x7f.")
 
 
 def test_numbers_and_names_may_be_shared():
@@ -372,7 +372,7 @@ def test_numbers_and_names_may_be_shared():
     record |= {f"tensor {i}": torch.zeros(2) for i in range(50)}
     record["names"] = [dtype.name] * 50
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-        read = unpickling.loads(pickle.dumps(record, protocol))
+        read = _unpickling.loads(pickle.dumps(record, protocol))
         assert read["name 7"] == 7 and len(read) == 101
 
 
@@ -387,7 +387,7 @@ def test_numbers_beyond_all_types_skip_their_record(tmp_path):
         transaction.put(b"1", pickle.dumps({**good, "pos": [[10**400, 0, 0]]}))
         transaction.put(b"2", pickle.dumps({**good, "energy": 10**40}))
     with pytest.warns(UserWarning, match="1 of 3 records"):
-        dataset = datasets.load(tmp_path / "a.lmdb", cache=False)
+        dataset = data.load(tmp_path / "a.lmdb", cache=False)
     assert dataset.table["material_id"].tolist() == ["0", "2"]
 
 

@@ -134,5 +134,5 @@ def test_an_empty_batch():
 
 @pytest.mark.parametrize("name", ["min_volume", "min_distance", "min_polar_sine"])
 def test_bad_cutoffs_are_named(name, small_batch):
-    with pytest.raises(ValueError, match=f"{name} must be finite and not negative, got -1"):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, got -1"):
         validity.check(small_batch, **{name: -1.0})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import irlkit
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.data import writers
 from irlkit.evaluate.metrics import MatchPool, evaluate
 from tests.toys import integrate
@@ -31,7 +31,7 @@ def table():
 
 
 def read(path):
-    return datasets.load(path, niggli=False, cache=False, dtype=torch.float64)
+    return data.load(path, niggli=False, cache=False, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -62,7 +62,7 @@ def test_structures_without_a_table_are_numbered(tmp_path, small_batch, name):
 
 
 def test_metrics_go_with_generated_structures(tmp_path):
-    reference = datasets.load("prototypes", split="test").subset(3)
+    reference = data.load("prototypes", split="test").subset(3)
     model = irlkit.load_pretrained("linear-ode")
     generated = integrate(model, reference.batch, 3, generator=torch.Generator().manual_seed(0))
     with MatchPool(n_workers=0) as pool:

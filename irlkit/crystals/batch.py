@@ -1,36 +1,31 @@
 """Batches of crystals of different sizes, and conversions from and to other packages.
 
-A `CrystalBatch` holds all atoms of all structures in flat tensors, as torch-geometric does. Two
-fields vary during generation, `pos` (one row per atom) and `cell` (one matrix per structure);
-`species` and `n_atoms` are fixed by the compositions.
+A `CrystalBatch` holds all atoms of all structures in flat tensors. Two fields vary during
+generation, `pos` (one row per atom) and `cell` (one matrix per structure); `species` and `n_atoms`
+are fixed by the compositions.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER, parse_formula, write_formula
 from irlkit.utils.checks import checked
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
-    from torch_geometric.data import Batch, Data
 
 Index: TypeAlias = int | slice | Sequence[int] | np.ndarray | Tensor
 
-MAX_ATOMIC_NUMBER = 100
-"""Largest atomic number that the networks embed."""
-
-MAX_FORMULA_ATOMS = 10_000
-"""Most atoms of a formula; what asks for more is a mistake or would fill the memory."""
+FIELDS = ("species", "pos", "cell", "n_atoms")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,24 +51,21 @@ class CrystalBatch:
     n_atoms: Tensor
 
     def __post_init__(self) -> None:
-        for name in ("species", "pos", "cell", "n_atoms"):
+        for name in FIELDS:
             value = getattr(self, name)
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        for name in ("species", "cell", "n_atoms"):
-            value = getattr(self, name)
-            if value.device != self.pos.device:
-                raise ValueError(
-                    f"all tensors must be on one device, but {name} is on {value.device} "
-                    f"and pos on {self.pos.device}; use CrystalBatch.to(device) afterwards"
-                )
-        for name in ("species", "n_atoms"):
-            value = getattr(self, name)
-            if value.ndim != 1 or value.dtype != torch.int64:
+            if name in ("species", "n_atoms") and (value.ndim != 1 or value.dtype != torch.int64):
                 raise ValueError(
                     f"{name} must be a one-dimensional int64 tensor, "
                     f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
+        devices = {str(getattr(self, name).device) for name in FIELDS}
+        if len(devices) > 1:
+            raise ValueError(
+                f"all tensors must be on one device, got {sorted(devices)}; use "
+                "CrystalBatch.to(device) afterwards"
+            )
         _check_fields(self.pos, self.cell, len(self.species), len(self.n_atoms))
         if len(self.n_atoms) and int(self.n_atoms.min()) < 1:
             raise ValueError(f"n_atoms must be at least 1, got {int(self.n_atoms.min())}")
@@ -101,11 +93,6 @@ class CrystalBatch:
     # --- size and place ---
 
     def __len__(self) -> int:
-        return len(self.n_atoms)
-
-    @property
-    def n_structures(self) -> int:
-        """Number of structures, B."""
         return len(self.n_atoms)
 
     @property
@@ -141,16 +128,16 @@ class CrystalBatch:
     # --- other batches from this one ---
 
     def __getitem__(self, index: Index) -> CrystalBatch:
-        """Structures by number, slice, index array or boolean mask; always a batch."""
+        """Return `select(index)`, also for a single number."""
         return self.select(index)
 
     def __iter__(self) -> Iterator[CrystalBatch]:
-        """Yields batches of one structure each."""
+        """Yield batches of one structure each."""
         return (self.select(i) for i in range(len(self)))
 
     @checked
     def select(self, index: Index) -> CrystalBatch:
-        """Structures in the given order; an index may occur several times.
+        """Return structures in the given order; an index may occur several times.
 
         Args:
             index: Number, slice, array of numbers (negative ones count from the end), or boolean
@@ -167,7 +154,7 @@ class CrystalBatch:
         )
 
     def atom_indices(self, structures: Tensor) -> Tensor:
-        """Numbers of the atoms of some structures, one structure after the other.
+        """Return the numbers of some structures' atoms, one structure after the other.
 
         Args:
             structures: Numbers from 0 to B - 1, int64, shape (m,).
@@ -179,22 +166,16 @@ class CrystalBatch:
         return torch.arange(len(shift), device=self.device) + shift
 
     def structure_indices(self, index: Index) -> Tensor:
-        """Any index that `select` takes as numbers from 0 to B - 1, int64, shape (m,)."""
+        """Convert any index that `select` takes to numbers from 0 to B - 1, int64, shape (m,)."""
         if isinstance(index, slice):
             return torch.arange(*index.indices(len(self)), device=self.device)
         if not isinstance(index, Tensor):
-            if isinstance(index, np.ndarray | Sequence):
-                array = np.asarray(index)
-                if array.size and array.dtype.kind not in "biufc":
-                    raise ValueError(f"index must hold numbers, got {array.dtype}")
-                index = torch.as_tensor(array if array.size else array.astype(np.int64))
-            else:
-                try:
-                    index = torch.tensor(operator.index(index))
-                except TypeError:
-                    raise ValueError(
-                        f"index must be an integer, a slice or an array, got {type(index).__name__}"
-                    ) from None
+            array = np.asarray(index)
+            if array.size and array.dtype.kind not in "biuf":
+                raise ValueError(
+                    f"index must be an integer, a slice or an array of numbers, got {array.dtype}"
+                )
+            index = torch.as_tensor(array if array.size else array.astype(np.int64))
         index = index.to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (len(self),):
@@ -217,7 +198,7 @@ class CrystalBatch:
 
     @checked
     def repeat(self, k: int) -> CrystalBatch:
-        """Each structure k times, its copies next to each other (the groups of GRPO).
+        """Repeat each structure k times, copies next to each other (the groups of GRPO).
 
         Raises:
             ValueError: k < 1.
@@ -229,7 +210,7 @@ class CrystalBatch:
     @staticmethod
     @checked
     def concatenate(batches: Sequence[CrystalBatch]) -> CrystalBatch:
-        """All structures of several batches in order.
+        """Join the structures of several batches, in order.
 
         Raises:
             ValueError: no batches, or batches that differ in device or dtype.
@@ -244,17 +225,14 @@ class CrystalBatch:
                 "convert them with .to() first"
             )
         return CrystalBatch._unchecked(
-            *(
-                torch.cat([getattr(batch, name) for batch in batches])
-                for name in ("species", "pos", "cell", "n_atoms")
-            )
+            *(torch.cat([getattr(batch, name) for batch in batches]) for name in FIELDS)
         )
 
     @checked
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CrystalBatch:
-        """Moves all tensors to a device and casts `pos` and `cell` to a dtype.
+        """Move all tensors to a device and cast `pos` and `cell` to a dtype.
 
         Raises:
             ValueError: dtype is not a floating one.
@@ -270,7 +248,7 @@ class CrystalBatch:
 
     @checked
     def replace(self, pos: Tensor | None = None, cell: Tensor | None = None) -> CrystalBatch:
-        """The same compositions with other positions, cells or both.
+        """Return the same compositions with other positions (n, 3), cells (B, 3, 3) or both.
 
         Raises:
             ValueError: a shape does not fit, or `pos` and `cell` differ in dtype or device.
@@ -289,11 +267,11 @@ class CrystalBatch:
         return batch
 
     def wrap(self) -> CrystalBatch:
-        """The same crystals with positions in [0, 1)."""
+        """Return the same crystals with positions in [0, 1)."""
         return self.replace(pos=wrap_positions(self.pos))
 
     def standard_orientation(self) -> CrystalBatch:
-        """The same crystals, rotated: first vector along x, second in the xy plane, right-handed.
+        """Rotate the crystals: first vector along x, second in the xy plane, right-handed.
 
         The lower triangular cell with a positive diagonal is unique for given lengths and angles.
         It comes from the factorisation cell = L Qᵀ, which needs no angles and so stays exact for
@@ -310,28 +288,27 @@ class CrystalBatch:
 
     # --- compositions ---
 
-    def _element_counts(self) -> np.ndarray:
-        """Atoms of each element, shape (B, 101), the column being the atomic number."""
+    def _formulas(self, reduced: bool) -> list[str]:
         counts = np.zeros((len(self), MAX_ATOMIC_NUMBER + 1), dtype=np.int64)
         np.add.at(counts, (self.batch.cpu().numpy(), self.species.cpu().numpy()), 1)
-        return counts
-
-    def _formulas(self, reduced: bool) -> list[str]:
-        unique, inverse = np.unique(self._element_counts(), axis=0, return_inverse=True)
-        keys = []
+        unique, inverse = np.unique(counts, axis=0, return_inverse=True)
+        written = []
         for row in unique:
             numbers = row.nonzero()[0]
-            keys.append(
-                _formula(tuple(zip(numbers.tolist(), row[numbers].tolist(), strict=True)), reduced)
-            )
-        return [keys[i] for i in inverse.reshape(-1)]
+            pairs = zip(numbers.tolist(), row[numbers].tolist(), strict=True)
+            written.append(write_formula(tuple(pairs), reduced))
+        return [written[i] for i in inverse.reshape(-1)]
 
     def formulas(self) -> list[str]:
-        """Formula of each whole cell, elements in alphabetical order: "Cl4 Na4"."""
+        """Return the formula of each whole cell, elements in alphabetical order: "Cl4 Na4"."""
         return self._formulas(reduced=False)
 
     def reduced_formulas(self) -> list[str]:
-        """pymatgen's reduced formula of each structure: "NaCl"."""
+        """Return pymatgen's reduced formula of each structure: "NaCl".
+
+        >>> CrystalBatch.from_formulas(["Na4 Cl4", "TiO2"]).reduced_formulas()
+        ['NaCl', 'TiO2']
+        """
         return self._formulas(reduced=True)
 
     # --- conversions ---
@@ -345,7 +322,7 @@ class CrystalBatch:
         cell: Sequence[Any],
         dtype: torch.dtype = torch.float32,
     ) -> CrystalBatch:
-        """Batch on the CPU from one array per structure; positions are wrapped to [0, 1).
+        """Make a batch on the CPU of one array per structure; positions are wrapped to [0, 1).
 
         Args:
             species: Atomic numbers, (n,) each.
@@ -356,24 +333,19 @@ class CrystalBatch:
         Raises:
             ValueError: shapes do not fit, or an atomic number is not from 1 to 100.
         """
-        if not len(species):
-            return cls(
-                species=torch.zeros(0, dtype=torch.int64),
-                pos=torch.zeros(0, 3, dtype=dtype),
-                cell=torch.zeros(0, 3, 3, dtype=dtype),
-                n_atoms=torch.zeros(0, dtype=torch.int64),
-            )
         try:
-            numbers = torch.from_numpy(np.concatenate(species).astype(np.int64))
-            positions = torch.from_numpy(np.concatenate(pos)).to(dtype)
-            cells = torch.from_numpy(np.stack(cell)).to(dtype)
+            numbers = np.concatenate(species) if len(species) else np.zeros(0)
+            positions = np.concatenate(pos) if len(pos) else np.zeros((0, 3))
+            cells = np.stack(cell) if len(cell) else np.zeros((0, 3, 3))
+            tensors = [torch.from_numpy(entry).to(dtype) for entry in (positions, cells)]
+            species_tensor = torch.from_numpy(numbers.astype(np.int64))
         except (TypeError, ValueError) as error:
             raise ValueError(f"species, pos and cell must be arrays of numbers: {error}") from error
         return cls(
-            species=numbers,
+            species=species_tensor,
             # Wrapped after the cast, which can round a coordinate just below 1 up to 1.
-            pos=wrap_positions(positions),
-            cell=cells,
+            pos=wrap_positions(tensors[0]),
+            cell=tensors[1],
             n_atoms=torch.tensor([len(entry) for entry in species], dtype=torch.int64),
         )
 
@@ -382,17 +354,20 @@ class CrystalBatch:
     def from_formulas(
         cls, formulas: Sequence[str], dtype: torch.dtype = torch.float32
     ) -> CrystalBatch:
-        """Compositions to generate: all positions 0 and unit cells, as placeholders.
+        """Make compositions to generate: all positions 0 and cells of 1 Å, as placeholders.
 
         Args:
             formulas: Content of each cell: "Na4 Cl4" stands for eight atoms.
             dtype: Of `pos` and `cell`.
 
         Raises:
-            ValueError: a formula cannot be read, holds an unknown element or one beyond atomic
-                number 100, or an amount that is not a positive integer.
+            ValueError: what `irlkit.crystals.formulas.parse_formula` says.
         """
-        species = [_formula_to_species(formula) for formula in formulas]
+        return cls.from_species([parse_formula(formula) for formula in formulas], dtype)
+
+    @classmethod
+    def from_species(cls, species: Sequence[np.ndarray], dtype: torch.dtype) -> CrystalBatch:
+        """Return placeholders as `from_formulas` does, from atomic numbers, shape (n,) each."""
         return cls.from_arrays(
             species, [np.zeros((len(z), 3)) for z in species], [np.eye(3)] * len(species), dtype
         )
@@ -402,7 +377,7 @@ class CrystalBatch:
     def from_structures(
         cls, structures: Sequence[Structure], dtype: torch.dtype = torch.float32
     ) -> CrystalBatch:
-        """Batch on the CPU from pymatgen structures; positions are wrapped to [0, 1).
+        """Make a batch on the CPU of pymatgen structures; positions are wrapped to [0, 1).
 
         Raises:
             ValueError: a structure is disordered or has no atoms (its number is given), or holds
@@ -424,7 +399,7 @@ class CrystalBatch:
         )
 
     def to_structures(self) -> list[Structure]:
-        """pymatgen structures, one per crystal."""
+        """Return pymatgen structures, one per crystal."""
         from pymatgen.core import Element, Lattice, Structure
 
         elements = {z: Element.from_Z(z) for z in self.species.unique().tolist()}
@@ -436,7 +411,7 @@ class CrystalBatch:
     @classmethod
     @checked
     def from_ase(cls, atoms: Sequence[Atoms], dtype: torch.dtype = torch.float32) -> CrystalBatch:
-        """Batch on the CPU from ASE atoms; positions are wrapped to [0, 1).
+        """Make a batch on the CPU of ASE atoms; positions are wrapped to [0, 1).
 
         Raises:
             ValueError: an entry has no atoms, or is not periodic in three directions, or holds an
@@ -458,7 +433,7 @@ class CrystalBatch:
         )
 
     def to_ase(self) -> list[Atoms]:
-        """ASE atoms, periodic in three directions, one per crystal."""
+        """Return ASE atoms, periodic in three directions, one per crystal."""
         from ase import Atoms
 
         return [
@@ -472,75 +447,6 @@ class CrystalBatch:
         species = np.split(self.species.cpu().numpy(), ends)
         pos = np.split(self.pos.detach().cpu().double().numpy(), ends)
         return zip(species, pos, self.cell.detach().cpu().double().numpy(), strict=False)
-
-    @classmethod
-    @checked
-    def from_pyg(
-        cls, data: Data | Batch | Sequence[Data], dtype: torch.dtype | None = None
-    ) -> CrystalBatch:
-        """Batch from torch-geometric data, on its device.
-
-        Args:
-            data: One `Data`, a `Batch`, or a list of `Data`, with attributes `species` (n,), `pos`
-                (n, 3) fractional, `cell` (B, 3, 3) or (3 B, 3), and `n_atoms` (B,) where several
-                structures are batched (else `batch` or `ptr` tells them apart).
-            dtype: Dtype of the result; None keeps that of `pos`.
-
-        Raises:
-            ValueError: an attribute is missing or does not fit.
-        """
-        if isinstance(data, Sequence) and not isinstance(data, CrystalBatch):
-            from torch_geometric.data import Batch
-
-            if not data:
-                raise ValueError("data must hold at least one torch-geometric Data, got none")
-            data = Batch.from_data_list(list(data))
-        if not hasattr(data, "keys"):
-            raise ValueError(f"data must be torch-geometric data, got {type(data).__name__}")
-        missing = [name for name in ("species", "pos", "cell") if name not in data]
-        if missing:
-            raise ValueError(
-                f"data must have the attributes species, pos and cell; {missing} missing, "
-                f"found {sorted(data.keys())}"
-            )
-        species = data["species"].to(torch.int64)
-        if "n_atoms" in data:
-            n_atoms = torch.as_tensor(data["n_atoms"], device=species.device)
-            n_atoms = n_atoms.to(torch.int64).reshape(-1)
-        elif "ptr" in data:
-            n_atoms = data["ptr"].diff()
-        elif "batch" in data:
-            n_atoms = torch.bincount(data["batch"])
-        else:
-            n_atoms = torch.tensor([len(species)], device=species.device)
-        dtype = dtype or data["pos"].dtype
-        if data["cell"].numel() % 9:
-            raise ValueError(f"cell must have shape (B, 3, 3), got {tuple(data['cell'].shape)}")
-        return cls(
-            species=species,
-            pos=data["pos"].to(dtype),
-            cell=data["cell"].to(dtype).reshape(-1, 3, 3),
-            n_atoms=n_atoms,
-        )
-
-    def to_pyg(self) -> Batch:
-        """torch-geometric `Batch` with attributes `species`, `pos`, `cell`, `n_atoms`, `batch`."""
-        from torch_geometric.data import Batch, Data
-
-        sizes = self.n_atoms.tolist()
-        parts = zip(
-            self.species.split(sizes),
-            self.pos.split(sizes),
-            self.cell.split(1),
-            self.n_atoms.split(1),
-            strict=True,
-        )
-        return Batch.from_data_list(
-            [
-                Data(species=species, pos=pos, cell=cell, n_atoms=n_atoms, num_nodes=len(species))
-                for species, pos, cell, n_atoms in parts
-            ]
-        )
 
 
 def _check_fields(pos: Tensor, cell: Tensor, n: int, n_structures: int) -> None:
@@ -558,45 +464,11 @@ def _check_fields(pos: Tensor, cell: Tensor, n: int, n_structures: int) -> None:
 
 
 def wrap_positions(pos: Tensor) -> Tensor:
-    """Fractional coordinates in [0, 1)."""
+    """Wrap fractional coordinates to [0, 1).
+
+    >>> wrap_positions(torch.tensor([-0.25, 1.0, 0.5])).tolist()
+    [0.75, 0.0, 0.5]
+    """
     wrapped = pos - pos.floor()
     # A tiny negative number plus one rounds to one.
     return torch.where(wrapped >= 1, torch.zeros_like(wrapped), wrapped)
-
-
-@lru_cache(maxsize=65536)
-def _formula(composition: tuple[tuple[int, int], ...], reduced: bool) -> str:
-    """Formula of (atomic number, count) pairs in ascending order of atomic number."""
-    from pymatgen.core import Composition, Element
-
-    amounts = {Element.from_Z(z): count for z, count in composition}
-    if reduced:
-        return Composition(amounts).reduced_formula
-    return " ".join(sorted(f"{element.symbol}{count}" for element, count in amounts.items()))
-
-
-def _formula_to_species(formula: str) -> np.ndarray:
-    """Atomic numbers of a formula's atoms, shape (n,)."""
-    from pymatgen.core import Composition, Element
-
-    try:
-        composition = Composition(formula).get_el_amt_dict()
-    except ValueError as error:
-        raise ValueError(f"cannot read the formula {formula!r}: {error}") from error
-    unknown = [
-        symbol
-        for symbol in composition
-        if not Element.is_valid_symbol(symbol) or Element(symbol).Z > MAX_ATOMIC_NUMBER
-    ]
-    if unknown:
-        raise ValueError(
-            f"unknown elements {unknown} in the formula {formula!r}; "
-            f"atomic numbers 1 to {MAX_ATOMIC_NUMBER} are known"
-        )
-    amounts = np.array(list(composition.values()))
-    if not len(amounts) or (amounts != amounts.round()).any():
-        raise ValueError(f"the formula {formula!r} must hold whole numbers of atoms")
-    if amounts.sum() > MAX_FORMULA_ATOMS:
-        raise ValueError(f"the formula {formula!r} has more than {MAX_FORMULA_ATOMS} atoms")
-    numbers = [Element(symbol).Z for symbol in composition]
-    return np.repeat(np.array(numbers, dtype=np.int64), amounts.astype(np.int64))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from irlkit.crystals import CrystalBatch
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_finite, checked
 
 _IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
 _MAX_PAIRS = 1 << 20
@@ -52,7 +52,10 @@ def check(
     min_distance: float = 0.5,
     min_polar_sine: float = 1e-3,
 ) -> Validity:
-    """Checks the criteria of Appendix B in float64.
+    """Check the criteria of Appendix B in float64.
+
+    >>> check(CrystalBatch.from_formulas(["Na", "NaCl"])).valid.tolist()  # two atoms at one place
+    [True, False]
 
     Args:
         batch: Structures; positions need not be wrapped.
@@ -63,13 +66,9 @@ def check(
     Raises:
         ValueError: a cut-off is negative or not finite.
     """
-    for name, value in (
-        ("min_volume", min_volume),
-        ("min_distance", min_distance),
-        ("min_polar_sine", min_polar_sine),
-    ):
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    check_finite("min_volume", min_volume, least=0)
+    check_finite("min_distance", min_distance, least=0)
+    check_finite("min_polar_sine", min_polar_sine, least=0)
     pos = batch.pos.detach().cpu().double().numpy()
     cell = batch.cell.detach().cpu().double().numpy()
     n_atoms = batch.n_atoms.cpu().numpy()
@@ -112,7 +111,7 @@ def check(
 
 
 def reduce_lattices(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Minkowski-reduced bases, all at once.
+    """Return Minkowski-reduced bases, all at once.
 
     In such a basis the shortest lattice vector is a basis vector, and the image of a point that
     is closest to the origin is one of the 27 around the wrapped point (Nguyen and Stehlé, 2004).

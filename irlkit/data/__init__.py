@@ -3,15 +3,15 @@
 from irlkit.data import files, omatg_lmdb, tables  # noqa: F401 (they register readers)
 from irlkit.data.dataset import CrystalDataset, Skipped
 from irlkit.data.formulas import from_formulas
-from irlkit.data.loading import LazyDataset, load
+from irlkit.data.loading import load, load_parts
 from irlkit.data.readers import RawRecords, register_reader
 
 __all__ = [
     "CrystalDataset",
-    "LazyDataset",
     "RawRecords",
     "Skipped",
     "from_formulas",
     "load",
+    "load_parts",
     "register_reader",
 ]

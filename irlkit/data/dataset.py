@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -80,27 +80,18 @@ class CrystalDataset:
 
     @checked
     def select(self, index: Index) -> CrystalDataset:
-        """A data set of the chosen structures in the given order.
-
-        Args:
-            index: Anything that `CrystalBatch.select` takes.
+        """Return a data set of the structures that `CrystalBatch.select` would choose, in order.
 
         Raises:
             ValueError, IndexError: as there.
         """
         rows = self.batch.structure_indices(index)
-        return CrystalDataset(
-            name=self.name,
-            split=self.split,
-            batch=self.batch.select(rows),
-            table=self.table.iloc[rows.numpy()].reset_index(drop=True),
-            skipped=self.skipped,
-            has_structures=self.has_structures,
-        )
+        table = self.table.iloc[rows.numpy()].reset_index(drop=True)
+        return replace(self, batch=self.batch.select(rows), table=table)
 
     @checked
     def subset(self, size: int | None, seed: int = 0) -> CrystalDataset:
-        """About so many structures: whole compositions, all polymorphs of each.
+        """Take about so many structures: whole compositions, all polymorphs of each.
 
         Smaller subsets are part of larger ones.
 
@@ -132,7 +123,7 @@ class CrystalDataset:
         return {str(formula): np.asarray(rows) for formula, rows in groups.items()}
 
     def references(self) -> dict[str, np.ndarray]:
-        """Numbers of the structures of each reduced formula: its known polymorphs.
+        """Return the numbers of the structures of each reduced formula: its known polymorphs.
 
         Raises:
             ValueError: the set holds compositions alone.
@@ -146,7 +137,7 @@ class CrystalDataset:
 
     @checked
     def references_of(self, formulas: Iterable[str]) -> list[np.ndarray]:
-        """Numbers of the reference structures of each formula.
+        """Return the numbers of the reference structures of each formula.
 
         Args:
             formulas: Reduced formulas, such as `CrystalBatch.reduced_formulas` gives.
@@ -165,6 +156,10 @@ class CrystalDataset:
 
 
 def shorten(items: Sequence[str], n: int = 5, separator: str = ", ") -> str:
-    """The first items in a row, and how many more there are."""
+    """Write the first items in a row, and how many more there are.
+
+    >>> shorten(["a", "b", "c"], n=2)
+    'a, b, and 1 more'
+    """
     more = f"{separator}and {len(items) - n} more" if len(items) > n else ""
     return separator.join(items[:n]) + more

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,24 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.crystals.batch import MAX_FORMULA_ATOMS
+from irlkit.crystals.formulas import MAX_FORMULA_ATOMS, parse_formula
 from irlkit.data.dataset import CrystalDataset, Skipped
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_count, checked
 
 
 @checked
 def from_formulas(
     formulas: Sequence[str],
-    z: int | Sequence[int] | None = None,
+    z: int | Sequence[int | None] | None = None,
     max_atoms: int | None = None,
     *,
     name: str = "formulas",
     dtype: torch.dtype = torch.float32,
 ) -> CrystalDataset:
-    """Compositions without reference structures.
+    """Make a data set of compositions without reference structures.
+
+    >>> from_formulas(["LiMn3O4", "NaCl"], z=[2, 1]).batch.formulas()
+    ['Li2 Mn6 O8', 'Cl1 Na1']
 
     Args:
         formulas: Formula units, such as "LiMn3O4".
@@ -43,11 +47,7 @@ def from_formulas(
     """
     if not len(formulas):
         raise ValueError("formulas must hold at least one formula, got none")
-    units: list[int | None]
-    if z is None:
-        units = [None] * len(formulas)
-    else:
-        units = [int(z)] * len(formulas) if isinstance(z, int | np.integer) else list(z)
+    units = list(z) if isinstance(z, Sequence) else [z] * len(formulas)
     if len(units) != len(formulas):
         raise ValueError(
             f"z must be one number or one per formula, got {len(units)} for "
@@ -55,52 +55,43 @@ def from_formulas(
         )
     if any(unit is not None and unit < 1 for unit in units):
         raise ValueError(f"z must be a positive number of formula units per cell, got {z!r}")
-    if max_atoms is not None and max_atoms < 1:
-        raise ValueError(f"max_atoms must be at least 1, got {max_atoms}")
-    rows, parts, skipped = [], [], []
+    if max_atoms is not None:
+        check_count("max_atoms", max_atoms)
+    limit = max_atoms or MAX_FORMULA_ATOMS
+    ids, repeats, species, skipped = [], [], [], []
     for formula, unit in zip(formulas, units, strict=True):
         try:
-            one = CrystalBatch.from_formulas([formula], dtype)
+            atoms = np.sort(parse_formula(formula))
         except ValueError as error:
             skipped.append(Skipped(formula, str(error)))
             continue
-        n_atoms = len(one.species)
-        if unit is not None:
-            chosen: Iterable[int] = [unit]
+        if unit is None and max_atoms is not None:
+            fitting = list(range(1, limit // len(atoms) + 1))
         else:
-            chosen = [1] if max_atoms is None else range(1, max_atoms // n_atoms + 1)
-        limit = MAX_FORMULA_ATOMS if max_atoms is None else max_atoms
-        fitting = [k for k in chosen if k * n_atoms <= limit]
+            fitting = [k for k in [unit or 1] if k * len(atoms) <= limit]
         if not fitting:
-            units_of = "none" if unit is None else f"z = {unit} do not"
-            reason = f"with {n_atoms} atoms per formula unit, {units_of} fit into max_atoms"
-            if max_atoms is None:
-                reason = f"it has more than {limit} atoms per cell"
+            reason = f"{unit or 1} x {len(atoms)} atoms are more than max_atoms={limit}"
             skipped.append(Skipped(formula, reason))
-        for k in fitting:
-            species = one.species.sort().values.repeat_interleave(k)
-            n = len(species)
-            parts.append(
-                CrystalBatch(
-                    species,
-                    torch.zeros(n, 3, dtype=dtype),
-                    torch.eye(3, dtype=dtype)[None],
-                    torch.tensor([n]),
-                )
-            )
-            rows.append({"material_id": f"{formula}-z{k}", "z": k})
-    if not parts:
+        ids += [f"{formula}-z{k}" for k in fitting]
+        repeats += fitting
+        species += [np.repeat(atoms, k) for k in fitting]
+    if not species:
         reasons = "; ".join(f"{entry.record} ({entry.reason})" for entry in skipped[:3])
         raise ValueError(f"formulas: none of the {len(formulas)} gave a composition: {reasons}")
-    batch = CrystalBatch.concatenate(parts)
-    table = pd.DataFrame(rows)
-    table.insert(1, "formula", np.array(batch.reduced_formulas(), dtype=object))
-    table.insert(2, "n_atoms", batch.n_atoms.numpy())
+    batch = CrystalBatch.from_species(species, dtype)
+    table = pd.DataFrame(
+        {
+            "material_id": np.array(ids, dtype=object),
+            "formula": np.array(batch.reduced_formulas(), dtype=object),
+            "n_atoms": batch.n_atoms.numpy(),
+            "z": repeats,
+        }
+    )
     return CrystalDataset(name, None, batch, table, skipped, has_structures=False)
 
 
 def read_formulas(path: Path) -> tuple[list[str], list[int | None]]:
-    """Formulas of a text file, one per line, and the number of units where a line ends with one.
+    """Read the formulas of a text file, one per line, and the formula units at the ends of lines.
 
     Empty lines and what follows a # are left out.
 
@@ -114,9 +105,9 @@ def read_formulas(path: Path) -> tuple[list[str], list[int | None]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {path} as a list of formulas: {error}") from error
     for line in lines:
-        words = line.partition("#")[0].split()
-        if words:
-            unit = int(words.pop()) if len(words) > 1 and words[-1].isdecimal() else None
-            formulas.append(" ".join(words))
-            units.append(unit)
+        if text := line.partition("#")[0].strip():
+            # Units follow a formula of one word, or one whose last element has its number.
+            match = re.fullmatch(r"(\S*[A-Za-z]|.*\S*\d)\s+(\d+)", text)
+            formulas.append(match[1] if match else text)
+            units.append(int(match[2]) if match else None)
     return formulas, units

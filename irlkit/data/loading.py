@@ -6,9 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -16,13 +14,14 @@ import torch
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
-from irlkit.data import cache as _cache
+from irlkit.data import _cache
+from irlkit.data._parsing import SERIAL_LIMIT, parse_structures
 from irlkit.data.dataset import CrystalDataset, Skipped, shorten
+from irlkit.data.files import is_structure_file, read_folder, read_structure_file
 from irlkit.data.formulas import from_formulas, read_formulas
-from irlkit.data.parsing import SERIAL_LIMIT, parse_structures
-from irlkit.data.readers import RawRecords, Reader, find_reader, read_chunks
+from irlkit.data.readers import READERS, RawRecords, Reader, read_chunks
 from irlkit.data.tables import read_parquet
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_count, checked
 
 EMBEDDED: dict[str, tuple[Path, Reader]] = {
     "prototypes": (Path(__file__).parent / "prototypes" / "prototypes.parquet", read_parquet)
@@ -35,50 +34,23 @@ SPLITS = {"train": 0.8, "val": 0.9, "test": 1.0}
 MIN_FORMULAS = 10
 """With fewer compositions than this, a file is split by record."""
 
-Source = str | os.PathLike[str] | Sequence[str]
-
-
-@overload
-def load(
-    source: Source,
-    split: str | None = ...,
-    *,
-    max_atoms: int | None = ...,
-    z: int | Sequence[int] | None = ...,
-    niggli: bool = ...,
-    lazy: Literal[False] = ...,
-    cache: bool = ...,
-    progress: bool = ...,
-    dtype: torch.dtype = ...,
-) -> CrystalDataset: ...
-
-
-@overload
-def load(
-    source: Source,
-    split: str | None = ...,
-    *,
-    max_atoms: int | None = ...,
-    niggli: bool = ...,
-    lazy: Literal[True],
-    dtype: torch.dtype = ...,
-) -> LazyDataset: ...
+FIRST_COLUMNS = ("material_id", "formula", "n_atoms", "spacegroup", "energy_per_atom")
+"""Columns that every set has, or that mean the same in every set."""
 
 
 @checked
 def load(
-    source: Source,
+    source: str | os.PathLike[str] | Sequence[str],
     split: str | None = None,
     *,
     max_atoms: int | None = None,
     z: int | Sequence[int] | None = None,
     niggli: bool = True,
-    lazy: bool = False,
     cache: bool = True,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
-) -> CrystalDataset | LazyDataset:
-    """Loads an embedded data set, a data file, a folder of structure files, or formulas.
+) -> CrystalDataset:
+    """Load an embedded data set, a data file, a folder of structure files, or formulas.
 
     | what | which |
     |---|---|
@@ -97,6 +69,9 @@ def load(
     Records that give no ordered structure of elements 1 to 100 are skipped: a warning names the
     first ones, `CrystalDataset.skipped` all of them.
 
+    >>> load(["TiO2"], max_atoms=7).batch.formulas()
+    ['O2 Ti1', 'O4 Ti2']
+
     Args:
         source: Name, path or formulas, see above.
         split: "train", "val" or "test" (or what the file's `split` column holds); None for all.
@@ -105,61 +80,87 @@ def load(
         z: Formula units per cell, for formulas only: one number or one per formula.
         niggli: Reduce cells to their Niggli form; else they are only rotated to the standard
             orientation (first vector along x, second in the xy plane).
-        lazy: Give a `LazyDataset`, which holds a part of the file at a time.
         cache: Keep the parsed set in `$IRLKIT_CACHE` (`~/.cache/irlkit`) and take it from there.
         progress: Show a progress bar while many structures are parsed.
         dtype: Of `pos` and `cell`.
 
     Raises:
         FileNotFoundError: no such file.
-        ImportError: the file needs a package that is not installed.
         ValueError: the name of no known set; a file that cannot be read, is empty or has no
             structures; an unknown or empty split; max_atoms < 1 or below every structure; z for
             something that is no list of formulas.
     """
-    if max_atoms is not None and max_atoms < 1:
-        raise ValueError(f"max_atoms must be at least 1, got {max_atoms}")
+    if max_atoms is not None:
+        check_count("max_atoms", max_atoms)
     formulas = _formulas(source, z)
     if formulas is not None:
-        if split is not None or lazy:
-            raise ValueError("formulas have no splits and are never lazy")
+        if split is not None:
+            raise ValueError("formulas have no splits")
         name, texts, units = formulas
         dataset = from_formulas(texts, units, max_atoms, name=name, dtype=dtype)
         _warn_about(dataset.skipped, len(texts), name)
         return dataset
     if z is not None:
         raise ValueError(f"z is for formulas only, got z={z!r} for {source!r}")
-    assert not isinstance(source, Sequence) or isinstance(source, str)
-    name, path, reader = _find(source)
-    if lazy:
-        return LazyDataset(name, split, path, reader, max_atoms, niggli, dtype)
-    batch, table, skipped = _parsed(name, path, reader, niggli, cache, progress)
+    path, reader = _find(source)  # type: ignore[arg-type]
+    batch, table, skipped = _parsed(path, reader, niggli, cache, progress)
     _warn_about(skipped, len(skipped) + len(batch), path)
-    keep = np.ones(len(batch), dtype=bool)
-    if split is not None:
-        keep &= _in_split(table, split, split_by(table))
-    if max_atoms is not None:
-        keep &= table["n_atoms"].to_numpy() <= max_atoms
+    dataset = _dataset(path, split, batch, table, skipped, dtype)
+    by = _split_by(table)
+    _check_split(split, sorted(set(table["split"])) if by == "split" else list(SPLITS))
+    keep = _chosen(table, split, by, max_atoms)
     if not keep.any():
         raise ValueError(
             f"no structure of {path} is left with split={split!r} and max_atoms={max_atoms}; "
             f"it has {len(batch)} structures of {table['n_atoms'].min()} to "
             f"{table['n_atoms'].max()} atoms"
         )
-    dataset = CrystalDataset(
-        name=name, split=split, batch=batch.to(dtype=dtype).wrap(), table=table, skipped=skipped
-    )
     return dataset if keep.all() else dataset.select(keep)
 
 
+@checked
+def load_parts(
+    source: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    max_atoms: int | None = None,
+    niggli: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[CrystalDataset]:
+    """Load a data set part by part: what does not fit into memory never has to.
+
+    Args:
+        source: Name or path, as for `load`, and the other arguments too.
+
+    Yields:
+        Data sets of up to some thousand structures each, in the order of the file. A warning at
+        the end names skipped records.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    path, reader = _find(source)
+    by = _read_split_by(path, reader) if split is not None else ""
+    if by != "split":  # That column is not known before the end.
+        _check_split(split, list(SPLITS))
+    skipped: list[Skipped] = []
+    n_records = 0
+    for records in read_chunks(reader, path):
+        n_records += len(records.payloads)
+        batch, table, bad = _parse(records, niggli)
+        skipped += bad
+        keep = _chosen(table, split, by, max_atoms)
+        if keep.any():
+            yield _dataset(path, split, batch, table, bad, dtype).select(keep)
+    _warn_about(skipped, n_records, path)
+
+
 def _formulas(
-    source: Source, z: int | Sequence[int] | None
-) -> tuple[str, list[str], int | Sequence[int] | None] | None:
+    source: object, z: int | Sequence[int] | None
+) -> tuple[str, list[str], int | Sequence[int | None] | None] | None:
     """Name, formulas and units per cell, if that is what the source holds."""
     if not isinstance(source, str | os.PathLike):
-        if not len(source):
-            raise ValueError("source must hold at least one formula, got none")
-        return "formulas", list(source), z
+        return "formulas", list(source), z  # type: ignore[call-overload]
     path = Path(source).expanduser()
     if path.suffix.lower() != ".txt" or not path.is_file():
         return None
@@ -171,8 +172,8 @@ def _formulas(
     return path.stem, texts, z
 
 
-def _find(name_or_path: str | os.PathLike[str]) -> tuple[str, Path, Reader]:
-    """Name, file and reader of a data set."""
+def _find(name_or_path: str | os.PathLike[str]) -> tuple[Path, Reader]:
+    """File and reader of a data set."""
     embedded = EMBEDDED.get(str(name_or_path))
     path = embedded[0] if embedded else Path(name_or_path).expanduser()
     if not path.exists():
@@ -184,8 +185,19 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[str, Path, Reader]:
         raise FileNotFoundError(f"no data file {path} (looked in {path.absolute().parent})")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
-    reader = embedded[1] if embedded else find_reader(path)
-    return path.name.split(".")[0], path, reader
+    return path, embedded[1] if embedded else _find_reader(path)
+
+
+def _find_reader(path: Path) -> Reader:
+    """The reader with the longest extension that the name ends with, or one of structure files."""
+    matches = [extension for extension in READERS if path.name.lower().endswith(extension)]
+    if matches:
+        return READERS[max(matches, key=len)]
+    if path.is_dir():
+        return read_folder
+    if is_structure_file(path):
+        return read_structure_file
+    raise ValueError(f"no reader for {path}; known extensions: {', '.join(sorted(READERS))}")
 
 
 def _warn_about(skipped: Sequence[Skipped], n_records: int, source: object) -> None:
@@ -198,35 +210,28 @@ def _warn_about(skipped: Sequence[Skipped], n_records: int, source: object) -> N
         )
 
 
-def _parsed(
-    name: str, path: Path, reader: Reader, niggli: bool, cache: bool, progress: bool
-) -> _cache.Entry:
+def _parsed(path: Path, reader: Reader, niggli: bool, cache: bool, progress: bool) -> _cache.Entry:
     """All structures of a file, from the cache or from the file itself; float64."""
     key = _cache.key(path, niggli) if cache else ""
     entry = _cache.read(key) if cache else None
     if entry is not None:
         return entry
-    batches, tables, skipped, n_records = [], [], [], 0
-    with tqdm(desc=f"Parsing {name}", disable=not progress, unit="", delay=2) as bar:
+    parts = []
+    with tqdm(desc=f"Parsing {_name(path)}", disable=not progress, unit="", delay=2) as bar:
         for records in read_chunks(reader, path):
-            n_records += len(records.payloads)
-            batch, table, bad = _parse(records, niggli, bar)
-            batches.append(batch)
-            tables.append(table)
-            skipped.extend(bad)
-    if not n_records:
+            parts.append(_parse(records, niggli, bar))
+    batches, tables, lists = zip(*parts, strict=True) if parts else ((), (), ())
+    skipped = [record for part in lists for record in part]
+    n_structures = sum(map(len, batches))
+    if not n_structures + len(skipped):
         raise ValueError(f"the data file {path} has no records")
-    if len(skipped) == n_records:
+    if not n_structures:
         raise ValueError(
-            f"none of the {n_records} records of {path} gave a structure; "
+            f"none of the {len(skipped)} records of {path} gave a structure; "
             f"the first: {skipped[0].record} ({skipped[0].reason})"
         )
-    filled = [table for table in tables if len(table)]
-    entry = (
-        CrystalBatch.concatenate(batches),
-        _common_columns_first(pd.concat(filled, ignore_index=True)),
-        skipped,
-    )
+    table = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    entry = (CrystalBatch.concatenate(batches), table, skipped)
     if cache:
         _cache.write(key, entry)
     return entry
@@ -250,109 +255,64 @@ def _parse(
     return batch.standard_orientation(), table, skipped
 
 
-def _common_columns_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Puts the columns that every set has, or that mean the same in every set, first."""
-    first = ["material_id", "formula", "n_atoms", "spacegroup", "energy_per_atom"]
-    first = [column for column in first if column in table.columns]
-    return table[first + [column for column in table.columns if column not in first]]
+def _dataset(
+    path: Path,
+    split: str | None,
+    batch: CrystalBatch,
+    table: pd.DataFrame,
+    skipped: list[Skipped],
+    dtype: torch.dtype,
+) -> CrystalDataset:
+    first = [column for column in FIRST_COLUMNS if column in table.columns]
+    table = table[first + [column for column in table.columns if column not in first]]
+    return CrystalDataset(_name(path), split, batch.to(dtype=dtype).wrap(), table, skipped)
 
 
-def split_by(table: pd.DataFrame) -> str:
+def _name(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _split_by(table: pd.DataFrame) -> str:
     """Column that a file is split by."""
     if "split" in table.columns:
         return "split"
     return "formula" if table["formula"].nunique() >= MIN_FORMULAS else "material_id"
 
 
-def _in_split(table: pd.DataFrame, split: str, by: str) -> np.ndarray:
-    """Which rows belong to a split.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    if by == "split":
-        labels, valid = table["split"], sorted(set(table["split"]))
-    else:
-        labels = table[by].map({key: split_of(key) for key in table[by].unique()})
-        valid = list(SPLITS)
-    if split not in valid:
+def _check_split(split: str | None, valid: list[str]) -> None:
+    if split is not None and split not in valid:
         raise ValueError(f"split must be one of {valid} or None, got {split!r}")
-    return (labels == split).to_numpy(dtype=bool)
+
+
+def _read_split_by(path: Path, reader: Reader) -> str:
+    """What a file is split by; reads until that is clear."""
+    formulas: set[str] = set()
+    for records in read_chunks(reader, path):
+        if "split" in records.table.columns:
+            return "split"
+        for start in range(0, len(records.payloads), SERIAL_LIMIT):
+            part = slice(start, start + SERIAL_LIMIT)
+            few = RawRecords(records.payloads[part], records.table[part])
+            formulas.update(_parse(few, niggli=False)[1]["formula"])
+            if len(formulas) >= MIN_FORMULAS:
+                return "formula"
+    return "material_id"
+
+
+def _chosen(table: pd.DataFrame, split: str | None, by: str, max_atoms: int | None) -> np.ndarray:
+    """Which rows belong to a split and are not too large, shape (rows,)."""
+    keep = table["n_atoms"].to_numpy() <= (max_atoms or np.inf)
+    if split is not None:
+        labels = table[by] if by == "split" else table[by].map(split_of)
+        keep &= (labels == split).to_numpy(dtype=bool)
+    return keep
 
 
 def split_of(key: str) -> str:
-    """Split by the hash of a text, which unlike Python's own is the same in every process."""
+    """Return the split by the hash of a text, the same in every process, unlike Python's own.
+
+    >>> split_of("NaCl")
+    'train'
+    """
     position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return next(name for name, end in SPLITS.items() if position < end)
-
-
-@dataclass
-class LazyDataset:
-    """A data set that is read anew, part by part, in every pass.
-
-    Iteration gives `CrystalDataset`s of up to some thousand structures each, in the order of the
-    file; what does not fit into memory never has to.
-
-    Attributes:
-        name: Name of the set.
-        split: Name of the split, or None for the whole set.
-        path: Its file.
-        reader: Its reader.
-        max_atoms: Structures with more atoms are left out; None keeps all.
-        niggli: Whether cells are reduced.
-        dtype: Of `pos` and `cell`.
-        skipped: Records that gave no structure, of the pass under way or the last one.
-    """
-
-    name: str
-    split: str | None
-    path: Path
-    reader: Reader
-    max_atoms: int | None = None
-    niggli: bool = True
-    dtype: torch.dtype = torch.float32
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[CrystalDataset]:
-        """Yields the parts of one pass; a warning at its end names skipped records.
-
-        Raises:
-            ValueError: the file cannot be read, or there is no such split.
-        """
-        by = self._split_by() if self.split is not None else ""
-        self.skipped = []
-        n_records = 0
-        for records in read_chunks(self.reader, self.path):
-            n_records += len(records.payloads)
-            batch, table, skipped = _parse(records, self.niggli)
-            self.skipped.extend(skipped)
-            keep = np.ones(len(batch), dtype=bool)
-            if self.split is not None and by == "split":
-                keep &= (table["split"] == self.split).to_numpy(dtype=bool)
-            elif self.split is not None:
-                keep &= _in_split(table, self.split, by)
-            if self.max_atoms is not None:
-                keep &= table["n_atoms"].to_numpy() <= self.max_atoms
-            if keep.any():
-                yield CrystalDataset(
-                    name=self.name,
-                    split=self.split,
-                    batch=batch.to(dtype=self.dtype).wrap(),
-                    table=_common_columns_first(table),
-                    skipped=skipped,
-                ).select(keep)
-        _warn_about(self.skipped, n_records, self.path)
-
-    def _split_by(self) -> str:
-        """What the file is split by; reads until that is clear."""
-        formulas: set[str] = set()
-        for records in read_chunks(self.reader, self.path):
-            if "split" in records.table.columns:
-                return "split"
-            for start in range(0, len(records.payloads), SERIAL_LIMIT):
-                part = slice(start, start + SERIAL_LIMIT)
-                few = RawRecords(records.payloads[part], records.table[part])
-                formulas.update(_parse(few, niggli=False)[1]["formula"])
-                if len(formulas) >= MIN_FORMULAS:
-                    return "formula"
-        return "material_id"

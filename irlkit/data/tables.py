@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from irlkit.data.parsing import Malformed, fractional
-from irlkit.data.readers import CHUNK_ROWS, RawRecords, register_reader, tidy_table
+from irlkit.data import readers
+from irlkit.data.readers import Arrays, RawRecords, register_reader
 
 STRUCTURE_COLUMNS = ("cif", "structure")
 """Columns that may hold the structure, the preferred one first."""
@@ -26,8 +25,12 @@ ARRAY_COLUMNS = {
 """Columns of arrays that make a structure, and whether the positions are Cartesian (Å)."""
 
 
+class _Unsuitable(Exception):
+    """A table has no column of structures, or too many others, in words."""
+
+
 def read_csv(path: Path) -> Iterator[RawRecords]:
-    """Reads a CSV table with a column of structures, as CDVAE's data sets have them.
+    """Read a CSV table with a column of structures, as CDVAE's data sets have them.
 
     The column is `cif` or `structure` and holds CIF or POSCAR text or a pymatgen dictionary as
     JSON. Whether the file is compressed is seen from its content.
@@ -41,7 +44,7 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
         with gzip.open(path) if compressed else path.open("rb") as file:
             # pandas takes a millisecond per column.
             if (n_columns := file.readline(1 << 20).count(b",") + 1) > MAX_COLUMNS:
-                raise _NoStructures(f"{path} has {n_columns} columns, more than {MAX_COLUMNS}")
+                raise _Unsuitable(f"{path} has {n_columns} columns, more than {MAX_COLUMNS}")
             file.seek(0)
             # pandas takes "NA" or "NaN" for missing, but the latter is also sodium nitride.
             chunks = pd.read_csv(
@@ -49,16 +52,12 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
                 low_memory=False,
                 keep_default_na=False,
                 na_values=["", "nan"],
-                chunksize=CHUNK_ROWS,
+                chunksize=readers.CHUNK_ROWS,
             )
-            start = 0
             for table in chunks:
                 column = _structure_column(list(table.columns), path)
-                yield RawRecords(
-                    payloads=table.pop(column).tolist(), table=tidy_table(table, path, start)
-                )
-                start += len(table)
-    except _NoStructures as error:
+                yield RawRecords(table.pop(column).tolist(), table)
+    except _Unsuitable as error:
         raise ValueError(str(error)) from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(
@@ -67,22 +66,18 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
         ) from error
 
 
-class _NoStructures(Exception):
-    """A table has no column of structures, or too many others, in words."""
-
-
-def _structure_column(columns: list[str], path: Path) -> str:
-    column = next((name for name in STRUCTURE_COLUMNS if name in columns), None)
-    if column is None:
-        raise _NoStructures(
-            f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}, "
-            f"found the columns {columns}"
-        )
-    return column
+def _structure_column(columns: list[str], path: Path, alternative: str = "") -> str:
+    for name in STRUCTURE_COLUMNS:
+        if name in columns:
+            return name
+    raise _Unsuitable(
+        f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}{alternative}, "
+        f"found the columns {columns}"
+    )
 
 
 def read_parquet(path: Path) -> Iterator[RawRecords]:
-    """Reads a parquet table with a column or with arrays of structures.
+    """Read a parquet table with a column or with arrays of structures.
 
     The structures are in a column `cif` or `structure` (CIF or POSCAR text, or a pymatgen
     dictionary as such or as JSON); or in the columns `atomic_numbers`, `positions` (Cartesian, Å)
@@ -97,55 +92,33 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
 
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            names = schema.names
+            names = file.schema_arrow.names
             arrays = next((c for c in ARRAY_COLUMNS if set(c) <= set(names)), None)
-            if arrays is None and not set(STRUCTURE_COLUMNS) & set(names):
-                raise _NoStructures(
-                    f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}, or the "
-                    f"columns {' or '.join(map(str, map(list, ARRAY_COLUMNS)))}, "
-                    f"found the columns {names}"
-                )
-            payload_columns = list(arrays or [_structure_column(names, path)])
+            alternative = f", or the columns {' or '.join(str(list(c)) for c in ARRAY_COLUMNS)}"
+            used = list(arrays or [_structure_column(names, path, alternative)])
             others = [
                 entry.name
-                for entry in schema
-                if entry.name not in payload_columns
+                for entry in file.schema_arrow
+                if entry.name not in used
                 and not (pa.types.is_nested(entry.type) or pa.types.is_binary(entry.type))
             ]
-            start = 0
-            for batch in file.iter_batches(CHUNK_ROWS, columns=[*payload_columns, *others]):
-                lists = [batch.column(name).to_pylist() for name in payload_columns]
-                if arrays is None:
-                    payloads = [_without_missing(entry) for entry in lists[0]]
+            for batch in file.iter_batches(readers.CHUNK_ROWS, columns=[*used, *others]):
+                columns = [batch.column(name).to_pylist() for name in used]
+                if arrays:
+                    cartesian = [ARRAY_COLUMNS[arrays]] * len(columns[0])
+                    payloads = list(map(Arrays, *columns, cartesian))
                 else:
-                    cartesian = ARRAY_COLUMNS[arrays]
-                    payloads = [
-                        _from_arrays(species, pos, cell, cartesian)
-                        for species, pos, cell in zip(*lists, strict=True)
-                    ]
+                    payloads = [_without_missing(entry) for entry in columns[0]]
                 table = batch.select(others).to_pandas()
                 table.index = range(len(payloads))
-                yield RawRecords(payloads=payloads, table=tidy_table(table, path, start))
-                start += len(payloads)
-    except _NoStructures as error:
+                yield RawRecords(payloads, table)
+    except _Unsuitable as error:
         raise ValueError(str(error)) from error
     # A damaged table can make its libraries raise nearly anything.
     except Exception as error:
         raise ValueError(
             f"cannot read {path} as a parquet table ({type(error).__name__}: {error})"
         ) from error
-
-
-def _from_arrays(species: Any, pos: Any, cell: Any, cartesian: bool) -> Any:
-    """Payload of a row of array columns."""
-    try:
-        numbers = np.asarray(species, dtype=np.int64).reshape(-1)
-        positions = np.asarray(pos, dtype=np.float64).reshape(-1, 3)
-        matrix = np.asarray(cell, dtype=np.float64).reshape(3, 3)
-        return numbers, fractional(positions, matrix) if cartesian else positions, matrix
-    except (TypeError, ValueError) as error:
-        return Malformed(f"its arrays do not make a structure: {error}")
 
 
 def _without_missing(entry: Any) -> Any:

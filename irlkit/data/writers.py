@@ -189,6 +189,8 @@ def _write_parquet(path: Path, structures: CrystalBatch, rows: pd.DataFrame) -> 
 
 
 def _write_cifs(folder: Path, structures: CrystalBatch, rows: pd.DataFrame) -> None:
+    from pymatgen.io.cif import CifWriter
+
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"path: {folder} is a file, not a folder for CIF files")
     if folder.is_dir() and any(folder.glob("*.cif")):
@@ -199,32 +201,7 @@ def _write_cifs(folder: Path, structures: CrystalBatch, rows: pd.DataFrame) -> N
     names = [re.sub(r"[^\w.+-]", "_", name) for name in rows["material_id"]]
     if len(set(name.lower() for name in names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names)]
-    for name, arrays in zip(names, structures._to_arrays(), strict=True):
-        (folder / f"{name}.cif").write_text(_cif(name, *arrays), encoding="utf-8")
+    for name, structure in zip(names, structures.to_structures(), strict=True):
+        text = str(CifWriter(structure, significant_figures=10))
+        (folder / f"{name}.cif").write_text(text, encoding="utf-8")
     write_atomically(folder / TABLE, rows.assign(material_id=names).to_csv(index=False).encode())
-
-
-def _cif(name: str, species: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> str:
-    """CIF of one structure without symmetry; the cell's orientation is not part of the format."""
-    from ase.data import chemical_symbols
-
-    lengths = np.linalg.norm(cell, axis=1)
-    cosines = [cell[i] @ cell[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
-    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    lines = [
-        f"data_{name}",
-        "_symmetry_space_group_name_H-M 'P 1'",
-        "_symmetry_Int_Tables_number 1",
-    ]
-    lines += [f"_cell_length_{axis} {x:.10f}" for axis, x in zip("abc", lengths, strict=True)]
-    lines += [
-        f"_cell_angle_{axis} {x:.10f}"
-        for axis, x in zip(("alpha", "beta", "gamma"), angles, strict=True)
-    ]
-    lines += ["loop_", "_symmetry_equiv_pos_site_id", "_symmetry_equiv_pos_as_xyz", "1 'x, y, z'"]
-    lines += ["loop_", "_atom_site_label", "_atom_site_type_symbol"]
-    lines += [f"_atom_site_fract_{axis}" for axis in "xyz"] + ["_atom_site_occupancy"]
-    for i, (number, (x, y, z)) in enumerate(zip(species, pos, strict=True), start=1):
-        symbol = chemical_symbols[number]
-        lines.append(f"{symbol}{i} {symbol} {x:.10f} {y:.10f} {z:.10f} 1")
-    return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import warnings
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -18,50 +19,43 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.batch import FIELDS
 from irlkit.data.dataset import Skipped
 from irlkit.utils.system import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 """To be raised when what is stored, or how structures are parsed, changes."""
 
 Entry = tuple[CrystalBatch, pd.DataFrame, list[Skipped]]
 
 
 def folder() -> Path:
-    """`$IRLKIT_CACHE`, or `~/.cache/irlkit`."""
+    """Return `$IRLKIT_CACHE`, or `~/.cache/irlkit`."""
     return Path(os.environ.get("IRLKIT_CACHE") or "~/.cache/irlkit").expanduser()
 
 
 def key(path: Path, niggli: bool) -> str:
-    """Name of the entry for the present content of a file, or of the files in a folder.
+    """Return the name of the entry for what is now in a file, or in the files of a folder.
 
-    The file's name counts too: it names the records where the file does not.
+    Names count too: they name the records where a file does not.
     """
-    files = (
-        sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-    )
-    digest = hashlib.sha256()
-    for entry in files:
-        with entry.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        digest.update(entry.name.encode() + b"\0" + content)
-    digest.update(f"{path.name} {niggli} {FORMAT}".encode())
+    digest = hashlib.sha256(f"{path.name} {niggli} {FORMAT}".encode())
+    for entry in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(entry.name.encode() + b"\0")
+        if entry.is_file():
+            with entry.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:40]
 
 
 def read(entry_key: str) -> Entry | None:
-    """The entry, or None if there is none or (with a warning) it cannot be read."""
+    """Read an entry: None if there is none or (with a warning) it cannot be read."""
     try:
         path = folder() / f"{entry_key}.npz"
         if not path.exists():
             return None
         with np.load(path, allow_pickle=False) as arrays:
-            batch = CrystalBatch(
-                **{
-                    name: torch.from_numpy(arrays[name])
-                    for name in ("species", "pos", "cell", "n_atoms")
-                }
-            )
+            batch = CrystalBatch(*(torch.from_numpy(arrays[name]) for name in FIELDS))
             table = pd.read_parquet(io.BytesIO(arrays["table"].tobytes()))
             skipped = [Skipped(*pair) for pair in json.loads(arrays["skipped"].tobytes())]
     # A damaged archive can make its readers raise nearly anything.
@@ -72,20 +66,17 @@ def read(entry_key: str) -> Entry | None:
 
 
 def write(entry_key: str, entry: Entry) -> None:
-    """Stores an entry; a reader sees it whole or not at all."""
+    """Store an entry; a reader sees it whole or not at all."""
     batch, table, skipped = entry
     try:
-        pairs = [(record.record, record.reason) for record in skipped]
+        texts = {
+            "table": table.to_parquet(),
+            "skipped": json.dumps([astuple(record) for record in skipped]).encode(),
+        }
+        arrays = {name: getattr(batch, name).numpy() for name in FIELDS}
+        arrays |= {name: np.frombuffer(text, dtype=np.uint8) for name, text in texts.items()}
         content = io.BytesIO()
-        np.savez(
-            content,
-            species=batch.species.numpy(),
-            pos=batch.pos.numpy(),
-            cell=batch.cell.numpy(),
-            n_atoms=batch.n_atoms.numpy(),
-            table=np.frombuffer(table.to_parquet(), dtype=np.uint8),
-            skipped=np.frombuffer(json.dumps(pairs).encode(), dtype=np.uint8),
-        )
+        np.savez(content, **arrays)  # type: ignore[arg-type]
         write_atomically(folder() / f"{entry_key}.npz", content.getvalue())
     # The table may hold what parquet cannot.
     except Exception as error:
