@@ -160,6 +160,8 @@ def _formulas(
 ) -> tuple[str, list[str], int | Sequence[int | None] | None] | None:
     """Name, formulas and units per cell, if that is what the source holds."""
     if not isinstance(source, str | os.PathLike):
+        if not len(source):  # type: ignore[arg-type]
+            raise ValueError("source must hold at least one formula, got none")
         return "formulas", list(source), z  # type: ignore[call-overload]
     path = Path(source).expanduser()
     if path.suffix.lower() != ".txt" or not path.is_file():
@@ -312,7 +314,7 @@ def split_of(key: str) -> str:
     """Return the split by the hash of a text, the same in every process, unlike Python's own.
 
     >>> split_of("NaCl")
-    'train'
+    'val'
     """
     position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return next(name for name, end in SPLITS.items() if position < end)

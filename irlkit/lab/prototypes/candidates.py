@@ -194,7 +194,7 @@ FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
 
 
 def enumerate_candidates(seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """All (structure type, elements) pairs to relax, composition by composition in a random order.
+    """List all (structure type, elements) pairs to relax, compositions in a random order.
 
     Half-Heusler compounds appear three times, once with each element on the fourfold-coordinated
     inner site.

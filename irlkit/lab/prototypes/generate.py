@@ -1,8 +1,8 @@
 """Makes the embedded data set from nothing: enumerate, relax with CHGNet, filter, label, split.
 
-Run ``python -m irlkit.lab.prototypes.generate --help``. Relaxations are appended to a
-JSON-lines file, so that a
-run that was stopped continues where it ended; the parquet file is made from it in seconds.
+Run ``python -m irlkit.lab.prototypes.generate --help``. Relaxations are appended to a JSON-lines
+file, so that a run that was stopped continues where it ended; the parquet file is made from it in
+seconds.
 """
 
 from __future__ import annotations
@@ -149,55 +149,24 @@ def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
         DataFrame with one row per kept structure, and how many candidates each filter dropped.
     """
     import pandas as pd
-    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Lattice, Structure
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
     from tqdm.auto import tqdm
 
     warnings.filterwarnings("ignore")
     dropped: dict[str, int] = defaultdict(int)
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     records = sorted(_read(raw), key=_key)
-    for record in records:
-        if "error" in record:
-            dropped["failed"] += 1
-            continue
-        if not record["converged"]:
-            dropped["not converged"] += 1
-            continue
-        structure = Structure(
-            Lattice(record["cell"]), record["species"], record["pos"], to_unit_cell=True
-        )
-        if _is_broken(structure):
-            dropped["broke apart"] += 1
-            continue
-        record["structure"] = structure
-        groups[structure.composition.reduced_formula].append(record)
-
-    order = {name: rank for rank, name in enumerate(STRUCTURE_TYPES)}
+    groups = _sound_structures(records, dropped)
     duplicates = StructureMatcher()  # pymatgen's own tolerances: what it calls the same structure
-    rows = []
+    rows: list[dict[str, Any]] = []
+    compositions = []
     for formula, members in tqdm(sorted(groups.items()), desc="filtering", mininterval=10):
-        best = min(record["energy_per_atom"] for record in members)
-        kept: list[tuple[Any, dict[str, Any]]] = []
-        for record in sorted(
-            members, key=lambda r: (len(r["species"]), order[r["prototype"]], r["elements"])
-        ):
-            if record["energy_per_atom"] > best + ENERGY_WINDOW:
-                dropped["too high in energy"] += 1
-                continue
-            structure = record["structure"].get_primitive_structure()
-            structure = structure.get_reduced_structure(reduction_algo="niggli")
-            if any(duplicates.fit(structure, other) for other, _ in kept):
-                dropped["duplicate"] += 1
-                continue
-            kept.append((structure, record))
-        for structure, record in kept:
+        for structure, record in _distinct(members, duplicates, dropped):
             number = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_number()
-
+            compositions.append(structure.composition)
             rows.append(
                 {
+                    "material_id": f"irl-{len(rows):05d}",
                     "formula": formula,
                     "prototype": _label(structure, record, number, duplicates),
                     "spacegroup": number,
@@ -206,36 +175,81 @@ def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
                     "pos": (structure.frac_coords % 1).astype(np.float32).ravel(),
                     "cell": structure.lattice.matrix.astype(np.float32).ravel(),
                     "split": split_of(formula),
-                    "_composition": structure.composition,
                 }
             )
+    table = pd.DataFrame(rows)
+    table["e_above_hull"] = _energies_above_hull(compositions, table["energy_per_atom"])
+    return table, {**dropped, "candidates": len(records), "kept": len(table)}
+
+
+def _sound_structures(
+    records: list[dict[str, Any]], dropped: dict[str, int]
+) -> dict[str, list[tuple[Any, dict[str, Any]]]]:
+    """Structures that relaxed and held together, with their records, by reduced formula."""
+    from pymatgen.core import Lattice, Structure
+
+    groups: dict[str, list[tuple[Any, dict[str, Any]]]] = defaultdict(list)
+    for record in records:
+        if "error" in record or not record["converged"]:
+            dropped["failed" if "error" in record else "not converged"] += 1
+            continue
+        structure = Structure(
+            Lattice(record["cell"]), record["species"], record["pos"], to_unit_cell=True
+        )
+        if _is_broken(structure):
+            dropped["broke apart"] += 1
+        else:
+            groups[structure.composition.reduced_formula].append((structure, record))
+    return groups
+
+
+def _distinct(
+    members: list[tuple[Any, dict[str, Any]]], matcher: Any, dropped: dict[str, int]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Polymorphs of one composition that are low in energy and differ, as reduced cells."""
+    order = {name: rank for rank, name in enumerate(STRUCTURE_TYPES)}
+    best = min(record["energy_per_atom"] for _, record in members)
+    members = sorted(members, key=lambda m: (len(m[0]), order[m[1]["prototype"]], m[1]["elements"]))
+    kept: list[tuple[Any, dict[str, Any]]] = []
+    for structure, record in members:
+        if record["energy_per_atom"] > best + ENERGY_WINDOW:
+            dropped["too high in energy"] += 1
+            continue
+        structure = structure.get_primitive_structure()
+        structure = structure.get_reduced_structure(reduction_algo="niggli")
+        if any(matcher.fit(structure, other) for other, _ in kept):
+            dropped["duplicate"] += 1
+        else:
+            kept.append((structure, record))
+    return kept
+
+
+def _energies_above_hull(compositions: list[Any], energy_per_atom: Any) -> list[float]:
+    """Energies above the hull of all entries, eV/atom; nan where an element has none."""
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from tqdm.auto import tqdm
 
     by_system: dict[frozenset[str], list[PDEntry]] = defaultdict(list)
-    for row in rows:
-        composition = row["_composition"]
-        row["_system"] = frozenset(element.symbol for element in composition)
-        row["_entry"] = PDEntry(composition, row["energy_per_atom"] * composition.num_atoms)
-        by_system[row["_system"]].append(row["_entry"])
+    entries = [
+        PDEntry(c, e * c.num_atoms) for c, e in zip(compositions, energy_per_atom, strict=True)
+    ]
+    systems = [frozenset(element.symbol for element in c) for c in compositions]
+    for system, entry in zip(systems, entries, strict=True):
+        by_system[system].append(entry)
     diagrams: dict[frozenset[str], PhaseDiagram | None] = {}
-    for row in tqdm(rows, desc="hulls", mininterval=10):
-        system = row["_system"]
+    energies = []
+    for system, entry in tqdm(list(zip(systems, entries, strict=True)), desc="hulls"):
         if system not in diagrams:
-            entries = [e for s, members in by_system.items() if s <= system for e in members]
+            known = [e for s, members in by_system.items() if s <= system for e in members]
             complete = all(frozenset([symbol]) in by_system for symbol in system)
-            diagrams[system] = PhaseDiagram(entries) if complete else None
+            diagrams[system] = PhaseDiagram(known) if complete else None
         diagram = diagrams[system]
-        row["e_above_hull"] = (
-            float(diagram.get_e_above_hull(row["_entry"])) if diagram else float("nan")
-        )
-    table = pd.DataFrame(rows).drop(columns=["_composition", "_system", "_entry"])
-    table.insert(0, "material_id", [f"irl-{i:05d}" for i in range(len(table))])
-    dropped["candidates"] = len(records)
-    dropped["kept"] = len(table)
-    return table, dict(dropped)
+        energies.append(float(diagram.get_e_above_hull(entry)) if diagram else float("nan"))
+    return energies
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
     parser.add_argument(
