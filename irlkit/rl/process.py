@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -227,17 +227,3 @@ class Process(ABC):
             f"x_0 must be a State of {type(self).__name__}.initial, got crystals, which do not "
             "determine one"
         )
-
-
-def concatenate_requests(requests: Sequence[Requests]) -> Requests:
-    """Join requests of one kind, in order."""
-    first = requests[0]
-    if isinstance(first, CrystalBatch):
-        return CrystalBatch.concatenate([r for r in requests if isinstance(r, CrystalBatch)])
-    others = [request for request in requests if isinstance(request, Request)]
-    crystals = [request.crystals for request in others if request.crystals is not None]
-    return Request(
-        torch.cat([request.n_atoms for request in others]),
-        CrystalBatch.concatenate(crystals) if crystals else None,
-        {name: torch.cat([request.targets[name] for request in others]) for name in first.targets},
-    )

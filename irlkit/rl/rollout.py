@@ -53,7 +53,7 @@ def rollout(
         parts.append(_rollout(policy, part, n_steps, generator, keep))
         if on_part is not None:
             on_part(parts[-1].final)
-    return parts[0] if len(parts) == 1 else Trajectory.concatenate(parts)
+    return parts[0] if len(parts) == 1 else Trajectory.concatenate(parts, x_0.request)
 
 
 @torch.no_grad()

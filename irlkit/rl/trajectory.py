@@ -11,7 +11,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.rl.policies.base import Outputs, Policy, StepInputs
-from irlkit.rl.process import Requests, Scope, concatenate_requests
+from irlkit.rl.process import Requests, Scope
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Trajectory:
             )
         k = len(index)
         if k not in self._conditioning:
-            self._conditioning[k] = policy.prepare(concatenate_requests([self.request] * k))
+            structures = torch.arange(len(self.request), device=self.times.device)
+            self._conditioning[k] = policy.prepare(self.request[structures.repeat(k)])
         return StepInputs(
             self.times,
             index,
@@ -115,8 +116,8 @@ class Trajectory:
         ]
 
     @staticmethod
-    def concatenate(trajectories: Sequence[Trajectory]) -> Trajectory:
-        """Join the episodes of several trajectories with one time grid, in order."""
+    def concatenate(trajectories: Sequence[Trajectory], request: Requests) -> Trajectory:
+        """Join the episodes of the parts of a request, in order."""
         first = trajectories[0]
 
         def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -124,7 +125,7 @@ class Trajectory:
 
         return Trajectory(
             first.times,
-            concatenate_requests([trajectory.request for trajectory in trajectories]),
+            request,
             join([trajectory.actions for trajectory in trajectories]),
             join([trajectory.log_probs for trajectory in trajectories]),
             CrystalBatch.concatenate([trajectory.final for trajectory in trajectories]),
