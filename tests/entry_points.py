@@ -634,6 +634,7 @@ def entries(kit):
         "plots.flow": dict(
             panels={"a": torch.stack([k.points, k.points])}, times=[0.0, 1.0], target=k.points
         ),
+        "plots.group": dict(rewards=[0.1, 0.3], advantages=[-1.0, 1.0]),
         "plots.group_advantages": dict(rewards=[1.0, 2.0], group_size=2, names=["NaCl"]),
         "plots.group_trajectories": dict(
             states=[state.repeat(2) for state in k.states],
