@@ -810,9 +810,7 @@ EXCLUDED = {
         "schedules.Annealing schedules.NoiseSchedule sweeps.Objective"
     ),
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
-    "command lines, which argparse checks": (
-        "notebooks.main runs.main download.main train.main train.train"
-    ),
+    "command lines, which argparse checks": ("runs.main download.main train.main train.train"),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
         "notebooks.run notebooks.export experiments.estimate experiments.in_words "
         "experiments.write_results"

@@ -152,8 +152,8 @@ def lab(folder, tmp_path_factory):
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     # Dash has an extension that JupyterLab would like to be built with, and asks.
-    (config / "labconfig").mkdir()
-    (config / "labconfig" / "page_config.json").write_text('{"buildCheck": false}')
+    (config / "labconfig" / "page_config.d").mkdir(parents=True)
+    shutil.copy(ROOT / "jupyter" / "page_config.json", config / "labconfig" / "page_config.d")
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         *(f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="),
@@ -369,8 +369,13 @@ def run_and_save(page, path, seconds=600):
 def ask_for_a_live_figure(page):
     """By its button; it becomes as wide as the page."""
     page.wait_for_selector(".js-plotly-plot")
-    page.click("button:has-text('Drag the points in a figure')")
-    page.wait_for_selector(".widget-vbox .js-plotly-plot .shapelayer path")
+    handles = ".widget-vbox .js-plotly-plot .shapelayer path"
+
+    def ask():
+        page.click("button:has-text('Drag the points in a figure')")
+        return wait_until(page, lambda: page.query_selector(handles), 30)
+
+    assert any(ask() for _ in range(3))  # Again where the page was not yet connected.
     live = page.query_selector(".widget-vbox .js-plotly-plot")
     width = page.query_selector(".js-plotly-plot").bounding_box()["width"]
     assert wait_until(page, lambda: live.evaluate("g => g._fullLayout.width") > 0.9 * width)
@@ -569,7 +574,7 @@ def served(folder):
     pytest.importorskip("voila")
     pytest.importorskip("anywidget")
     port = find_free_port()
-    command = [sys.executable, "-m", "irlkit.lab.notebooks", "serve", f"--port={port}"]
+    command = [sys.executable, "-m", "irlkit", "notebooks", "serve", f"--port={port}"]
     server = subprocess.Popen(
         command,
         cwd=folder,

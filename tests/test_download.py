@@ -96,9 +96,7 @@ def test_download(hub, capsys):
 
 def test_loading_by_name(hub):
     pytest.importorskip("yaml")
-    with pytest.raises(
-        FileNotFoundError, match=rf"Run `python -m irlkit.networks.omatg.download {NAME}`, or on a"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"Run `irlkit download {NAME}`, or on a"):
         irlkit.load_omatg(NAME)
     download.download(NAME)
     model = irlkit.load_omatg(NAME)

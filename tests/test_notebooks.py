@@ -4,12 +4,14 @@ import ast
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from irlkit.lab import notebooks
 from irlkit.lab.notebooks import serving
+from irlkit.lab.notebooks.__main__ import main
 from irlkit.lab.notebooks.running import prepare_page
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +90,10 @@ def test_command_line_checks_then_strips(executed, tmp_path, monkeypatch, capsys
     path.write_text(json.dumps(executed), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
-    assert notebooks.main(["check"]) == 1
+    assert main(["check"]) == 1
     assert "01_example.ipynb: not stripped" in capsys.readouterr().err
-    assert notebooks.main(["strip"]) == 0
-    assert notebooks.main(["check", str(path)]) == 0
+    assert main(["strip"]) == 0
+    assert main(["check", str(path)]) == 0
     assert notebooks.read_notebook(path) == notebooks.strip(executed)
     assert "Å" in path.read_text(encoding="utf-8")
 
@@ -109,7 +111,7 @@ def test_what_is_no_notebook_is_named(content, tmp_path, capsys):
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"broken\.ipynb"):
         notebooks.read_notebook(path)
-    assert notebooks.main(["strip", str(path)]) == 1
+    assert main(["strip", str(path)]) == 1
     assert "broken.ipynb" in capsys.readouterr().err
 
 
@@ -158,20 +160,20 @@ def test_notebooks_are_found_by_number_name_and_path(small):
 def test_what_is_not_found_is_said(small, name, words, capsys):
     with pytest.raises(ValueError, match=words):
         notebooks.find(name)
-    assert notebooks.main(["run", name]) == 1
+    assert main(["run", name]) == 1
     assert capsys.readouterr().err
 
 
 def test_a_run_takes_parameters_and_ends_in_runs(small, capsys):
     pytest.importorskip("papermill")
-    assert notebooks.main(["run", "02", "-p", "n", "41", "-p", "text", "none"]) == 0
+    assert main(["run", "02", "-p", "n", "41", "-p", "text", "none"]) == 0
     result = Path("runs/02_second.ipynb")
     assert capsys.readouterr().out.strip() == str(result)
     outputs = [out for cell in code_cells(result) for out in cell["outputs"]]
     assert "".join(outputs[0]["text"]) == "42 None\n"
     assert not [out for cell in code_cells(small / "02_second.ipynb") for out in cell["outputs"]]
 
-    assert notebooks.main(["export", "02"]) == 0
+    assert main(["export", "02"]) == 0
     html = Path("runs/02_second.html").read_text(encoding="utf-8")
     assert html.count("Plotly.newPlot(") == 1 and "<title>A title</title>" in html
     assert '<script src="http' not in html
@@ -183,7 +185,7 @@ def test_a_run_takes_parameters_and_ends_in_runs(small, capsys):
 
 def test_a_failing_cell_is_reported_and_kept(small, capsys):
     pytest.importorskip("papermill")
-    assert notebooks.main(["run", "01", "-p", "n", "'a'"]) == 1
+    assert main(["run", "01", "-p", "n", "'a'"]) == 1
     assert "runs/01_first.ipynb" in capsys.readouterr().err
     assert Path("runs/01_first.ipynb").is_file()
 
@@ -203,21 +205,22 @@ def test_a_page_has_other_parameters_and_says_what_is_missing(small, monkeypatch
     assert namespace == namespace | {"n": 3, "text": None}
     with pytest.raises(ValueError, match="has no parameters"):
         prepare_page("02_second", {"steps": 3})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert notebooks.main(["serve", "02_second"]) == 1
+    assert notebooks.read_notebook(page)["metadata"]["title"] == "A title"
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    assert main(["serve", "02_second"]) == 1
     assert "irlkit[voila]" in capsys.readouterr().err
 
 
-def test_the_explorers_page_is_two_cells_that_show_it_and_write_nothing(tmp_path, monkeypatch):
+def test_the_explorers_page_shows_it_and_write_nothing(tmp_path, monkeypatch):
     pytest.importorskip("anywidget")
     shown = []
     monkeypatch.setattr("irlkit.lab.widgets.base.display", lambda *a, **names: shown.append(a))
     monkeypatch.chdir(tmp_path)
-    page = serving.explorer_page()
-    assert page == Path("runs/pages/04_explorer.ipynb")
-    (cell,) = code_cells(page)
+    page = prepare_page(serving.EXPLORER, {"results": None})
+    assert page == Path("runs/pages/explorer.ipynb")
     namespace: dict = {}
-    exec("".join(cell["source"]), namespace)
+    for cell in code_cells(page):
+        exec("".join(cell["source"]), namespace)
     explorer = namespace["explorer"]
     assert len(shown) == 2, "a figure, and the controls"
     explorer.drag.click()
@@ -228,16 +231,38 @@ def test_the_explorers_page_is_two_cells_that_show_it_and_write_nothing(tmp_path
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_page_takes_nothing_from_the_network(tmp_path):
-    pytest.importorskip("voila")
-    command, environment = serving._voila(tmp_path, Path("page.ipynb"), 8866, "127.0.0.1")
-    assert environment["JUPYTER_PATH"].split(os.pathsep)[0] == str(tmp_path)
-    assert environment["OMP_NUM_THREADS"] == "1" and "--port=8866" in command
-    templates = list((tmp_path / "voila" / "templates").rglob("*.*"))
-    texts = [path.read_text(encoding="utf-8") for path in templates if path.is_file()]
+def test_a_page_takes_nothing_from_the_network(small, monkeypatch):
+    app = pytest.importorskip("voila.app")
+    monkeypatch.setenv("JUPYTER_PATH", "mine")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    texts, arguments = [], []
+
+    def launch(given):
+        ours, others = os.environ["JUPYTER_PATH"].split(os.pathsep)
+        assert others == "mine" and os.environ["OMP_NUM_THREADS"] == "1"
+        templates = (Path(ours) / "voila" / "templates").rglob("*.*")
+        texts.extend(path.read_text(encoding="utf-8") for path in templates if path.is_file())
+        arguments.extend(given)
+
+    monkeypatch.setattr(app.Voila, "launch_instance", launch)
+    assert main(["serve", "02", "--port", "8867", "--ready", "3"]) == 0
+    assert arguments[0] == str(Path("runs/pages/02_second.ipynb"))
+    assert {"--Voila.port=8867", "--VoilaConfiguration.default_pool_size=3"} <= set(arguments)
     assert len(texts) == 2
     assert not [text for text in texts if re.search(r'(href|src)="https?://', text)]
     assert all("{%" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ready"),
+    [([], 2), (["--ready", "0"], 0), (["02"], 0), (["02", "--ready", "1"], 1)],
+)
+def test_kernels_wait_for_visitors_of_the_explorer(small, arguments, ready, monkeypatch):
+    served = []
+    monkeypatch.setattr(serving, "serve", lambda *given: served.append(given))
+    assert main(["serve", *arguments]) == 0
+    name = "02_second.ipynb" if "02" in arguments else "explorer.ipynb"
+    assert served == [(Path("runs/pages") / name, 8866, "127.0.0.1", ready)]
 
 
 @pytest.mark.parametrize(
@@ -249,8 +274,7 @@ def test_a_page_takes_nothing_from_the_network(tmp_path):
     ],
 )
 def test_what_cannot_be_served_is_said(small, arguments, words, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert notebooks.main(["serve", *arguments]) == 1
+    assert main(["serve", *arguments]) == 1
     assert words in capsys.readouterr().err
 
 
@@ -263,15 +287,15 @@ def test_copies_do_not_overwrite_work(tmp_path, capsys):
     paths = notebooks.copy(tmp_path / "mine")
     assert [path.name for path in paths] == [path.name for path in PATHS]
     paths[0].write_text("work")
-    assert notebooks.main(["copy", str(tmp_path / "mine")]) == 1
+    assert main(["copy", str(tmp_path / "mine")]) == 1
     assert "exist already" in capsys.readouterr().err
     assert paths[0].read_text() == "work"
-    assert notebooks.main(["copy", str(tmp_path / "mine"), "--force"]) == 0
+    assert main(["copy", str(tmp_path / "mine"), "--force"]) == 0
     assert paths[0].read_text() != "work"
 
 
 def test_all_notebooks_are_listed(capsys):
-    assert notebooks.main(["list"]) == 0
+    assert main(["list"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         path.stem for path in PATHS
     ]
@@ -281,9 +305,9 @@ def test_there_are_notebooks():
     assert PATHS
 
 
-@each_notebook
+@pytest.mark.parametrize("path", [*PATHS, serving.EXPLORER], ids=lambda path: path.stem)
 def test_notebook_is_stripped(path):
-    assert notebooks.main(["check", str(path)]) == 0
+    assert main(["check", str(path)]) == 0
 
 
 @each_notebook

@@ -13,6 +13,7 @@ import torch
 
 import irlkit
 import irlkit.data
+from irlkit.__main__ import COMMANDS, main
 from irlkit.evaluate import metrics
 from irlkit.flows.dynamics import Dynamics
 
@@ -65,9 +66,9 @@ def test_readme_commands_have_arguments_that_exist(monkeypatch):
 
     monkeypatch.setattr(pretraining, "load", load)
     commands = README.replace("\\\n", " ")
-    (arguments,) = re.findall(r"python -m irlkit\.pretraining (.*?) &&", commands)
+    (arguments,) = re.findall(r"irlkit pretrain (.*?) &&", commands)
     with pytest.raises(Parsed, match="perov_5"):
-        pretraining.main(arguments.split())
+        main(["pretrain", *arguments.split()])
     notebook = (ROOT / "notebooks" / "04_velocity_annealing.ipynb").read_text(encoding="utf-8")
     named = re.findall(r" -p (\w+) ", " ".join(re.findall(r"papermill notebooks.*", commands)))
     assert {"dataset", "checkpoint", "out_dir"} <= set(named)
@@ -84,6 +85,52 @@ def test_extra_all_holds_all_extras():
     (requirement,) = EXTRAS["all"]
     named = re.fullmatch(r"irlkit\[([a-z,]+)\]", requirement)[1].split(",")
     assert sorted([*named, "all"]) == sorted(EXTRAS)
+
+
+def test_each_command_is_listed_and_says_what_it_takes(capsys):
+    assert PROJECT["scripts"] == {"irlkit": "irlkit.__main__:main"}
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert ended.value.code == 0
+    for name, (_, text) in COMMANDS.items():
+        assert name in listed and text in listed
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0 and f"usage: irlkit {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["runs", "fly"]])
+def test_what_is_no_command_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "usage: irlkit" in capsys.readouterr().err
+
+
+def test_commands_give_their_exit_status(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["runs", "list", str(tmp_path / "nowhere")]) == 1
+    assert main(["notebooks", "check", str(tmp_path / "no.ipynb")]) == 1
+    assert "no.ipynb" in capsys.readouterr().err
+
+
+def test_a_command_imports_no_other():
+    code = "import sys; from irlkit.__main__ import main\ntry: main(['runs', '--help'])\n"
+    code += "except SystemExit: print([m for m in sys.modules if m.startswith('irlkit.lab')])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "'irlkit.lab.runs'" in ended.stdout.splitlines()[-1], ended.stderr
+    assert "notebooks" not in ended.stdout.splitlines()[-1]
+
+
+def test_jupyterlab_does_not_ask_to_be_built(tmp_path, monkeypatch):
+    config = pytest.importorskip("jupyterlab_server.config")
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(ROOT)
+    wheel = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path)))
+    prefix = f"irlkit-{irlkit.__version__}.data/data/"
+    wheel.extractall(tmp_path, [name for name in wheel.namelist() if name.startswith(prefix)])
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path / prefix / "etc" / "jupyter"))
+    assert config.get_page_config([])["buildCheck"] is False
 
 
 def test_wheel_holds_every_file_of_the_package(tmp_path, monkeypatch):

@@ -39,17 +39,6 @@ ALLOWED = {
     ("utils/workers.py", "pickle.loads"): "the function that the starting process has sent",
     ("utils/workers.py", "subprocess.Popen"): "this Python, a list of arguments",
     ("utils/workers.py", "code in a text"): "runs the package's own __init__ when it is needed",
-    (
-        "lab/notebooks/cli.py",
-        "subprocess.run",
-    ): "starts JupyterLab when asked, a list of arguments",
-    (
-        "lab/notebooks/serving.py",
-        "subprocess.run",
-    ): "starts Voila when asked, a list of arguments",
-    ("lab/notebooks/serving.py", "subprocess.Popen"): "the same",
-    ("lab/notebooks/serving.py", "import socket"): "a socket in a folder of this user alone",
-    ("lab/notebooks/_kernel_client.py", "import socket"): "the same",
     ("data/_unpickling.py", "pickle.Unpickler"): "the allow-list itself",
     ("potentials/mace.py", "torch.load without weights_only=True"): "asks for trust=True",
     ("lab/plots/live.py", "import socket"): "finds a free port on this machine",

@@ -1,10 +1,10 @@
-"""What runs have left in their folders: ``python -m irlkit.lab.runs list|show``.
+"""What runs have left in their folders: ``irlkit runs list|show``.
 
 A run is a folder written by ``GRPOTrainer``, ``pretrain``, a notebook or a sweep. Files are only
 read, and only as data: checkpoints by torch's restricted loader, tables as parquet.
 
-    python -m irlkit.lab.runs list runs
-    python -m irlkit.lab.runs show runs/04/training/seed_0
+    irlkit runs list runs
+    irlkit runs show runs/04/training/seed_0
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _duration(seconds: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (1: nothing there, or something damaged)."""
     parser = argparse.ArgumentParser(
-        prog="python -m irlkit.lab.runs", description="List and show what runs have left."
+        prog="irlkit runs", description="List and show what runs have left."
     )
     actions = parser.add_subparsers(dest="action", required=True)
     lister = actions.add_parser("list", help="all runs in a folder and below it")

@@ -1,6 +1,6 @@
 """GRPO from the command line, on one process or several.
 
-    python -m irlkit.lab.train --out-dir runs/a
+    irlkit train --out-dir runs/a
     torchrun --nproc-per-node=2 -m irlkit.lab.train --out-dir runs/a
 
 Each process (rank) generates, scores and differentiates a share of the groups of an iteration.
@@ -98,7 +98,7 @@ def _energy_reward(device: str) -> EnergyReward:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; started again with the same arguments, it continues."""
-    parser = argparse.ArgumentParser(prog="python -m irlkit.lab.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="irlkit train", description=__doc__)
     parser.add_argument("--out-dir", type=Path, required=True, help="of checkpoint and history")
     parser.add_argument("--model", default="linear-ode", help="name or path of the model")
     parser.add_argument("--dataset", default="prototypes", help="name or path of the data set")

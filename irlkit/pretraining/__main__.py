@@ -18,7 +18,7 @@ SETTINGS = ("iterations", "batch_size", "learning_rate", "validate_every", "seed
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and pretrain; exit with status 130 if that was interrupted."""
     defaults = PretrainingConfig()
-    parser = argparse.ArgumentParser(prog="python -m irlkit.pretraining", description=__doc__)
+    parser = argparse.ArgumentParser(prog="irlkit pretrain", description=__doc__)
     parser.add_argument("--dataset", default="prototypes", help="name, or path of a data file")
     parser.add_argument("--kind", default=defaults.kind, choices=sorted(KINDS))
     parser.add_argument("--out-dir", required=True, type=Path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irlkit.lab.notebooks.running import find
-from irlkit.lab.notebooks.stripping import read_notebook
+from irlkit.lab.notebooks.stripping import read_notebook, title_of
 from irlkit.utils.checks import checked
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -63,7 +63,7 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
     exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(
-        notebook, {"metadata": {"name": _title(notebook, source)}}
+        notebook, {"metadata": {"name": title_of(notebook, source.stem)}}
     )
     html = _REMOTE.sub("", html)
     if n_figures:
@@ -77,7 +77,7 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
 
 
 def _executed(name: str | Path) -> Path:
-    """The notebook itself if it has outputs, else the one of its name in runs/."""
+    """Return the notebook itself if it has outputs, else the one of its name in runs/."""
     source = find(name)
     candidates = [source, Path("runs") / source.name]
     for path in candidates:
@@ -85,22 +85,12 @@ def _executed(name: str | Path) -> Path:
             return path
     raise ValueError(
         f"{source} was not executed, and there is no result of it in runs/; run it first: "
-        f"python -m irlkit.lab.notebooks run {source}"
+        f"irlkit notebooks run {source}"
     )
 
 
-def _title(notebook: dict[str, Any], source: Path) -> str:
-    """The first heading, or the file's name."""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            heading = re.match(r"#\s+(.+)", cell["source"])
-            if heading:
-                return heading[1].strip()
-    return source.stem
-
-
 def _figure(figure: dict[str, Any], number: int) -> str:
-    """A plotly figure as HTML that expects plotly's script in the page."""
+    """Write a plotly figure as HTML that expects plotly's script in the page."""
     layout = dict(figure.get("layout", {}))
     height = layout.get("height", 450)
     # "</" would end the script wherever it stands in a text.
@@ -120,7 +110,7 @@ def _figure(figure: dict[str, Any], number: int) -> str:
 
 
 def _to_mathml(text: str) -> str:
-    """Markdown with its formulas as MathML, which browsers draw without a script."""
+    """Return Markdown with its formulas as MathML, which browsers draw without a script."""
     try:
         from latex2mathml.converter import convert
     except ImportError:

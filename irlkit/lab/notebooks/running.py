@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irlkit.lab.notebooks.stripping import read_notebook, to_text
+from irlkit.lab.notebooks.stripping import read_notebook, title_of, to_text
 from irlkit.utils.checks import checked
 
 PACKED = Path(__file__).parent / "files"
@@ -17,22 +18,13 @@ CHECKOUT = Path(__file__).parents[3] / "notebooks"
 
 
 def folder() -> Path:
-    """The folder of the notebooks that come with the package.
-
-    Raises:
-        ValueError: they are not there.
-    """
-    for candidate in (PACKED, CHECKOUT):
-        if any(candidate.glob("*.ipynb")):
-            return candidate
-    raise ValueError(
-        f"the notebooks of the package are not there, neither in {PACKED} nor {CHECKOUT}"
-    )
+    """Return the folder of the notebooks that come with the package."""
+    return PACKED if PACKED.is_dir() else CHECKOUT
 
 
 @checked
 def find(name: str | Path) -> Path:
-    """A notebook by its path, its name, or the number or word that its name begins with.
+    """Find a notebook by its path, its name, or the number or word that its name begins with.
 
     Args:
         name: "04", "04_velocity_annealing", or the path of a notebook. Notebooks in ./notebooks or
@@ -46,33 +38,28 @@ def find(name: str | Path) -> Path:
         if path.is_file():
             return path
         raise ValueError(f"there is no notebook {path}")
-    here = [p for p in (Path("notebooks"), Path()) if p.is_dir()]
-    for place in (*here, folder()):
+    for place in (Path("notebooks"), Path(), folder()):
         entries = sorted(place.glob(f"{name}*.ipynb"))
-        exact = [entry for entry in entries if entry.stem == str(name)]
-        if len(exact or entries) == 1:
-            return (exact or entries)[0]
-        if entries:
+        fitting = [entry for entry in entries if entry.stem == str(name)] or entries
+        if len(fitting) > 1:
             names = ", ".join(entry.stem for entry in entries)
             raise ValueError(f"{name!r} fits several notebooks: {names}; say which")
+        if fitting:
+            return fitting[0]
     names = ", ".join(entry.stem for entry in sorted(folder().glob("*.ipynb")))
     raise ValueError(f"no notebook begins with {str(name)!r}; there are {names}")
 
 
 @checked
 def copy(target: str | Path = ".", force: bool = False) -> list[Path]:
-    """Copy the notebooks of the package.
+    """Copy the notebooks of the package to a folder; return the copies.
 
     Args:
         target: folder, made if it is not there.
         force: overwrite files of the same name.
 
-    Returns:
-        The copies.
-
     Raises:
-        FileExistsError: there are such files already, which may hold somebody's work; nothing is
-            copied.
+        FileExistsError: there are such files, which may hold somebody's work; nothing is copied.
     """
     sources = sorted(folder().glob("*.ipynb"))
     target = Path(target)
@@ -88,16 +75,19 @@ def copy(target: str | Path = ".", force: bool = False) -> list[Path]:
 
 
 def parameters_of(path: Path) -> list[str]:
-    """Names of the parameters of a notebook, in order."""
-    import ast
+    """Return the names of a notebook's parameters, in order."""
+    statements = [
+        statement
+        for cell in _parameters_cells(read_notebook(path))
+        for statement in ast.parse("".join(cell["source"])).body
+    ]
+    assigned = [entry for entry in statements if isinstance(entry, ast.Assign)]
+    return [ast.unparse(target) for entry in assigned for target in entry.targets]
 
-    names = []
-    for cell in read_notebook(path)["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", ()):
-            for statement in ast.parse("".join(cell["source"])).body:
-                if isinstance(statement, ast.Assign):
-                    names += [ast.unparse(entry) for entry in statement.targets]
-    return names
+
+def _parameters_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    cells = notebook["cells"]
+    return [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
 
 
 @checked
@@ -107,19 +97,13 @@ def run(
     output: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
-    """Execute a notebook with papermill.
-
-    The same without this function: ``papermill notebooks/04_velocity_annealing.ipynb
-    runs/04_velocity_annealing.ipynb -p preset quick``.
+    """Execute a notebook with papermill; return the executed one, which is there after errors too.
 
     Args:
         name: see ``find``.
         parameters: instead of those of its parameters cell.
         output: the executed notebook; None: ``runs/`` and the notebook's name.
         progress: show a bar over cells.
-
-    Returns:
-        The executed notebook. It is written while it runs, so that it is there after an error.
 
     Raises:
         ImportError: papermill is missing.
@@ -133,49 +117,43 @@ def run(
             'papermill is missing; install it with pip install "irlkit[notebooks]"'
         ) from error
 
-    source = find(name)
-    given = dict(parameters or {})
-    target = Path("runs") / source.name if output is None else Path(output)
-    _check(source, given, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    source, target, given = _prepare(name, parameters, Path("runs" if output is None else output))
     papermill.execute_notebook(
         str(source), str(target), given, progress_bar=progress, kernel_name="python3"
     )
     return target
 
 
-def prepare_page(
-    name: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    output: str | Path | None = None,
-) -> Path:
-    """Write a notebook with other parameters, not executed, for Voila to serve.
+def prepare_page(name: str | Path, parameters: Mapping[str, Any] | None = None) -> Path:
+    """Write a notebook with other parameters, not executed, to ``runs/pages`` for ``serve``.
 
     Args:
         name: see ``find``.
         parameters: instead of those of its parameters cell.
-        output: None: ``runs/pages/`` and the notebook's name.
 
     Raises:
-        ValueError: no such notebook or parameter, or the output is the notebook itself.
+        ValueError: no such notebook or parameter.
     """
-    source = find(name)
-    given = dict(parameters or {})
-    target = Path("runs") / "pages" / source.name if output is None else Path(output)
-    _check(source, given, target)
+    source, target, given = _prepare(name, parameters, Path("runs/pages"))
     notebook = read_notebook(source)
     lines = [f"{key} = {value!r}\n" for key, value in given.items()]
-    for cell in notebook["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", ()):
-            cell["source"] = ["".join(cell["source"]), "\n", *lines]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    for cell in _parameters_cells(notebook):
+        cell["source"] = ["".join(cell["source"]), "\n", *lines]
+    notebook["metadata"]["title"] = title_of(notebook, source.stem)
     target.write_text(to_text(notebook), encoding="utf-8")
     return target
 
 
-def _check(source: Path, given: Mapping[str, Any], target: Path) -> None:
+def _prepare(
+    name: str | Path, parameters: Mapping[str, Any] | None, output: Path
+) -> tuple[Path, Path, dict[str, Any]]:
+    """Return source, target (`output`, or a notebook in that folder) and parameters."""
+    source, given = find(name), dict(parameters or {})
     known = parameters_of(source)
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{source.name} has no parameters {unknown}; it has {', '.join(known)}")
+    target = output if output.suffix == ".ipynb" else output / source.name
     if target.resolve() == source.resolve():
         raise ValueError(f"the output must not be the notebook itself, {source}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return source, target, given

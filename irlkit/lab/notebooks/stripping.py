@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,28 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-_KEPT_CELL_METADATA = ("tags",)
 
 
 @checked
 def strip(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Remove what execution and editors leave behind.
+    """Return a notebook without what execution and editors leave behind.
 
     Sources, cell types, cell ids and tags stay. Outputs, execution counts, widget states, timings,
     language versions and papermill's injected parameters go, and the kernel becomes ``python3``.
 
     Args:
         notebook: nbformat 4 notebook, as parsed from JSON; left unchanged.
-
-    Returns:
-        The stripped notebook, a new dictionary.
     """
     cells = []
     if not all(isinstance(cell, dict) for cell in notebook.get("cells", [None])):
         raise ValueError("notebook must have cells, as nbformat 4 has them")
     for cell in notebook["cells"]:
-        metadata = cell.get("metadata", {})
-        if "injected-parameters" in metadata.get("tags", ()):
+        tags = cell.get("metadata", {}).get("tags")
+        if "injected-parameters" in (tags or ()):
             continue
-        cell = {
-            **cell,
-            "metadata": {key: metadata[key] for key in _KEPT_CELL_METADATA if key in metadata},
-            "source": "".join(cell["source"]).splitlines(keepends=True),
-        }
+        kept = {} if tags is None else {"tags": tags}
+        source = "".join(cell["source"]).splitlines(keepends=True)
+        cell = {**cell, "metadata": kept, "source": source}
         if cell["cell_type"] == "code":
             cell |= {"execution_count": None, "outputs": []}
         cells.append(cell)
@@ -71,3 +66,10 @@ def read_notebook(path: str | Path) -> dict[str, Any]:
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or "cells" not in notebook:
         raise ValueError(f"{path}: not a notebook of nbformat 4")
     return notebook
+
+
+def title_of(notebook: dict[str, Any], otherwise: str) -> str:
+    """Return the first heading of a notebook."""
+    texts = ("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
+    headings = (re.match(r"#\s+(.+)", text) for text in texts)
+    return next((heading[1].strip() for heading in headings if heading), otherwise)

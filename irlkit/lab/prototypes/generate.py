@@ -1,6 +1,6 @@
 """Makes the embedded data set from nothing: enumerate, relax with CHGNet, filter, label, split.
 
-Run ``python -m irlkit.lab.prototypes.generate --help``. Relaxations are appended to a JSON-lines
+Run ``irlkit prototypes --help``. Relaxations are appended to a JSON-lines
 file, so that a run that was stopped continues where it ended; the parquet file is made from it in
 seconds.
 """
@@ -250,7 +250,7 @@ def _energies_above_hull(compositions: list[Any], energy_per_atom: Any) -> list[
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="irlkit prototypes", description=__doc__)
     parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
     parser.add_argument(
         "--out",

@@ -1,7 +1,7 @@
 """Hyperparameter sweeps (Appendix F): search spaces as data, Optuna's trials, run here or by Ray.
 
-    python -m irlkit.lab.sweeps run --policy annealing --out-dir runs/sweep --trials 40
-    python -m irlkit.lab.sweeps show runs/sweep
+    irlkit sweeps run --policy annealing --out-dir runs/sweep --trials 40
+    irlkit sweeps show runs/sweep
 
 A sweep can be stopped at any moment and started again. Ray is an optional extra, ``irlkit[ray]``.
 """

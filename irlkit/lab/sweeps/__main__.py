@@ -1,4 +1,4 @@
-"""Command line of sweeps: ``python -m irlkit.lab.sweeps run|show|spaces``."""
+"""Command line of sweeps: ``irlkit sweeps run|show|spaces``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m irlkit.lab.sweeps", description=__doc__)
+    parser = argparse.ArgumentParser(prog="irlkit sweeps", description=__doc__)
     actions = parser.add_subparsers(required=True)
 
     run = actions.add_parser(

@@ -1,4 +1,4 @@
-"""Fetch published models: ``python -m irlkit.networks.omatg.download omatg/MP-20-CSP/Linear-ODE``.
+"""Fetch published models: ``irlkit download omatg/MP-20-CSP/Linear-ODE``.
 
 Nothing else in the package downloads a model. The files go to the cache of `huggingface_hub`; files
 placed by hand go to `local_folder`, which is looked at first.
@@ -43,8 +43,7 @@ def find_downloaded(name: str) -> Path:
     if found is None:
         raise FileNotFoundError(
             f"{name} has not been downloaded. Run "
-            f"`python -m irlkit.networks.omatg.download {name}`, or "
-            + _by_hand(name, repository, folder)
+            f"`irlkit download {name}`, or " + _by_hand(name, repository, folder)
         )
     return found
 
@@ -171,9 +170,7 @@ def _by_hand(name: str, repository: str, folder: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Download the named models and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m irlkit.networks.omatg.download", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="irlkit download", description=__doc__)
     parser.add_argument("name", nargs="+", help="such as omatg/MP-20-CSP/Linear-ODE")
     for name in parser.parse_args(arguments).name:
         try:
