@@ -812,8 +812,7 @@ EXCLUDED = {
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
     "command lines, which argparse checks": ("runs.main download.main train.main train.train"),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
-        "notebooks.run notebooks.export experiments.estimate experiments.in_words "
-        "experiments.write_results"
+        "notebooks.run notebooks.export experiments.estimate experiments.write_results"
     ),
     "tested with wrong names in test_properties": (
         "runs.read download.find_downloaded download.download download.local_folder "

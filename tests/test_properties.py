@@ -38,7 +38,6 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import experiments, plots, runs
-from irlkit.lab.experiments.presets import parse_seeds
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.omatg.download import find_downloaded
 from irlkit.pretraining import PretrainingConfig
@@ -141,8 +140,9 @@ def test_numbers_of_steps(value):
 
 @given(st.one_of(st.none(), st.integers(), st.text("0123456789, []-x", max_size=8)))
 def test_seeds(value):
-    found = result_or_words(lambda: parse_seeds(value), "seeds")
-    assert found is None or isinstance(found, tuple)
+    chosen = lambda: experiments.resolve("noise", "quick", seeds=value)  # noqa: E731
+    found = result_or_words(chosen, "seeds")
+    assert found is None or isinstance(found.seeds, tuple)
 
 
 # --- schedules ---

@@ -2,7 +2,7 @@
 
 from irlkit.lab.experiments.claims import Claim, claims_table
 from irlkit.lab.experiments.energy_reinforcement import EnergyReinforcement
-from irlkit.lab.experiments.estimate import estimate, in_words
+from irlkit.lab.experiments.estimate import estimate
 from irlkit.lab.experiments.noise_schedules import NoiseSchedules
 from irlkit.lab.experiments.presets import (
     AnnealingPreset,
@@ -37,7 +37,6 @@ __all__ = [
     "VelocityAnnealing",
     "claims_table",
     "estimate",
-    "in_words",
     "presets",
     "resolve",
     "resolve_sweep",

@@ -10,22 +10,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from irlkit.flows.schedules import FIELD_NAMES, check_n_steps
 from irlkit.rl.config import TrainerConfig
-from irlkit.utils.checks import checked, is_number
+from irlkit.utils.checks import check_kind, checked, is_number
 
-ANNEALINGS = ("none", "learn")
-"""What ``EnergyPreset.annealing`` can be besides coefficients and a path."""
 SPLITS = ("val", "test")
 
 
-@checked
 @dataclass(frozen=True)
-class Rung:
+class _Checked:
+    """Settings that check themselves by their annotations."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for entry in fields(self):
+            check_kind(entry.name, getattr(self, entry.name), hints[entry.name])
+        if (n := getattr(self, "iterations", 1)) < 1:
+            raise ValueError(f"iterations must be a positive integer, got {n!r}")
+
+
+@dataclass(frozen=True)
+class Rung(_Checked):
     """A round of a sweep: the best so far are tried again, with more effort.
 
     Attributes:
@@ -40,7 +49,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(_Checked):
     """What the presets of all experiments share.
 
     Attributes:
@@ -69,15 +78,19 @@ class Settings:
     reference_steps: int = 500
     test_size: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    n_seeds_at_reference: Any = None
+    n_seeds_at_reference: int | Mapping[str, int] | None = None
     reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
     candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
     max_batch: int | None = 64
     n_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "reference_steps"):
-            check_n_steps(getattr(self, name), name)
+        super().__post_init__()
+        for name in ("n_steps", "reference_steps", "train_steps", "step_counts"):
+            counts = getattr(self, name, None)
+            for n_steps in counts if isinstance(counts, tuple | list) else (counts,):
+                if n_steps is not None:
+                    check_n_steps(n_steps, name)
         if self.n_steps >= self.reference_steps:
             raise ValueError(
                 f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
@@ -87,9 +100,11 @@ class Settings:
             check_n_steps(rung.n_steps, "reference_sweep")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise ValueError(f"seeds must be non-negative integers, got {seed!r}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be non-negative integers, got {self.seeds}")
+        names = getattr(self, "fields", FIELD_NAMES)
+        if not names or set(names) - set(FIELD_NAMES):
+            raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {names}")
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
@@ -105,7 +120,7 @@ class Settings:
         counts = getattr(self, "step_counts", ())
         return tuple(sorted({*counts, self.n_steps, self.reference_steps}))
 
-    def seeds_for(self, n_steps: int, schedule: str | None = None) -> tuple[int, ...]:
+    def seeds_for(self, n_steps: int, schedule: str = "none") -> tuple[int, ...]:
         """Return the seeds to evaluate a number of steps (and a schedule) with."""
         limit = self.n_seeds_at_reference
         if isinstance(limit, Mapping):
@@ -117,7 +132,6 @@ class Settings:
         return asdict(self)
 
 
-@checked
 @dataclass(frozen=True)
 class AnnealingPreset(Settings):
     """Size and settings of notebook 04; see also ``Settings``.
@@ -151,12 +165,8 @@ class AnnealingPreset(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train_steps", "step_counts"):
-            for n_steps in getattr(self, name):
-                check_n_steps(n_steps, name)
         if not self.train_at_n_steps and not self.train_steps:
             raise ValueError("train_steps must not be empty if train_at_n_steps is False")
-        _check_iterations(self.iterations)
         self.config(0)  # Checks the settings of GRPO.
 
     def config(self, seed: int) -> TrainerConfig:
@@ -174,9 +184,8 @@ class AnnealingPreset(Settings):
         return {**asdict(self), "grpo": self.config(self.seeds[0]).to_settings()}
 
 
-@checked
 @dataclass(frozen=True)
-class Variant:
+class Variant(_Checked):
     """A policy to be trained.
 
     Attributes:
@@ -194,12 +203,13 @@ class Variant:
     n_seeds: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.policy not in ("score", "velocity"):
             raise ValueError(f"policy must be one of ('score', 'velocity'), got {self.policy!r}")
 
 
 @dataclass(frozen=True)
-class AnnealingTraining:
+class AnnealingTraining(_Checked):
     """How the annealing that the policies keep is learned, with cRMSE as the reward.
 
     Attributes:
@@ -215,7 +225,6 @@ class AnnealingTraining:
     schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
-@checked
 @dataclass(frozen=True)
 class EnergyPreset(Settings):
     """Size and settings of notebook 03; see also ``Settings``.
@@ -276,9 +285,6 @@ class EnergyPreset(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_n_steps(1 if self.train_steps is None else self.train_steps, "train_steps")
-        _check_fields(self.fields)
-        _check_iterations(self.iterations)
         kinds = [variant.policy for variant in self.policies.values()]
         if sorted(kinds) != ["score", "velocity"]:
             raise ValueError(f"policies must be one of each kind, score and velocity, got {kinds}")
@@ -292,17 +298,12 @@ class EnergyPreset(Settings):
                         f"{name} uses, got {dict(self.noise.get(level, {}))}"
                     )
             self.config(name, 0)  # Checks the settings of GRPO.
-        if not isinstance(self.annealing, str) and not (
-            isinstance(self.annealing, tuple)
-            and len(self.annealing) == 2
-            and all(map(is_number, self.annealing))
-        ):
+        if not isinstance(self.annealing, str) and not all(map(is_number, self.annealing)):
             raise ValueError(
-                f"annealing must be one of {ANNEALINGS}, two coefficients (pos, cell) or the path "
-                f"of a learned one, got {self.annealing!r}"
+                f"annealing must be 'none', 'learn', two coefficients (pos, cell) or the path of a "
+                f"learned one, got {self.annealing!r}"
             )
         if self.annealing == "learn":
-            _check_iterations(self.annealing_training.iterations)
             self.annealing_config()
 
     @property
@@ -342,7 +343,6 @@ class EnergyPreset(Settings):
         return {**settings, "grpo": configs}
 
 
-@checked
 @dataclass(frozen=True)
 class NoisePreset(Settings):
     """Size and settings of notebook 02; see also ``Settings``.
@@ -371,23 +371,10 @@ class NoisePreset(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for n_steps in self.step_counts:
-            check_n_steps(n_steps, "step_counts")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
-        _check_fields(self.fields)
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] <= 0:
             raise ValueError(f"scales must be positive and ascending, got {self.scales}")
-
-
-def _check_iterations(iterations: int) -> None:
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
-
-
-def _check_fields(names: tuple[str, ...]) -> None:
-    if not names or set(names) - set(FIELD_NAMES):
-        raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {names}")
 
 
 def _to_tuples(value: Any) -> Any:
@@ -427,9 +414,7 @@ def resolve(kind: str, preset: str = "laptop", **given: Any) -> Any:
     Args:
         kind: see ``presets``.
         preset: a name in ``presets(kind)``.
-        **given: fields of the preset; n_groups, group_size and kl_weight, which are settings of the
-            training of all policies; seeds and fields also as a command line has them: one number,
-            or a text such as "0,1,2" or "pos,cell".
+        **given: see ``choose``.
 
     Raises:
         ValueError: no such kind, preset or parameter, or a value that makes no sense.
@@ -437,15 +422,7 @@ def resolve(kind: str, preset: str = "laptop", **given: Any) -> Any:
     >>> resolve("annealing", "quick", seeds="4,5", group_size=16).config(4).group_size
     16
     """
-    changes = {name: value for name, value in given.items() if value is not None}
-    changes["seeds"] = parse_seeds(changes.get("seeds"))
-    if "fields" in changes:
-        changes["fields"] = _parse_names("fields", changes["fields"])
-    if "scales" in changes:
-        changes["scales"] = _parse_numbers("scales", changes["scales"])
-    if isinstance(changes.get("annealing"), list):
-        changes["annealing"] = tuple(changes["annealing"])
-    return choose(presets(kind), preset, changes)
+    return choose(presets(kind), preset, given)
 
 
 def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any:
@@ -454,7 +431,8 @@ def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any
     Args:
         known: name -> preset, a dataclass.
         name: which.
-        given: field -> value or None; n_groups, group_size and kl_weight go to its ``grpo``.
+        given: field -> value or None, several values also as a command line has them: one number,
+            or a text such as "0,1,2"; n_groups, group_size and kl_weight go to its ``grpo``.
 
     Raises:
         ValueError: no such preset or field, or a value that the preset refuses.
@@ -468,6 +446,8 @@ def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any
     if unknown := sorted(set(changes) - own - of_grpo):
         raise ValueError(f"{unknown[0]} is no parameter of the preset, which has {sorted(own)}")
     grpo = {key: changes.pop(key) for key in sorted(of_grpo & set(changes))}
+    hints = get_type_hints(type(chosen))
+    changes = {key: _as_annotated(key, value, hints[key]) for key, value in changes.items()}
     if grpo:
         changes["grpo"] = {**chosen.grpo, **grpo}
         for group in ("policies", "noise_study"):  # What a preset says of one policy comes after.
@@ -479,36 +459,18 @@ def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any
     return replace(chosen, **changes)
 
 
-def parse_seeds(seeds: Iterable[int] | int | str | None) -> tuple[int, ...] | None:
-    """Return seeds from numbers, one number, or a text such as "0,1,2"; None stays None.
-
-    Raises:
-        ValueError: a text or a value that holds something else.
-    """
-    if seeds is None:
-        return None
-    if isinstance(seeds, str):
-        try:
-            return tuple(int(part) for part in seeds.strip("[]() ").split(",") if part.strip())
-        except ValueError:
-            raise ValueError(f"seeds must be integers such as '0,1,2', got {seeds!r}") from None
-    if isinstance(seeds, int):
-        return (seeds,)
-    if not isinstance(seeds, Iterable):
-        raise ValueError(f"seeds must be integers such as [0, 1, 2], got {seeds!r}")
-    return tuple(seeds)
-
-
-def _parse_names(name: str, value: Any) -> tuple[str, ...]:
+def _as_annotated(name: str, value: Any, hint: Any) -> Any:
+    """Several values as a tuple, where the annotation says so."""
+    if get_origin(hint) is not tuple:
+        return tuple(value) if isinstance(value, list) else value
+    of = get_args(hint)[0]
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
-    if not isinstance(value, Iterable):
-        raise ValueError(f"{name} must be one or more of {FIELD_NAMES}, got {value!r}")
+        parts = [part.strip() for part in value.strip("[]() ").split(",")]
+        try:
+            return tuple(of(part) for part in parts if part)
+        except ValueError:
+            raise ValueError(f"{name} must be numbers such as '0,1,2', got {value!r}") from None
+    if isinstance(value, int):
+        return (value,)
+    check_kind(name, value, Iterable)
     return tuple(value)
-
-
-def _parse_numbers(name: str, values: Any) -> tuple[float, ...]:
-    try:
-        return tuple(float(value) for value in values)
-    except (OverflowError, TypeError, ValueError):
-        raise ValueError(f"{name} must be numbers such as [0.05, 0.2], got {values!r}") from None

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from irlkit.lab import sweeps
 from irlkit.lab.experiments.base import Experiment, Job, annealing_labels
 from irlkit.lab.experiments.claims import Claim, held_in_words
-from irlkit.lab.experiments.presets import Rung, choose, parse_seeds
+from irlkit.lab.experiments.presets import Rung, choose
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import checked
@@ -136,7 +136,7 @@ def resolve_sweep(
         "n_steps": n_steps,
         "n_trials": n_trials,
         "iterations": iterations,
-        "seeds": parse_seeds(seeds),
+        "seeds": seeds,
     }
     return choose(SWEEP_PRESETS, preset, given)
 
