@@ -29,8 +29,8 @@ from irlkit.lab.experiments.energy_claims import (
     energy_claims,
     energy_conclusion,
 )
-from irlkit.lab.experiments.energy_reinforcement import file_name
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
+from irlkit.lab.experiments.training import file_name
 from irlkit.rl.policies import load_dynamics
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils.workers import Outcome, WorkerPool, WorkersLostError
@@ -422,7 +422,7 @@ def test_before_and_after_start_from_one_noise(finished, monkeypatch):
     gains = {ANNEALED: [3.0, 2.0, 5.0], "velocity-based": [1.0, 3.0, 4.5]}
     missing = [np.nan] * (len(finished.test) - 3)
     energies = {name: np.array([*values, *missing]) for name, values in gains.items()}
-    monkeypatch.setattr(finished, "energies", lambda seed=None: energies)
+    monkeypatch.setattr(finished, "energies", lambda: energies)
     panels, atoms = finished.before_and_after("velocity-based")
     assert len(panels) == 9 and len(atoms) == 6
     assert list(atoms["structure"]) == [1, 1, 2, 2, 3, 3]
@@ -435,7 +435,7 @@ def test_before_and_after_start_from_one_noise(finished, monkeypatch):
 
 def test_too_few_structures_to_show(finished, monkeypatch):
     nothing = {name: np.full(len(finished.test), np.nan) for name in (ANNEALED, "score-based")}
-    monkeypatch.setattr(finished, "energies", lambda seed=None: nothing)
+    monkeypatch.setattr(finished, "energies", lambda: nothing)
     with pytest.raises(ValueError, match="0 test structures have an energy"):
         finished._examples("score-based")
 

@@ -361,26 +361,36 @@ class Experiment(Generic[P]):
         return {}
 
 
-def annealing_labels(
-    schedule: str, annealing: Annealing | None, tuned_at: int | None = None
-) -> dict[str, Any]:
-    """Return the columns that say how the velocity was annealed.
+def make_job(
+    n_steps: int,
+    seed: int,
+    schedule: str = "none",
+    annealing: Annealing | None = None,
+    *,
+    tuned_at: int | None = None,
+    dynamics: Dynamics | None = None,
+    **labels: Any,
+) -> Job:
+    """Return an evaluation whose columns say how the velocity was annealed.
 
     Args:
-        schedule: "none", "handcrafted" or "learned".
-        annealing: the schedule.
+        n_steps: integration steps.
+        seed: of the base samples.
+        schedule: what the annealing is called, such as "none", "handcrafted" or "learned".
+        annealing: of the velocity.
         tuned_at: number of steps that a handcrafted one was tuned for.
-
-    Returns:
-        schedule, tuned_at, and the coefficients pos and cell, nan where there are none.
+        dynamics: what generates; None: the pretrained model with the annealing.
+        **labels: columns before those.
     """
     linear = annealing if isinstance(annealing, LinearAnnealing) else None
-    return {
+    annealed = {
         "schedule": schedule,
         "tuned_at": np.nan if tuned_at is None else tuned_at,
         "pos": np.nan if linear is None else linear.pos,
         "cell": np.nan if linear is None else linear.cell,
     }
+    columns = {**labels, **annealed, "n_steps": n_steps, "seed": seed}
+    return Job(columns, annealing if dynamics is None else dynamics)
 
 
 def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

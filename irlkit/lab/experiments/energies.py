@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -10,8 +11,10 @@ from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
+from irlkit.evaluate.metrics import MatchPool
 from irlkit.lab.experiments.base import Experiment, P
 from irlkit.potentials import Energies, Potential
+from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
 
 METRIC_NAMES = {
     "match_rate": "match rate",
@@ -83,3 +86,32 @@ class EnergyExperiment(Experiment[P]):
 
     def results(self) -> dict[str, Any]:
         return {"potential": self.potential.name}
+
+
+def energy_rewards(
+    group_size: int | None,
+    validation: CrystalDataset,
+    potential: Potential | str,
+    pool: MatchPool | None = None,
+) -> tuple[Reward, Reward]:
+    """Make the rewards of rollouts and of the validation.
+
+    Only the energy counts; matches are there to be looked at. Validation structures are judged one
+    by one: nothing is clipped.
+
+    Args:
+        group_size: structures per group.
+        validation: compositions of the validation.
+        potential: a potential, or its name for ``potentials.get``.
+        pool: matches structures; None does it in this process.
+    """
+    potential = potentials.get(potential)
+    pool = MatchPool(0) if pool is None else pool
+    validation_reward = CompositeReward(
+        {
+            "energy": EnergyReward(potential, clip=math.inf, references=validation),
+            "match": CRMSEReward(validation, pool),
+        },
+        {"energy": 1.0, "match": 0.0},
+    )
+    return EnergyReward(potential, group_size), validation_reward

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import potentials
 from irlkit.crystals import CrystalBatch
-from irlkit.data import CrystalDataset
-from irlkit.evaluate.metrics import MatchPool
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     Annealing,
@@ -29,10 +24,10 @@ from irlkit.flows.schedules import (
     save_annealing,
 )
 from irlkit.lab.diagnostics import judge
-from irlkit.lab.experiments.base import Job, annealing_labels
+from irlkit.lab.experiments.base import make_job
 from irlkit.lab.experiments.changes import atom_changes, count_distinct
 from irlkit.lab.experiments.claims import Claim, _rows
-from irlkit.lab.experiments.energies import EnergyExperiment
+from irlkit.lab.experiments.energies import EnergyExperiment, energy_rewards
 from irlkit.lab.experiments.energy_claims import (
     ANNEALED,
     PRETRAINED,
@@ -40,10 +35,8 @@ from irlkit.lab.experiments.energy_claims import (
     energy_conclusion,
 )
 from irlkit.lab.experiments.presets import EnergyPreset
-from irlkit.lab.experiments.training import Run, annealing_policy
-from irlkit.potentials import Potential
-from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
-from irlkit.rl.config import TrainerConfig
+from irlkit.lab.experiments.training import Run, annealing_policy, file_name
+from irlkit.rewards import EnergyReward, Reward
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.utils.system import available_cores
 
@@ -127,7 +120,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         seed, training = self.preset.seeds[0], self.preset.annealing_training
         key = (ANNEALING, seed)
         make = partial(annealing_policy, self.model, training.schedule, training.noise, seed)
-        run = self._training(ANNEALING, seed, ANNEALING, make, self.preset.annealing_config())
+        labels, config = {"policy": ANNEALING, "seed": seed}, self.preset.annealing_config()
+        run = Run(key, ANNEALING, labels, make, config)
         self._train_annealings([run], self._learned, "training of the annealing")
         learned = cast(AnnealingPolicy, self._learned[key]).annealing
         self.annealing = learned.eval().requires_grad_(False)
@@ -140,13 +134,10 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             )
         return self.annealing
 
-    def train_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
-        """Train policies with every seed; the best are kept.
+    def train_policies(self) -> pd.DataFrame:
+        """Train every policy of the main comparison with every seed; the best are kept.
 
         Once finished, a further call begins anew; after an interruption, it goes on from there.
-
-        Args:
-            names: None: those of the main comparison.
 
         Returns:
             The history of all runs.
@@ -155,7 +146,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             KeyboardInterrupt: interrupted; says how far training was.
             ValueError: the annealing that the policies keep is not learned yet.
         """
-        return self._train(self.preset.policies if names is None else names, "training")
+        return self._train(self.preset.policies, "training")
 
     def study_noise(self) -> pd.DataFrame:
         """Train the policies with other scales of the noise (Fig. 6); see ``train_policies``."""
@@ -163,38 +154,22 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
 
     def _train(self, names: Iterable[str], what: str) -> pd.DataFrame:
         self._kept_annealing()  # Fails now if there is none yet.
-        runs = [
-            self._training(
-                name,
-                seed,
-                f"{file_name(name)}_seed_{seed}",
-                partial(self.policy, name),
-                self.preset.config(name, seed),
-            )
-            for name in names
-            for seed in self.preset.seeds_of(name)
-        ]
+        runs = []
+        for name in names:
+            for seed in self.preset.seeds_of(name):
+                labels, config = {"policy": name, "seed": seed}, self.preset.config(name, seed)
+                make = partial(self.policy, name)
+                runs.append(Run((name, seed), f"{name}, seed {seed}", labels, make, config))
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
-        make = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
+        here = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
         elsewhere = None
         if self._potential_name is not None and self.device.type == "cpu":
-            elsewhere = partial(make, self._potential_name)
+            elsewhere = partial(here, self._potential_name)
         n_processes = available_cores() if self.preset.n_workers is None else self.preset.n_workers
-        rewards = make(self.potential, self.pool)
+        rewards = here(self.potential, self.pool)
         processes = {"n_processes": n_processes, "make_rewards": elsewhere}
         with rewards[0], rewards[1]:
             return self._train_all(runs, rewards, validation, self.policies, what, **processes)
-
-    def _training(
-        self,
-        name: str,
-        seed: int,
-        folder: str,
-        make: Callable[[], Policy],
-        config: TrainerConfig,
-    ) -> Run:
-        words = name if name == ANNEALING else f"{name}, seed {seed}"
-        return Run((name, seed), words, folder, {"policy": name, "seed": seed}, make, config)
 
     def policy(self, name: str) -> Policy:
         """Make the policy that the trainings of this name begin with."""
@@ -212,7 +187,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return EnergyReward(self.potential, self.preset.grpo.get("group_size"))
 
     def validation_curves(self, names: Iterable[str]) -> pd.DataFrame:
-        """Metrics of the validations during training (Figs. 3, 6).
+        """Return metrics of the validations during training (Figs. 3, 6).
 
         Args:
             names: of policies.
@@ -228,7 +203,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return table[["policy", "seed", "iteration", *CURVES]].reset_index(drop=True)
 
     def findings(self) -> pd.DataFrame:
-        """What the diagnostics say of each run, worst first.
+        """Return what the diagnostics say of each run, worst first.
 
         Returns:
             Columns policy, seed, severity, finding and advice.
@@ -254,13 +229,13 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             The new rows of ``evaluation``.
         """
         many = self.preset.reference_steps
+        make = partial(make_job, policy=PRETRAINED)
+        best = self.best_handcrafted(many)
         jobs = []
         for k in (self.preset.n_steps, many):
             for seed in self.preset.seeds_for(k):
-                for schedule, tuned_at in (("none", None), ("handcrafted", many)):
-                    annealing = NoAnnealing() if tuned_at is None else self.best_handcrafted(many)
-                    labels = annealing_labels(schedule, annealing, tuned_at)
-                    jobs.append(_job(PRETRAINED, labels, k, seed, annealing))
+                jobs.append(make(k, seed, "none", NoAnnealing()))
+                jobs.append(make(k, seed, "handcrafted", best, tuned_at=many))
         return self._run("the pretrained model", jobs)
 
     def evaluate_annealing(self) -> pd.DataFrame:
@@ -274,10 +249,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         """
         if self._schedule != "learned":
             return pd.DataFrame()
-        annealing = self._kept_annealing()
-        labels = annealing_labels("learned", annealing)
         jobs = [
-            _job(PRETRAINED, labels, k, seed, annealing)
+            make_job(k, seed, "learned", self._kept_annealing(), policy=PRETRAINED)
             for k in (self.preset.n_steps, self.preset.reference_steps)
             for seed in self.preset.seeds_for(k)
         ]
@@ -296,9 +269,9 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             ValueError: one was not trained yet.
         """
         names = self.preset.policies if names is None else names
-        labels = annealing_labels(self._schedule, self.annealing)
+        few, kept = self.preset.n_steps, (self._schedule, self.annealing)
         jobs = [
-            _job(name, labels, self.preset.n_steps, seed, self.deployed(name, seed))
+            make_job(few, seed, *kept, dynamics=self.deployed(name, seed), policy=name)
             for name in names
             for seed in self.preset.seeds_of(name)
         ]
@@ -326,11 +299,11 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return self.policies[name, seed].deploy()
 
     def metrics_table(self) -> pd.DataFrame:
-        """Means over seeds on the test split, for people."""
+        """Return means over seeds on the test split, for people."""
         return self._means(self.evaluation, "policy", "schedule", "n_steps")
 
     def polymorphs(self) -> pd.DataFrame:
-        """Which polymorphs the structures of the test split match, for people.
+        """Tell which polymorphs the structures of the test split match, for people.
 
         A model that seeks low energies may generate a composition's lowest polymorph where the
         reference is another one. Then the match rate with other polymorphs falls.
@@ -354,7 +327,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return groups.groupby(list(keys.values()), sort=False).mean().round(4)
 
     def test_lines(self, names: Iterable[str]) -> pd.DataFrame:
-        """Means over seeds on the test split, to be compared with the validation (Fig. 3).
+        """Return means over seeds on the test split, to be compared with the validation (Fig. 3).
 
         Args:
             names: of policies; the annealed pretrained model is added.
@@ -380,10 +353,9 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         """What the policies were before training: "pretrained", or "pretrained, annealed"."""
         return ANNEALED if self._schedule == "learned" else PRETRAINED
 
-    def energies(self, seed: int | None = None) -> dict[str, np.ndarray]:
-        """Energies above the reference (eV/atom) of test structures, nan where there is none."""
-        table = self.structures
-        seed = self.preset.seeds[0] if seed is None else seed
+    def energies(self) -> dict[str, np.ndarray]:
+        """Return energies above the reference (eV/atom) of the first seed, nan where missing."""
+        table, seed = self.structures, self.preset.seeds[0]
         few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
         annealed = (few["policy"] == PRETRAINED) & (few["schedule"] == "learned")
         few = few[(few["policy"] != PRETRAINED) | (few["schedule"] == "none") | annealed]
@@ -394,17 +366,9 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             for name in names
         }
 
-    def _examples(self, name: str, seed: int | None = None) -> CrystalDataset:
-        """Three test structures: of the largest, the median and the smallest gain in energy.
-
-        Args:
-            name: of a policy that was evaluated.
-            seed: None: the first.
-
-        Raises:
-            ValueError: fewer than three structures have an energy before and after.
-        """
-        energies = self.energies(seed)
+    def _examples(self, name: str) -> np.ndarray:
+        """Numbers of three test structures: of the largest, the median and the smallest gain."""
+        energies = self.energies()
         gain = energies[self._start] - energies[name]
         small = self.test.batch.n_atoms.numpy() <= 10
         rows = np.flatnonzero(np.isfinite(gain) & small)
@@ -413,26 +377,23 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
                 f"{len(rows)} test structures have an energy before and after; three are needed"
             )
         order = rows[np.argsort(-gain[rows], kind="stable")]
-        chosen = order[[0, len(order) // 2, -1]]
-        return self.test.select(torch.from_numpy(chosen))
+        return order[[0, len(order) // 2, -1]]
 
-    def before_and_after(
-        self, name: str, seed: int | None = None
-    ) -> tuple[dict[str, CrystalBatch], pd.DataFrame]:
-        """The examples before and after training, from the same noise, atom by atom.
+    def before_and_after(self, name: str) -> tuple[dict[str, CrystalBatch], pd.DataFrame]:
+        """Generate three examples before and after training, from the same noise.
 
         Args:
-            name: of a policy that was evaluated.
-            seed: None: the first.
+            name: of a policy that was evaluated; of its first seed.
 
         Returns:
             Title -> structure (before, after and reference of each), and a row per atom; see
             ``changes.atom_changes``.
+
+        Raises:
+            ValueError: fewer than three structures have an energy before and after.
         """
-        seed = self.preset.seeds[0] if seed is None else seed
-        data = self._examples(name, seed)
-        ids = list(self.test.table["material_id"])
-        rows = [ids.index(entry) for entry in data.table["material_id"]]
+        seed, rows = self.preset.seeds[0], torch.from_numpy(self._examples(name))
+        data = self.test.select(rows)
         # Drawn for all of the split, so that it is that of the evaluation.
         x_0 = self.base_sample(self.test.batch, seed)[rows]
         generated = {}
@@ -452,17 +413,14 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             panels[f"{i + 1}. {formula}: reference"] = data.batch[i]
         return panels, atom_changes(generated["before"], generated["after"], data.batch)
 
-    def diversity(self, seed: int | None = None) -> pd.DataFrame:
-        """How many structures of a composition differ, before and after training.
-
-        Args:
-            seed: of training and base samples; None: the first.
+    def diversity(self) -> pd.DataFrame:
+        """Count how many structures of a composition differ, before and after training.
 
         Returns:
             Columns policy, formula, n_generated, n_valid, n_distinct (of the valid ones, by
             matching) and energy_std (eV/atom, of the composition's structures).
         """
-        seed = self.preset.seeds[0] if seed is None else seed
+        seed = self.preset.seeds[0]
         n_compositions, size = self.preset.diversity
         first = [rows[0] for rows in self.test.references().values()]
         chosen = np.random.default_rng(0).permutation(first)[:n_compositions]
@@ -533,16 +491,6 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         }
 
 
-def _job(
-    policy: str,
-    annealed: Mapping[str, Any],
-    n_steps: int,
-    seed: int,
-    dynamics: Dynamics | Annealing,
-) -> Job:
-    return Job({"policy": policy, **annealed, "n_steps": n_steps, "seed": seed}, dynamics)
-
-
 def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | None, str]:
     """The annealing of a preset, None if it is to be learned, and what tables call it."""
     if annealing == "none":
@@ -552,37 +500,3 @@ def _find_annealing(annealing: tuple[float, float] | str) -> tuple[Annealing | N
     if isinstance(annealing, str):
         return load_annealing(annealing), "learned"
     return LinearAnnealing(*annealing), "handcrafted"
-
-
-def energy_rewards(
-    group_size: int | None,
-    validation: CrystalDataset,
-    potential: Potential | str,
-    pool: MatchPool | None = None,
-) -> tuple[Reward, Reward]:
-    """The rewards of rollouts and of the validation.
-
-    Only the energy counts; matches are there to be looked at. Validation structures are judged one
-    by one: nothing is clipped.
-
-    Args:
-        group_size: structures per group.
-        validation: compositions of the validation.
-        potential: a potential, or its name for ``potentials.get``.
-        pool: matches structures; None does it in this process.
-    """
-    potential = potentials.get(potential)
-    pool = MatchPool(0) if pool is None else pool
-    validation_reward = CompositeReward(
-        {
-            "energy": EnergyReward(potential, clip=math.inf, references=validation),
-            "match": CRMSEReward(validation, pool),
-        },
-        {"energy": 1.0, "match": 0.0},
-    )
-    return EnergyReward(potential, group_size), validation_reward
-
-
-def file_name(name: str) -> str:
-    """A policy's name as part of a file name: "score-based, small noise" -> "score_based_..."."""
-    return "_".join(re.findall("[a-z0-9]+", name.lower()))

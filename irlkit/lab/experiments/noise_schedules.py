@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
-from irlkit.lab.experiments.base import Job, annealing_labels
+from irlkit.lab.experiments.base import Job, make_job
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.energies import EnergyExperiment
 from irlkit.lab.experiments.noise_claims import noise_claims, noise_conclusion
@@ -137,20 +137,21 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     ) -> Job:
         """An evaluation; with the best handcrafted annealing if `tuned_at` says for what."""
         annealing = None if tuned_at is None else self.best_handcrafted(tuned_at)
-        labels = {
-            "model": self.checkpoint if model is self.model else self.second_name,
-            "integration": integration,
-            "noise": noise,
-            "scale": scale,
-            **annealing_labels("none" if annealing is None else "handcrafted", annealing, tuned_at),
-            "n_steps": n_steps,
-            "seed": seed,
-        }
-        if noise == "none":
-            return Job(labels, Dynamics(model, annealing))
-        noises = dict.fromkeys(self.preset.fields, KINDS[noise](scale))
-        kind: Literal["ode", "sde"] = "sde" if integration == SDE else "ode"
-        return Job(labels, Dynamics(model, annealing, noises, kind))
+        noises = {}
+        if noise != "none":
+            noises = dict.fromkeys(self.preset.fields, KINDS[noise](scale))
+        return make_job(
+            n_steps,
+            seed,
+            "none" if annealing is None else "handcrafted",
+            annealing,
+            tuned_at=tuned_at,
+            dynamics=Dynamics(model, annealing, noises, "sde" if integration == SDE else "ode"),
+            model=self.checkpoint if model is self.model else self.second_name,
+            integration=integration,
+            noise=noise,
+            scale=scale,
+        )
 
     # ----------------------------------------------------------------------------------------------
     # What it says

@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
-from irlkit.lab.experiments.base import Experiment, Job, annealing_labels
+from irlkit.lab.experiments.base import Experiment, make_job
 from irlkit.lab.experiments.claims import Claim, held_in_words
 from irlkit.lab.experiments.presets import Rung, choose
 from irlkit.lab.sweeps.objective import train_until
@@ -299,11 +299,11 @@ class SweepExperiment(Experiment[Any]):
             raise ValueError("nothing is trained yet; call retrain")
         jobs = []
         for seed in self.preset.seeds:
-            labels = {"n_steps": self.objective.grpo["n_steps"], "seed": seed}
-            jobs.append(Job({**annealing_labels("none", None), **labels}))
+            n_steps = self.objective.grpo["n_steps"]
+            jobs.append(make_job(n_steps, seed))
             for name in ("first", "best"):
-                labelled = {**annealing_labels(name, None), **labels}
-                jobs.append(Job(labelled, self.policies[name, seed].deploy()))
+                dynamics = self.policies[name, seed].deploy()
+                jobs.append(make_job(n_steps, seed, name, dynamics=dynamics))
         return self._run("the test split", jobs)
 
     def metrics_table(self) -> pd.DataFrame:

@@ -9,6 +9,7 @@ depend on the others, and has the same bits as with as many threads in this proc
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,6 @@ class Run:
     Attributes:
         key: what its policy is found by.
         name: for people.
-        folder: for its files, below that of all trainings.
         labels: further columns of its history.
         make: makes the policy to be trained.
         config: settings of GRPO, with the number of iterations.
@@ -59,7 +59,6 @@ class Run:
 
     key: Any
     name: str
-    folder: str
     labels: Mapping[str, Any]
     make: Callable[[], Policy]
     config: TrainerConfig
@@ -69,6 +68,15 @@ class Run:
         """How many in all."""
         assert self.config.iterations is not None  # Every preset says it.
         return self.config.iterations
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a file name.
+
+    >>> file_name("score-based, small noise")
+    'score_based_small_noise'
+    """
+    return "_".join(re.findall("[a-z0-9]+", name.lower()))
 
 
 def annealing_policy(
@@ -193,7 +201,7 @@ class Trainings:
 
         def make(resume: bool) -> GRPOTrainer:
             assigned = _Assignment(
-                run.make(), run.config, self.folder / run.folder, run.iterations, resume
+                run.make(), run.config, self.folder / file_name(run.name), run.iterations, resume
             )
             return assigned.trainer(self.compositions, validation, rewards)
 
@@ -206,7 +214,7 @@ class Trainings:
             return make(False)
 
     def _assignment(self, run: Run, resume: bool) -> _Assignment:
-        folder = self.folder / run.folder
+        folder = self.folder / file_name(run.name)
         return _Assignment(run.make(), run.config, folder, run.iterations, resume)
 
     def _train_in_processes(

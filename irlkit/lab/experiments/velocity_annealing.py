@@ -22,7 +22,7 @@ from irlkit.flows.schedules import (
     annealing_on_grid,
     time_grid,
 )
-from irlkit.lab.experiments.base import SWEEP_SEED, Experiment, Job, annealing_labels
+from irlkit.lab.experiments.base import SWEEP_SEED, Experiment, make_job
 from irlkit.lab.experiments.claims import Claim, annealing_claims, annealing_conclusion
 from irlkit.lab.experiments.finished import some_found
 from irlkit.lab.experiments.handcrafted import best_of
@@ -89,12 +89,13 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         if schedule == "handcrafted":
             tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
         name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
-        jobs = []
-        for k in counts:
-            for seed in self.preset.seeds_for(k, schedule):
-                annealing = self._annealing(schedule, seed, tuned_at)
-                labels = annealing_labels(schedule, annealing, tuned_at)
-                jobs.append(Job({**labels, "n_steps": k, "seed": seed}, annealing))
+        jobs = [
+            make_job(
+                k, seed, schedule, self._annealing(schedule, seed, tuned_at), tuned_at=tuned_at
+            )
+            for k in counts
+            for seed in self.preset.seeds_for(k, schedule)
+        ]
         return self._run(name, jobs)
 
     def _annealing(self, schedule: str, seed: int, tuned_at: int | None = None) -> Annealing:
@@ -102,9 +103,7 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         if schedule == "none":
             return NoAnnealing()
         if schedule == "handcrafted":
-            return self.best_handcrafted(
-                self.preset.reference_steps if tuned_at is None else tuned_at
-            )
+            return self.best_handcrafted(tuned_at or self.preset.reference_steps)
         if seed not in self.learned:
             raise ValueError(f"schedule of seed {seed} is not learned yet; call train_schedules")
         return self.learned[seed]
@@ -167,17 +166,10 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
         """
-        runs = [
-            Run(
-                key=seed,
-                name=f"seed {seed}",
-                folder=f"seed_{seed}",
-                labels={"seed": seed},
-                make=partial(self.policy, seed),
-                config=self.preset.config(seed),
-            )
-            for seed in self.preset.seeds
-        ]
+        runs = []
+        for seed in self.preset.seeds:
+            make, config = partial(self.policy, seed), self.preset.config(seed)
+            runs.append(Run(seed, f"seed {seed}", {"seed": seed}, make, config))
         return self._train_annealings(runs, self.policies)
 
     def schedule_curves(self, *n_steps: int) -> pd.DataFrame:
@@ -221,14 +213,13 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
     # Results
     # ----------------------------------------------------------------------------------------------
 
-    def example(self, seed: int | None = None) -> tuple[int, dict[str, list[CrystalBatch]]]:
+    def example(self) -> tuple[int, dict[str, list[CrystalBatch]]]:
         """Find a test structure that only the learned schedule finds in few steps.
 
         Returns:
             Its number, and per title the states of the integration; the last is the reference.
         """
-        few = self.preset.n_steps
-        seed = self.preset.seeds[0] if seed is None else seed
+        few, seed = self.preset.n_steps, self.preset.seeds[0]
         rmsd = {schedule: self._rmsd(schedule, seed) for schedule in ("learned", "none")}
         n_atoms = self.test.batch.n_atoms.numpy()
         # Best first: found by the learned schedule only; then several atoms, but not too many.
