@@ -398,7 +398,7 @@ def test_validation_is_drawn_beside_the_test_split(finished):
     curves = finished.validation_curves(TINY.policies)
     tests = finished.test_lines(TINY.policies).fillna(0.5)
     figure = validation_curves(curves.fillna(1.0), tests, ("polymorph_match_rate", "invalid_rate"))
-    solid = [trace for trace in figure.data if trace.line.dash is None and trace.line.width == 2]
+    solid = [trace for trace in figure.data if trace.fill is None and trace.line.dash is None]
     dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
     assert len(solid) == 2 * 2 and len(dashed) == 2 * 3
     assert dashed[0].line.color not in {trace.line.color for trace in solid}, "the pretrained one"

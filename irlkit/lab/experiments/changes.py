@@ -15,7 +15,7 @@ from irlkit.evaluate.matching import MatchPool
 def atom_changes(
     before: CrystalBatch, after: CrystalBatch, references: CrystalBatch
 ) -> pd.DataFrame:
-    """How each atom moved, and how far its nearest neighbour is.
+    """Measure how each atom moved, and how far its nearest neighbour is.
 
     Args:
         before: structures as they were.
@@ -63,7 +63,7 @@ def atom_changes(
 
 
 def nearest_distances(crystal: CrystalBatch) -> np.ndarray:
-    """Distance (Å) of each atom of one structure to the nearest one, images included."""
+    """Return the distance (Å) of each atom of one structure to the nearest one, images included."""
     structure: Structure = crystal.to_structures()[0]
     lattice = structure.lattice
     distances = lattice.get_all_distances(structure.frac_coords, structure.frac_coords)
@@ -73,7 +73,7 @@ def nearest_distances(crystal: CrystalBatch) -> np.ndarray:
 
 
 def count_distinct(generated: CrystalBatch, group_size: int, pool: MatchPool) -> pd.DataFrame:
-    """How many structures of each group differ: those that match each other count as one.
+    """Count how many structures of each group differ: those that match count as one.
 
     Args:
         generated: groups of structures of one composition, adjacent.
@@ -90,15 +90,14 @@ def count_distinct(generated: CrystalBatch, group_size: int, pool: MatchPool) ->
     same = groups[first] == groups[second]
     pairs = np.stack([first[same], second[same]], axis=1)
     n = len(kept)
-    matched = np.zeros(0, dtype=bool)
+    linked = pairs
     if len(pairs):
         structures = generated[kept]
         prepared = pool.prepare(structures)
         try:
-            matched = np.isfinite(pool.rmsd(structures, prepared, pairs))
+            linked = pairs[np.isfinite(pool.rmsd(structures, prepared, pairs))]
         finally:
             pool.release(prepared)
-    linked = pairs[matched] if len(pairs) else np.empty((0, 2), dtype=np.int64)
     graph = coo_array((np.ones(len(linked)), (linked[:, 0], linked[:, 1])), shape=(n, n))
     _, cluster = connected_components(graph, directed=False)
     formulas = generated.reduced_formulas()[::group_size]
@@ -106,9 +105,7 @@ def count_distinct(generated: CrystalBatch, group_size: int, pool: MatchPool) ->
         {
             "formula": formulas,
             "n_generated": group_size,
-            "n_valid": [
-                int(valid[i : i + group_size].sum()) for i in range(0, len(valid), group_size)
-            ],
+            "n_valid": valid.reshape(-1, group_size).sum(axis=1),
             "n_distinct": [len(np.unique(cluster[groups == k])) for k in range(len(formulas))],
         }
     )

@@ -299,7 +299,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return self.policies[name, seed].deploy()
 
     def metrics_table(self) -> pd.DataFrame:
-        """Return means over seeds on the test split, for people."""
+        """Return means over seeds, for people."""
         return self._means(self.evaluation, "policy", "schedule", "n_steps")
 
     def polymorphs(self) -> pd.DataFrame:
@@ -335,12 +335,11 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         Returns:
             A row per policy, with the column "policy" and the metrics.
         """
-        many = self.preset.reference_steps
-        chosen = {"policy": PRETRAINED, "n_steps": many, "schedule": "handcrafted"}
-        best = _rows(self.evaluation, **chosen)
+        many, table = self.preset.reference_steps, self.evaluation
+        best = _rows(table, policy=PRETRAINED, n_steps=many, schedule="handcrafted")
         rows = {f"pretrained, annealed, {many} steps": best}
         for name in names:
-            rows[name] = _rows(self.evaluation, policy=name, n_steps=self.preset.n_steps)
+            rows[name] = _rows(table, policy=name, n_steps=self.preset.n_steps)
         means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
         return pd.DataFrame(means).T.rename_axis("policy").reset_index()
 
@@ -475,10 +474,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             best[name][seed] = float(table["validation_reward"].max())
         for (name, seed), iteration in self.best_iteration.items():
             iterations[name][seed] = iteration
-        means = {}
-        if len(self._diversity):
-            groups = self._diversity.groupby("policy")
-            means = groups[["n_valid", "n_distinct"]].mean().to_dict("index")
+        counts = ["policy", "n_valid", "n_distinct"]
+        found = self._diversity.reindex(columns=counts).groupby("policy").mean()
         return {
             **super().results(),
             "training": {
@@ -487,7 +484,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
                 "best_iteration": iterations,
                 "best_validation_reward": best,
             },
-            "diversity": {"group_size": self.preset.diversity[1], "means": means},
+            "diversity": {"group_size": self.preset.diversity[1], "means": found.to_dict("index")},
         }
 
 

@@ -88,7 +88,7 @@ def load_finished(
 
 
 def some_found(found: np.ndarray, size: int) -> torch.Tensor:
-    """Numbers of some structures: half that were found, half others, as far as there are.
+    """Choose numbers of some structures: half that were found, half others, as far as there are.
 
     Args:
         found: whether each structure was matched, shape (n,).
