@@ -108,6 +108,8 @@ class ScheduleExplorer(Explorer):
             column.layout.margin = "0 24px 0 0"
             columns.append(column)
         save = [self.path, self.save_button] if files else []
+        if files:  # A visitor's browser could press a button that is not on the page.
+            self.save_button.on_click(self._on_save)
         self._lay_out([self.start, self.n_steps, self.drag], columns, save)
 
     def _make_controls(
@@ -148,7 +150,6 @@ class ScheduleExplorer(Explorer):
         observe(lambda _: self._update(), [self.n_steps])
         observe(self._on_slider, self._all_sliders())
         self.drag.on_click(lambda _: self.show_live())
-        self.save_button.on_click(self._on_save)
 
     # ----------------------------------------------------------------------------------------------
     # What another quantity than s(t) does differently
