@@ -641,6 +641,7 @@ def entries(kit):
             advantages=[1.0, -1.0],
             max_members=2,
             title="a",
+            colors="distinct",
         ),
         "plots.grpo_diagnostics": dict(history=k.history),
         "plots.grpo_step": dict(step=k.step),
@@ -691,8 +692,18 @@ def entries(kit):
             stol=0.5,
             label="a",
         ),
-        "plots.structure": dict(crystal=one, bonds=False, polyhedra=False, title="a"),
-        "plots.structures": dict(panels=[one], bonds=False, polyhedra=False, columns=1, title="a"),
+        "plots.structure": dict(
+            crystal=one, bonds=False, polyhedra=False, title="a", colors="jmol"
+        ),
+        "plots.structures": dict(
+            panels=[one],
+            bonds=False,
+            polyhedra=False,
+            columns=1,
+            title="a",
+            energies=[-1.0],
+            colors="vesta",
+        ),
         "plots.style": dict(figure=plots.densities({"a": k.points}), height=300, legend_below=True),
         "plots.sweep_results": dict(trials=k.trials, metric="crmse", targets={"a": 0.1}),
         "plots.sweep_trials": dict(
@@ -704,7 +715,7 @@ def entries(kit):
             logarithmic=["pos"],
         ),
         "plots.training_curves": dict(history=k.history, label="a", group="seed"),
-        "plots.trajectories": dict(panels={"a": k.states}, title="a"),
+        "plots.trajectories": dict(panels={"a": k.states}, title="a", colors="vesta"),
         "plots.trajectory_and_curves": dict(
             states=k.states,
             curves={"a": [1.0, 2.0]},
@@ -712,6 +723,7 @@ def entries(kit):
             times=[0.0, 1.0],
             reference=one,
             title="a",
+            colors="vesta",
         ),
         "plots.velocity_field": dict(
             fields={"a": k.flow.velocity}, times=[0.5], data=k.points, extent=3.0, n=2

@@ -169,12 +169,16 @@ def test_trajectories_hold_every_state(states):
     n_traces = len(figure.data)
     assert all(len(frame.data) == n_traces == len(frame.traces) for frame in figure.frames)
     assert {trace.scene for trace in figure.data} == {"scene", "scene2"}
-    expected = (states[0].pos % 1) @ states[0].cell[0]
-    atoms = [t for t in figure.frames[0].data if t.mode == "markers" and t.scene == "scene"]
-    shown = np.concatenate([np.stack([t.x, t.y, t.z], axis=1) for t in atoms])
-    assert sorted(map(tuple, shown.round(3))) == sorted(map(tuple, expected.numpy().round(3)))
+    balls = [t for t in figure.frames[0].data if t.type == "mesh3d" and t.scene == "scene"]
+    vertices = np.concatenate([np.stack([t.x, t.y, t.z], axis=1) for t in balls])
+    pos, cell = states[0].pos.numpy(), states[0].cell[0].numpy()
+    shown = vertices.reshape(len(pos), -1, 3).mean(axis=1) @ np.linalg.inv(cell)
+    difference = shown[:, None] - pos[None]
+    distance = np.abs(difference - difference.round()).max(axis=-1)
+    assert distance.min(axis=1).max() < 1e-3 and distance.min(axis=0).max() < 1e-3
+    assert shown.min() > -0.05 and shown.max() < 1
     # The figure itself is the last frame, which the slider stands at.
-    np.testing.assert_array_equal(figure.data[1].x, figure.frames[-1].data[1].x)
+    np.testing.assert_array_equal(figure.data[2].x, figure.frames[-1].data[2].x)
     assert figure.layout.sliders[0].active == 2
 
 
@@ -212,9 +216,21 @@ def test_a_hundred_atoms_of_many_elements():
     batch = CrystalBatch(
         torch.arange(1, 101), torch.rand(100, 3), 9 * torch.eye(3)[None], torch.tensor([100])
     )
-    figure = plots.trajectories({"a": [batch]})
-    assert len(figure.data) == 101
-    assert {t.marker.color for t in figure.data if t.mode == "markers"} == set(plots.COLORS)
+    figure = plots.trajectories({"a": [batch]}, colors="distinct")
+    assert len(figure.data) == 102, "cell, bonds and elements"
+    assert {t.color for t in figure.data if t.type == "mesh3d"} == set(plots.COLORS)
+
+
+def test_bonds_and_balls_follow_a_trajectory_and_vanish_with_what_is_not_valid(small_batch):
+    salt = small_batch[0]
+    broken = salt.replace(cell=salt.cell * torch.nan)
+    figure = plots.trajectories({"a": [broken, salt, salt.replace(cell=2 * salt.cell)]})
+    assert [len(frame.data) for frame in figure.frames] == [len(figure.data)] * 3
+    bonds = [len(by_name(frame, "bonds").x) for frame in figure.frames]
+    assert bonds[0] == bonds[2] == 0 and bonds[1] == 3
+    balls = [next(t for t in frame.data if t.type == "mesh3d") for frame in figure.frames]
+    assert np.isnan(np.array(balls[0].x)).all() and np.isfinite(np.array(balls[1].x)).all()
+    assert balls[1].i is None and figure.data[2].i is not None, "faces are written once"
 
 
 @pytest.mark.parametrize("panels", [{}, {"a": []}])

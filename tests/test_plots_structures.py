@@ -10,7 +10,8 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
 from irlkit.lab import plots
-from irlkit.lab.plots import geometry
+from irlkit.lab.plots import _geometry as geometry
+from irlkit.lab.plots import live
 from tests.toys import crystals
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
@@ -45,7 +46,6 @@ def test_tubes_lie_around_their_axes():
 
 
 def test_structure_has_atoms_with_images_bonds_cell_and_legend():
-    pytest.importorskip("crystal_toolkit")
     figure = plots.structure(SALT, polyhedra=True)
     (sodium,) = meshes(figure, "Na")
     assert sodium.showlegend and sodium.color != meshes(figure, "Cl")[0].color
@@ -53,12 +53,71 @@ def test_structure_has_atoms_with_images_bonds_cell_and_legend():
     assert len(centers) >= 14, "eight corners and six faces"
     assert meshes(figure, "Na", "bonds") and meshes(figure, "Na", "polyhedron")
     (cell,) = (t for t in figure.data if t.name == "cell")
-    assert np.nanmax(cell.x) == pytest.approx(5.64)
-    assert figure.layout.annotations[0].text == "NaCl"
+    assert np.nanmax(cell.x[:36]) == pytest.approx(5.64)
+    assert [word for word in cell.text if word] == ["<i>a</i>", "<i>b</i>", "<i>c</i>"]
+    assert figure.layout.annotations[0].text == "NaCl, Fm-3m"
     scene = figure.layout.scene
     spans = [scene[f"{a}axis"].range[1] - scene[f"{a}axis"].range[0] for a in "xyz"]
     ratios = [spans[i] / scene.aspectratio[a] for i, a in enumerate("xyz")]
     np.testing.assert_allclose(ratios, ratios[0])
+
+
+PEROVSKITE = Structure.from_spacegroup(
+    "Pm-3m", Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0] * 3, [0.5] * 3, [0.5, 0.5, 0]]
+)
+SPINEL = Structure.from_spacegroup(
+    "Fd-3m", Lattice.cubic(8.08), ["Mg", "Al", "O"], [[0] * 3, [0.625] * 3, [0.3874] * 3]
+)
+
+
+def drawn(structure, **options):
+    arrays = (structure.atomic_numbers, structure.frac_coords, structure.lattice.matrix)
+    return geometry.geometry(*map(np.array, arrays), **options)
+
+
+def test_a_perovskite_is_an_octahedron_between_large_cations():
+    part = drawn(PEROVSKITE, polyhedra=True)
+    counts = {z: int((part.species == z).sum()) for z in (38, 22, 8)}
+    assert counts == {38: 8, 22: 1, 8: 6}, "corners and faces are repeated, and nothing is outside"
+    (corners,) = part.polyhedra.values()
+    assert len(corners) == 6 and set(part.species[corners]) == {8}
+    assert {tuple(sorted(pair)) for pair in part.species[part.bonds].tolist()} == {(8, 22)}
+
+
+def test_a_spinel_has_tetrahedra_and_octahedra_that_are_complete():
+    part = drawn(SPINEL, polyhedra=True)
+    kinds = {(int(part.species[i]), len(corners)) for i, corners in part.polyhedra.items()}
+    assert kinds == {(12, 4), (13, 6)}
+    inside = drawn(SPINEL)
+    fractions = inside.atoms @ np.linalg.inv(inside.cell)
+    assert fractions.min() > -0.05 and fractions.max() < 1.05, "no stray atoms"
+
+
+@pytest.mark.parametrize("structure", [SALT, PEROVSKITE, SPINEL])
+def test_panels_show_the_conventional_cell_and_say_what_is_known(structure):
+    primitive = structure.get_primitive_structure()
+    shown, symbol = geometry.conventional(primitive)
+    assert len(shown) == len(structure) and shown.lattice.abc == pytest.approx(
+        structure.lattice.abc
+    )
+    assert shown.matches(structure)
+    figure = plots.structures({"best": primitive}, energies=[-1.25])
+    formula = figure.layout.annotations[0].text.split("<br>")
+    assert formula[0] == "best" and formula[1].endswith(f", {symbol}, −1.250 eV/atom")
+    with pytest.raises(ValueError, match="energies, one for each of panels, must be a list of 1"):
+        plots.structures([structure], energies=[1.0, 2.0])
+
+
+def test_elements_look_alike_in_every_figure():
+    still, moving = (
+        plots.structure(SALT),
+        plots.trajectories({"a": [CrystalBatch.from_structures([SALT])]}),
+    )
+    sodium = {t.color for figure in (still, moving) for t in meshes(figure, "Na")}
+    assert sodium == {"#f9dc3c"}, "of VESTA"
+    assert meshes(plots.structure(SALT, colors="jmol"), "Na")[0].color == "#ab5cf2"
+    distinct = plots.structure(SALT, colors="distinct")
+    assert {t.color for t in distinct.data if t.type == "mesh3d"} == set(plots.COLORS[:2])
 
 
 def test_no_bonds_and_no_polyhedra_unless_asked_for():
@@ -66,11 +125,8 @@ def test_no_bonds_and_no_polyhedra_unless_asked_for():
     assert not [t for t in figure.data if t.meta in ("bonds", "polyhedron")]
 
 
-def test_without_crystal_toolkit_there_are_the_atoms(monkeypatch):
-    monkeypatch.setattr(geometry, "import_crystal_toolkit", lambda: None)
-    figure = plots.structure(SALT)
-    n = len(geometry.spheres(np.zeros((1, 3)), 1.0, 3)[0])
-    assert len(vertices(meshes(figure, "Na")[0])) == 4 * n
+def test_without_crystal_toolkit_there_is_no_live_view(monkeypatch):
+    monkeypatch.setattr(live, "_import_crystal_toolkit", lambda: None)
     with pytest.raises(ImportError, match=r"irlkit\[notebooks\]"):
         plots.crystal_toolkit_view(SALT)
 
@@ -102,7 +158,8 @@ def test_many_panels_share_scale_and_legend():
 def test_what_is_not_valid_says_so(broken):
     batch = crystals((2,)).replace(cell=torch.full((1, 3, 3), broken, dtype=torch.float64))
     figure = plots.structures({"a": batch})
-    assert figure.layout.annotations[0].text == "a: not a valid structure"
+    assert figure.layout.annotations[0].text.startswith("a<br>")
+    assert figure.layout.annotations[0].text.endswith(", not a valid structure")
     assert not [t for t in figure.data if t.type == "mesh3d"]
 
 
@@ -135,7 +192,6 @@ def test_what_is_not_one_structure_is_refused():
 
 
 def test_drawing_leaves_the_display_of_pymatgen_alone_and_opens_no_socket():
-    pytest.importorskip("crystal_toolkit")
     code = """
 import socket
 from pymatgen.core import Lattice, Structure

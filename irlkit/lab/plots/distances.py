@@ -39,15 +39,10 @@ def pair_distribution(
     if not r_max > 0 or n_bins < 1:
         raise ValueError(f"r_max and n_bins must be positive, got {r_max!r} and {n_bins!r}")
     edges = np.linspace(0, r_max, n_bins + 1)
-    shells = 4 / 3 * np.pi * np.diff(edges**3)
     figure = go.Figure()
     for name, crystals, color in colored("sets of structures", sets):
-        each = []
-        for crystal in crystals:  # for a figure, not for a reward
-            lengths = _distances(crystal, r_max)
-            if lengths is not None:
-                n_atoms, volume = int(crystal.n_atoms[0]), float(crystal.volume[0])
-                each.append(np.histogram(lengths, edges)[0] * volume / (n_atoms**2 * shells))
+        # For a figure, not for a reward: one by one.
+        each = [g for crystal in crystals if (g := _pair_distribution(crystal, edges)) is not None]
         x, y = ((edges[1:] + edges[:-1]) / 2, np.mean(each, axis=0)) if each else ([], [])
         figure.add_scatter(x=x, y=y, mode="lines", name=name, line_color=color)
     figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1})
@@ -57,15 +52,13 @@ def pair_distribution(
     return style(figure, 420, legend_below=True)
 
 
-def _distances(crystal: CrystalBatch, r_max: float) -> np.ndarray | None:
-    """Return all distances up to `r_max`, in Å, between an atom of the cell and others or images.
-
-    A pair of atoms is there twice, once from either end; a structure that is not valid has None.
-    """
+def _pair_distribution(crystal: CrystalBatch, edges: np.ndarray) -> np.ndarray | None:
+    """Return g(r) of one structure between the edges of bins, Å; of one that is not valid, None."""
     cell = crystal.cell[0].detach().cpu().double().numpy()
     pos = crystal.pos.detach().cpu().double().numpy()
     finite = np.isfinite(cell).all() and np.isfinite(pos).all()
-    if not finite or abs(np.linalg.det(cell)) <= 1e-3:
+    volume, r_max = abs(np.linalg.det(cell)), edges[-1]
+    if not finite or volume <= 1e-3:
         return None
     # Spacings of the lattice planes say how many images a sphere of r_max reaches.
     spacing = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
@@ -75,7 +68,9 @@ def _distances(crystal: CrystalBatch, r_max: float) -> np.ndarray | None:
     nearest -= nearest.round()
     lengths = np.sqrt((((nearest[:, :, None] + shifts) @ cell) ** 2).sum(-1))
     itself = np.eye(len(pos), dtype=bool)[:, :, None] & (shifts == 0).all(-1)
-    return lengths[~itself & (lengths <= r_max)]
+    # A pair of atoms is there twice, once from either end.
+    counts = np.histogram(lengths[~itself], edges)[0]
+    return counts * volume / (len(pos) ** 2 * 4 / 3 * np.pi * np.diff(edges**3))
 
 
 @checked

@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from irlkit.lab.plots.geometry import (
+from irlkit.lab.plots._geometry import (
     Crystal,
+    ElementColors,
     Geometry,
+    Mesh,
+    cell_edges,
+    conventional,
     element_colors,
+    element_radius,
     geometry,
+    hull,
     is_drawable,
+    join,
     spheres,
     to_structure,
     tubes,
 )
+from irlkit.lab.plots._panels import add, grid
 from irlkit.lab.plots.style import GREY, style
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import as_numbers, checked
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -35,15 +42,21 @@ _LIGHTING = {"ambient": 0.55, "diffuse": 0.7, "specular": 0.15, "roughness": 0.6
 
 @checked
 def structure(
-    crystal: Crystal, *, bonds: bool = True, polyhedra: bool = False, title: str = ""
+    crystal: Crystal,
+    *,
+    bonds: bool = True,
+    polyhedra: bool = False,
+    title: str = "",
+    colors: ElementColors = "vesta",
 ) -> go.Figure:
-    """One structure with its cell, bonds and a legend of elements.
+    """Draw one structure; see ``structures``, which draws several.
 
     Args:
         crystal: a batch of one structure, or a pymatgen structure.
-        bonds: draw bonds, as CrystalNN finds them.
+        bonds: draw bonds.
         polyhedra: draw coordination polyhedra.
-        title: of the figure; "": the formula.
+        title: of the panel, before what is known of the structure.
+        colors: of elements.
 
     Returns:
         A figure to turn; a structure that is not valid shows that in words.
@@ -51,8 +64,8 @@ def structure(
     Raises:
         ValueError: ``crystal`` is not one structure.
     """
-    drawn = to_structure(crystal)
-    return structures({title or _formula(drawn): drawn}, bonds=bonds, polyhedra=polyhedra)
+    panels = {title: to_structure(crystal)}
+    return structures(panels, bonds=bonds, polyhedra=polyhedra, colors=colors)
 
 
 @checked
@@ -63,115 +76,145 @@ def structures(
     polyhedra: bool = False,
     columns: int = 3,
     title: str = "",
+    energies: Sequence[float] | None = None,
+    colors: ElementColors = "vesta",
 ) -> go.Figure:
-    """Several structures side by side, all at one scale.
+    """Draw several structures side by side, in their conventional cells, all at one scale.
+
+    Atoms on faces of the cell are repeated at the opposite ones. Each panel is labelled with the
+    formula, the space group (within 0.1 Å), and the energy where it is given.
 
     Args:
-        panels: title -> structure; or a list of structures or a batch, titled by their formulas.
-        bonds: draw bonds, as CrystalNN finds them.
-        polyhedra: draw coordination polyhedra.
+        panels: title -> structure; or a list of structures or a batch.
+        bonds: draw bonds: distances below 1.15 times the sum of covalent radii, none between two
+            cations of which one is a metal.
+        polyhedra: draw coordination polyhedra around cations of less than 1 Å, or around all where
+            there are none, with the atoms at their corners outside the cell.
         columns: panels per row.
         title: of the figure.
+        energies: of the panels, eV/atom; nan where unknown.
+        colors: of elements: those of VESTA or Jmol, or "distinct" ones that colour-blind people
+            can tell apart, given out anew in each figure.
 
     Returns:
         The figure. Structures that cannot be drawn (a coordinate that is not a number, a cell
         without volume) say so in their panel.
 
     Raises:
-        ValueError: no panel, too many, or something that is not one structure.
+        ValueError: no panel, too many, something that is not one structure, or another number of
+            energies.
     """
-    if isinstance(panels, Mapping):
-        named = [(name, to_structure(panel, "panels")) for name, panel in panels.items()]
-    else:
-        drawn = [to_structure(panel, "panels") for panel in panels]
-        named = [(_formula(crystal), crystal) for crystal in drawn]
+    named: list[tuple[str, Crystal]] = (
+        list(panels.items()) if isinstance(panels, Mapping) else [("", panel) for panel in panels]
+    )
     if not 0 < len(named) <= MAX_PANELS:
         raise ValueError(f"panels must hold 1 to {MAX_PANELS} structures, got {len(named)}")
-    columns = max(1, min(columns, len(named)))
-    rows = -(-len(named) // columns)
-    figure = make_subplots(
-        rows,
-        columns,
-        specs=[[{"type": "scene"}] * columns] * rows,
-        subplot_titles=[
-            name if is_drawable(entry) else f"{name}: not a valid structure"
-            for name, entry in named
-        ],
-        horizontal_spacing=0.02,
-        vertical_spacing=0.08 / rows,
-    )
-    parts = [geometry(entry, bonds, polyhedra) for _, entry in named]
-    boxes = [box_of(part) for part in parts]
+    values = np.full(len(named), np.nan)
+    if energies is not None:
+        values = as_numbers("energies, one for each of panels,", energies, len(named))
+    labels, parts = [], []
+    for (name, crystal), energy in zip(named, values, strict=True):
+        drawn, group = to_structure(crystal, "panels"), "not a valid structure"
+        if is_drawable(drawn.lattice.matrix, drawn.frac_coords):
+            drawn, group = conventional(drawn)
+        arrays = (np.array(drawn.atomic_numbers), drawn.frac_coords, drawn.lattice.matrix)
+        parts.append(geometry(*arrays, bonds=bonds, polyhedra=polyhedra))
+        labels.append(_label(name, drawn, group, energy))
+    figure, places = grid(labels, columns, "scene", horizontal_spacing=0.02)
+    n_columns, n_rows = max(place["col"] for place in places), places[-1]["row"]
+    boxes = [box_of(part.cell, part.atoms) for part in parts]
     size = np.max([high - low for low, high in boxes], axis=0)
-    numbers = {site.specie.symbol: site.specie.Z for _, entry in named for site in entry}
-    by_number = element_colors(list(numbers.values()))
-    colors = {symbol: by_number[z] for symbol, z in numbers.items()}
-    n_atoms = sum(len(centers) for part in parts for centers in part.atoms.values())
+    by_number = element_colors(np.concatenate([part.species for part in parts]), colors)
+    n_atoms = sum(len(part.atoms) for part in parts)
     # Rounder spheres where there are few: a figure stays well below a megabyte.
-    rounds = 3 if n_atoms <= 8 else 2 if n_atoms <= 80 else 1
-    # Browsers scale a scene by its height; narrower panels take smaller structures.
-    fill = {1: 2.4, 2: 2.2, 3: 1.9}.get(columns, 1.6) * (1.0 if rows == 1 else 1.2)
-    shown: set[str] = set()
-    for i, (part, (low, high)) in enumerate(zip(parts, boxes, strict=True)):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        traces = _traces(part, colors, shown, rounds)
-        n = len(traces)
-        figure.add_traces(traces, rows=[place["row"]] * n, cols=[place["col"]] * n)
-        figure.update_scenes(**fixed_axes((low + high) / 2, size, fill), **place)
-        shown |= set(part.atoms)
-    figure.update_layout(
-        title={"text": title}, legend={"itemsizing": "constant", "tracegroupgap": 2}
-    )
-    style(figure, 70 + (360 if rows == 1 else 290 * rows))
+    rounds = 3 if n_atoms <= 30 else 2 if n_atoms <= 150 else 1
+    shown: set[int] = set()
+    for part, place, (low, high) in zip(parts, places, boxes, strict=True):
+        add(figure, _traces(part, by_number, shown, rounds), place)
+        figure.update_scenes(**fixed_axes((low + high) / 2, size, n_columns, n_rows), **place)
+        shown |= set(part.species.tolist())
+    legend = {"itemsizing": "constant", "orientation": "h", "y": 0, "x": 0.5, "xanchor": "center"}
+    figure.update_layout(title={"text": title}, legend=legend)
+    style(figure, 90 + (400 if n_rows == 1 else 320 * n_rows))
     return figure.update_layout(margin={"l": 10, "r": 10, "b": 20})
 
 
-def _formula(crystal: Structure) -> str:
-    return re.sub(r"([0-9.]+)", r"<sub>\1</sub>", crystal.composition.reduced_formula)
+def _label(name: str, crystal: Structure, group: str, energy: float) -> str:
+    """Return the title of a panel: the name, and what of the rest it does not say."""
+    formula = crystal.composition.reduced_formula
+    html = re.sub(r"([0-9.]+)", r"<sub>\1</sub>", formula)
+    group = re.sub(r"_(\d)", r"<sub>\1</sub>", group)
+    known = ["" if formula in name or html in name else html, group]
+    known.append(f"{energy:.3f} eV/atom".replace("-", "−") if np.isfinite(energy) else "")
+    line = ", ".join(part for part in known if part)
+    return f"{name}<br>{line}" if name else line
 
 
-def _traces(part: Geometry, colors: Mapping[str, str], shown: set[str], rounds: int) -> list[Any]:
-    """Cell, atoms, bonds and polyhedra; elements in `shown` are in the legend already."""
-    traces = [edge_trace(part.edges)]
-    for symbol, centers in part.atoms.items():
-        color = colors[symbol]
-        common = {"name": symbol, "legendgroup": symbol, "color": color, "lighting": _LIGHTING}
-        hover = {"hovertemplate": f"{symbol}<extra></extra>"}
-        vertices, faces = spheres(centers, part.radii[symbol], rounds)
-        traces.append(_mesh(vertices, faces, **common, **hover, showlegend=symbol not in shown))
-        if symbol in part.bonds:
-            vertices, faces = tubes(part.bonds[symbol], 0.09)
-            traces.append(_mesh(vertices, faces, **common, hoverinfo="skip", meta="bonds"))
-        for corners in part.polyhedra.get(symbol, ()):
-            x, y, z = corners.T
-            traces.append(
-                go.Mesh3d(
-                    x=x,
-                    y=y,
-                    z=z,
-                    alphahull=0,
-                    opacity=0.3,
-                    hoverinfo="skip",
-                    meta="polyhedron",
-                    **common,
-                )
-            )
+def _traces(
+    part: Geometry, colors: Mapping[int, str], shown: set[int], rounds: int
+) -> list[go.Scatter3d | go.Mesh3d]:
+    """Return cell, atoms, bonds and polyhedra; elements in `shown` are in the legend already."""
+    traces = [edge_trace(part.cell, axes=True)]
+    ends = part.atoms[part.bonds]
+    # Each half of a bond has the colour of its atom.
+    halves = np.concatenate([ends, ends[:, ::-1]])
+    halves[:, 1] = halves.mean(axis=1)
+    owner = part.species[np.concatenate([part.bonds[:, 0], part.bonds[:, 1]])]
+    for z in np.unique(part.species):
+        look = element_look(z, colors)
+        balls = spheres(part.atoms[part.species == z], element_radius(z), rounds)
+        traces.append(mesh_trace(balls, **look, showlegend=z not in shown))
+        if (owner == z).any():
+            sticks = tubes(halves[owner == z], 0.09)
+            traces.append(mesh_trace(sticks, **look, meta="bonds"))
+        hulls = [
+            hull(part.atoms[corners])
+            for atom, corners in part.polyhedra.items()
+            if part.species[atom] == z
+        ]
+        if hulls:
+            flat = {"opacity": 0.45, "flatshading": True, "meta": "polyhedron"}
+            traces.append(mesh_trace(join(hulls), **look, **flat))
     return traces
 
 
-def _mesh(vertices: np.ndarray, faces: np.ndarray, **options: Any) -> go.Mesh3d:
+def element_look(z: int, colors: Mapping[int, str]) -> dict[str, Any]:
+    """Return name, colour and words of the traces of an element."""
+    from ase.data import chemical_symbols
+
+    symbol = chemical_symbols[z]
+    hover = {"hovertemplate": f"{symbol}<extra></extra>"}
+    return {"name": symbol, "legendgroup": symbol, "color": colors[int(z)], **hover}
+
+
+def mesh_trace(mesh: Mesh, **options: Any) -> go.Mesh3d:
+    """Return a mesh as a trace."""
+    vertices, faces = mesh
     x, y, z = vertices.T
     i, j, k = faces.astype(np.uint16 if len(vertices) < 65536 else np.int32).T
-    return go.Mesh3d(x=x, y=y, z=z, i=i, j=j, k=k, **options)
+    return go.Mesh3d(x=x, y=y, z=z, i=i, j=j, k=k, lighting=_LIGHTING, **options)
 
 
-def edge_trace(edges: np.ndarray, color: str = GREY, width: float = 3) -> go.Scatter3d:
-    """The edges of a cell as one line with gaps."""
+def edge_trace(
+    cell: np.ndarray, color: str = GREY, width: float = 3, axes: bool = False
+) -> go.Scatter3d:
+    """Return the edges of a cell as one line with gaps, with a, b and c at its axes if wanted."""
+    points = cell_edges(cell)
+    words = [""] * len(points)
+    if axes:
+        gaps = np.full((3, 3), np.nan)
+        # Beyond the balls at the corners.
+        marks = cell * (1 + 1.1 / np.maximum(np.linalg.norm(cell, axis=1, keepdims=True), 1.0))
+        points = np.concatenate([points, np.stack([marks, gaps], 1).reshape(-1, 3)])
+        words += ["<i>a</i>", "", "<i>b</i>", "", "<i>c</i>", ""]
+    x, y, z = points.round(4).T
     return go.Scatter3d(
-        x=edges[:, 0].round(4),
-        y=edges[:, 1].round(4),
-        z=edges[:, 2].round(4),
-        mode="lines",
+        x=x,
+        y=y,
+        z=z,
+        mode="lines+text" if axes else "lines",
+        text=words if axes else None,
+        textfont={"color": GREY, "size": 15},
         line={"color": color, "width": width},
         name="cell",
         showlegend=False,
@@ -179,23 +222,26 @@ def edge_trace(edges: np.ndarray, color: str = GREY, width: float = 3) -> go.Sca
     )
 
 
-def box_of(part: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest coordinates of what is drawn, with a margin, in Å."""
-    points = np.concatenate([part.edges, *part.atoms.values()])
-    points = points[np.isfinite(points).all(axis=1)]
-    if not len(points):
-        points = np.zeros((1, 3))
-    return points.min(axis=0) - 0.6, points.max(axis=0) + 0.6
+def box_of(*points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return lowest and highest coordinates of cells and atoms, with room for balls and letters."""
+    cells = [cell_edges(array) if array.shape == (3, 3) else array for array in points]
+    together = np.concatenate(cells)
+    together = together[np.isfinite(together).all(axis=1)]
+    if not len(together):
+        together = np.zeros((1, 3))
+    return together.min(axis=0) - 1.2, together.max(axis=0) + 1.2
 
 
-def fixed_axes(center: np.ndarray, size: np.ndarray, fill: float = 2.6) -> dict[str, Any]:
-    """Axes of that size (Å) around a point, with equal scales; `fill` is how large it appears."""
+def fixed_axes(center: np.ndarray, size: np.ndarray, columns: int, rows: int = 1) -> dict[str, Any]:
+    """Return axes of that size (Å) around a point, with equal scales, for a grid of panels."""
     low, high = center - size / 2, center + size / 2
     axes = {
         f"{name}axis": {"range": [float(low[i]), float(high[i])], "visible": False}
         for i, name in enumerate("xyz")
     }
-    # The diagonal of the box about as long as a panel is wide, found by trying.
+    # Browsers scale a scene by its height, so narrower panels take smaller structures. Found by
+    # trying.
+    fill = {1: 2.7, 2: 2.7, 3: 2.6}.get(columns, 2.1) * (1.0 if rows == 1 else 1.35)
     ratio = dict(zip("xyz", (fill * size / np.linalg.norm(size)).tolist(), strict=True))
-    camera = {"eye": {"x": 1.1, "y": 1.3, "z": 0.6}, "projection": {"type": "orthographic"}}
+    camera = {"eye": {"x": 2.1, "y": 0.7, "z": 0.55}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from irlkit.lab.plots._panels import add_player
-from irlkit.lab.plots.geometry import cell_edges, element_colors
-from irlkit.lab.plots.structures import edge_trace, fixed_axes
-from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED, style
+from irlkit.lab.plots._geometry import (
+    ElementColors,
+    Geometry,
+    element_colors,
+    element_radius,
+    geometry,
+    spheres,
+)
+from irlkit.lab.plots._panels import add, add_player, colored
+from irlkit.lab.plots.structures import box_of, edge_trace, element_look, fixed_axes, mesh_trace
+from irlkit.lab.plots.style import BLUE, GREY, RED, style
 from irlkit.utils.checks import as_numbers, check_count, checked
 
 if TYPE_CHECKING:
@@ -24,34 +31,43 @@ States = Sequence["CrystalBatch"]
 
 
 @checked
-def trajectories(panels: Mapping[str, States], title: str = "") -> go.Figure:
-    """Structures side by side, moving through their states with a slider and a play button.
+def trajectories(
+    panels: Mapping[str, States], title: str = "", colors: ElementColors = "vesta"
+) -> go.Figure:
+    """Draw structures side by side, moving through their states with a slider and a play button.
 
     Args:
         panels: title -> states, each a batch of one structure; of one composition. A panel with
             fewer states than the others keeps its last one.
         title: of the figure.
+        colors: of elements, as of ``structures``.
 
     Returns:
-        A figure that shows the last states; its frames hold all.
+        A figure that shows the last states; its frames hold all. Bonds are as in ``structures``,
+        between atoms in the cell alone.
 
     Raises:
         ValueError: no panel, a panel without states, or a state of several structures.
     """
-    return _trajectories(panels, title, [GREY] * len(panels))
+    return _trajectories(panels, title, [GREY] * len(panels), colors)
 
 
 @checked
 def group_trajectories(
-    states: States, advantages: ArrayLike, max_members: int = 5, title: str = ""
+    states: States,
+    advantages: ArrayLike,
+    max_members: int = 5,
+    title: str = "",
+    colors: ElementColors = "vesta",
 ) -> go.Figure:
-    """Members of a group on their way, cells coloured by advantage: blue above, red below 0.
+    """Draw members of a group on their way, cells coloured by advantage: blue above, red below 0.
 
     Args:
         states: each a batch with the whole group.
         advantages: of the members, shape (group_size,).
         max_members: how many are shown: the best, the worst and those between them.
         title: of the figure.
+        colors: of elements, as of ``structures``.
 
     Raises:
         ValueError: no states, or another number of advantages than of structures.
@@ -66,8 +82,22 @@ def group_trajectories(
     order = np.argsort(-values, kind="stable")
     shown = order[np.unique(np.linspace(0, len(order) - 1, max_members).round().astype(int))]
     panels = {f"{i}: A = {values[i]:+.2f}": [state[int(i)] for state in states] for i in shown}
-    colors = [BLUE if values[i] > 0 else RED if values[i] < 0 else GREY for i in shown]
-    return _trajectories(panels, title, colors)
+    cells = [BLUE if values[i] > 0 else RED if values[i] < 0 else GREY for i in shown]
+    return _trajectories(panels, title, cells, colors)
+
+
+def _trajectories(
+    panels: Mapping[str, States], title: str, cells: Sequence[str], colors: ElementColors
+) -> go.Figure:
+    figure, draw = _scenes(panels, list(panels), cells, colors)
+    n_frames = max(len(states) for states in panels.values())
+    if n_frames > 1:
+        figure.frames = [go.Frame(data=draw(i), name=str(i)) for i in range(n_frames)]
+        for frame in figure.frames:
+            frame.traces = list(range(len(frame.data)))
+        add_player(figure, [str(i) for i in range(n_frames)], "step ")
+    figure.update_layout(title={"text": title}, legend={"itemsizing": "constant"})
+    return style(figure, 480)
 
 
 @checked
@@ -79,8 +109,9 @@ def trajectory_and_curves(
     times: ArrayLike | None = None,
     reference: CrystalBatch | None = None,
     title: str = "",
+    colors: ElementColors = "vesta",
 ) -> go.Figure:
-    """A structure on its way, beside numbers that change with it; a mark moves along.
+    """Draw a structure on its way, beside numbers that change with it; a mark moves along.
 
     Args:
         states: n states, each a batch of one structure.
@@ -89,57 +120,52 @@ def trajectory_and_curves(
         times: of the states; None counts them.
         reference: shown beside the last state, if given.
         title: of the figure.
+        colors: of elements, as of ``structures``.
 
     Raises:
         ValueError: no state, a state of several structures, or a curve of another length.
     """
-    if not len(states):
-        raise ValueError("states must hold at least one state, got none")
-    _check({"states": states})
-    for name, values in curves.items():
-        as_numbers(f"curves[{name!r}], a value for each of states,", values, len(states))
-    x = np.arange(len(states)) if times is None else as_numbers("times", times, len(states))
+    n = len(states)
+    lines = {
+        name: as_numbers(f"curves[{name!r}], a value for each of states,", values, n)
+        for name, values in curves.items()
+    }
+    x = np.arange(n) if times is None else as_numbers("times", times, n)
     if reference is not None and len(reference) != 1:
         raise ValueError(f"reference must be a batch of one structure, got {len(reference)}")
     panels = {"generated": states, **({} if reference is None else {"reference": [reference]})}
-    titles = [*panels, label]
-    figure = make_subplots(
-        1,
-        len(titles),
-        specs=[[*[{"type": "scene"}] * len(panels), {"type": "xy"}]],
-        subplot_titles=titles,
-        horizontal_spacing=0.06,
-    )
-    elements = sorted({int(z) for z in states[0].species})
-    _place(figure, panels, elements, [GREY] * len(panels), len(titles))
-    column = len(titles)
-    for (name, values), color in zip(curves.items(), COLORS, strict=False):
-        line = {"color": color, "width": 2}
-        mode = "lines+markers" if len(x) <= 25 else "lines"
-        figure.add_scatter(x=x, y=values, name=name, mode=mode, line=line, row=1, col=column)
-    marks = [
-        {"x": x, "y": np.asarray(values, dtype=float), "color": color}
-        for values, color in zip(curves.values(), COLORS, strict=False)
-    ]
+    figure, draw = _scenes(panels, [*panels, label], [GREY] * len(panels), colors)
+    place = {"row": 1, "col": len(panels) + 1}
+    n_moving = len(figure.data)
+    shown = list(colored("curves", lines)) if lines else []
+    for name, y, color in shown:
+        mode = "lines+markers" if n <= 25 else "lines"
+        figure.add_scatter(x=x, y=y, name=name, mode=mode, line_color=color, **place)
+
+    def marks(i: int) -> list[go.Scatter]:
+        look = {"size": 14, "line": {"color": "white", "width": 2}}
+        here = slice(i, i + 1)
+        return [
+            go.Scatter(
+                x=x[here],
+                y=y[here],
+                mode="markers",
+                marker={"color": color, **look},
+                showlegend=False,
+                name="now",
+            )
+            for _, y, color in shown
+        ]
+
     first = len(figure.data)
-    figure.add_traces(
-        [_mark(mark, len(x) - 1) for mark in marks],
-        rows=[1] * len(marks),
-        cols=[column] * len(marks),
-    )
+    add(figure, marks(n - 1), place)
     figure.update_xaxes(title="step" if times is None else "time t")
-    if len(states) > 1:
-        structures = list(panels.values())
-        frames = []
-        for i in range(len(states)):
-            data = _frame(structures, elements, i, [GREY] * len(panels))
-            for trace, placed in zip(data, figure.data, strict=False):
-                trace.scene = placed.scene
-            moved = [_mark(mark, i) for mark in marks]
-            numbers = [*range(len(data)), *range(first, first + len(marks))]
-            frames.append(go.Frame(data=data + moved, name=str(i), traces=numbers))
-        figure.frames = frames
-        labels = [str(i) for i in range(len(states))] if times is None else [f"{t:.2f}" for t in x]
+    if n > 1:
+        numbers = [*range(n_moving), *range(first, first + len(shown))]
+        figure.frames = [
+            go.Frame(data=draw(i) + marks(i), name=str(i), traces=numbers) for i in range(n)
+        ]
+        labels = [str(i) for i in range(n)] if times is None else [f"{t:.2f}" for t in x]
         add_player(figure, labels, "step " if times is None else "t = ")
         # Below the title of the axis.
         figure.update_layout(
@@ -149,127 +175,78 @@ def trajectory_and_curves(
     return style(figure, 470)
 
 
-def _mark(curve: Mapping[str, Any], i: int) -> go.Scatter:
-    return go.Scatter(
-        x=curve["x"][i : i + 1],
-        y=curve["y"][i : i + 1],
-        mode="markers",
-        marker={"color": curve["color"], "size": 14, "line": {"color": "white", "width": 2}},
-        showlegend=False,
-        name="now",
-    )
+def _scenes(
+    panels: Mapping[str, States], titles: Sequence[str], cells: Sequence[str], colors: ElementColors
+) -> tuple[go.Figure, Callable[[int], list[Any]]]:
+    """Return a figure of the last states, all at one scale, and what draws state i of all panels.
 
-
-def _check(panels: Mapping[str, States]) -> None:
+    Titles beyond the panels' are of plane panels right of them.
+    """
     if not panels or not all(len(states) for states in panels.values()):
         raise ValueError("panels must hold at least one panel, each with at least one state")
     for name, states in panels.items():
         if any(len(state) != 1 for state in states):
             raise ValueError(f"panels: the states of {name!r} must hold one structure each")
-
-
-def _trajectories(panels: Mapping[str, States], title: str, colors: Sequence[str]) -> go.Figure:
-    _check(panels)
+    kinds = [{"type": "scene" if i < len(panels) else "xy"} for i in range(len(titles))]
     figure = make_subplots(
-        1,
-        len(panels),
-        specs=[[{"type": "scene"}] * len(panels)],
-        subplot_titles=list(panels),
-        horizontal_spacing=0.02,
+        1, len(titles), specs=[kinds], subplot_titles=list(titles), horizontal_spacing=0.04
     )
-    elements = sorted({int(z) for states in panels.values() for z in states[0].species})
-    _place(figure, panels, elements, colors, len(panels))
-    n_frames = max(len(states) for states in panels.values())
-    if n_frames > 1:
-        structures = list(panels.values())
-        frames = []
-        for i in range(n_frames):
-            data = _frame(structures, elements, i, colors)
-            for trace, placed in zip(data, figure.data, strict=True):
-                trace.scene = placed.scene
-            frames.append(go.Frame(data=data, name=str(i), traces=list(range(len(data)))))
-        figure.frames = frames
-        add_player(figure, [str(i) for i in range(n_frames)], "step ")
-    figure.update_layout(title={"text": title}, legend={"itemsizing": "constant"})
-    return style(figure, 480)
+    drawn = [[_geometry(state) for state in states] for states in panels.values()]
+    species = {int(z) for states in panels.values() for z in states[0].species}
+    by_number = element_colors(species, colors)
+    n_balls = sum(len(part.atoms) for states in drawn for part in states)
+    rounds = 2 if n_balls <= 40 else 1
 
+    def draw(i: int) -> list[Any]:
+        data: list[Any] = []
+        for number, (states, color) in enumerate(zip(drawn, cells, strict=True), start=1):
+            scene = "scene" if number == 1 else f"scene{number}"
+            traces = _traces(states[min(i, len(states) - 1)], by_number, color, rounds)
+            data += [trace.update(scene=scene) for trace in traces]
+        return data
 
-def _place(
-    figure: go.Figure,
-    panels: Mapping[str, States],
-    elements: Sequence[int],
-    colors: Sequence[str],
-    n_columns: int,
-) -> None:
-    """Add the last state of each panel, all at one scale; the figure has so many columns."""
-    boxes = [_box(states) for states in panels.values()]
+    def moved(i: int) -> list[Any]:
+        data = draw(i)
+        for trace in data:
+            if trace.type == "mesh3d":  # what stays is not written again
+                trace.update(i=None, j=None, k=None, lighting=None)
+        return data
+
+    figure.add_traces(draw(max(len(states) for states in drawn) - 1))
+    in_legend: set[str] = set()
+    for trace in figure.data:
+        if trace.type == "mesh3d":
+            trace.showlegend = trace.name not in in_legend
+            in_legend.add(trace.name)
+    boxes = [box_of(*(part.cell for part in states)) for states in drawn]
     size = np.max([high - low for low, high in boxes], axis=0)
-    last = [states[-1:] for states in panels.values()]
-    # Browsers scale a scene by its height; narrower panels take smaller structures.
-    fill = {1: 2.6, 2: 2.3, 3: 1.9}.get(n_columns, 1.6)
-    for column, (states, (low, high), color) in enumerate(
-        zip(last, boxes, colors, strict=True), start=1
-    ):
-        traces = _frame([states], elements, 0, [color], legend=column == 1)
-        figure.add_traces(traces, rows=[1] * len(traces), cols=[column] * len(traces))
-        figure.update_scenes(**fixed_axes((low + high) / 2, size, fill), row=1, col=column)
+    for column, (low, high) in enumerate(boxes, start=1):
+        figure.update_scenes(**fixed_axes((low + high) / 2, size, len(titles)), row=1, col=column)
+    return figure, moved
 
 
-def _frame(
-    structures: Sequence[States],
-    elements: Sequence[int],
-    i: int,
-    colors: Sequence[str],
-    legend: bool = False,
-) -> list[Any]:
-    """Traces of all panels at one state."""
-    data: list[Any] = []
-    for column, (states, color) in enumerate(zip(structures, colors, strict=True)):
-        data += _structure_traces(
-            states[min(i, len(states) - 1)], elements, color, legend and column == 0
-        )
-    return data
+def _geometry(state: CrystalBatch) -> Geometry:
+    arrays = (state.species, state.pos.double(), state.cell[0].double())
+    species, pos, cell = (array.detach().cpu().numpy() for array in arrays)
+    part = geometry(species, pos, cell, images=False)
+    if not len(part.atoms):  # as many as ever, but nowhere
+        part.species, part.atoms = species, np.full((len(species), 3), np.nan)
+    return part
 
 
-def _structure_traces(
-    structure: CrystalBatch, elements: Sequence[int], cell_color: str, legend: bool
-) -> list[go.Scatter3d]:
-    """Cell edges, and one trace per element with the atoms in the cell."""
-    from ase.data import chemical_symbols, covalent_radii
-
-    cell = structure.cell[0].detach().cpu().double().numpy()
-    pos = structure.pos.detach().cpu().double().numpy() % 1.0
-    species = structure.species.cpu().numpy()
-    width = 3 if cell_color == GREY else 6
-    traces = [edge_trace(cell_edges(cell), cell_color, width)]
-    colors = element_colors(elements)
-    for z in elements:
-        atoms = (pos[species == z] @ cell).round(4)
-        symbol = chemical_symbols[z]
-        traces.append(
-            go.Scatter3d(
-                x=atoms[:, 0],
-                y=atoms[:, 1],
-                z=atoms[:, 2],
-                mode="markers",
-                marker={
-                    "size": 8 + 10 * float(covalent_radii[z]),
-                    "color": colors[z],
-                    "line": {"color": "#444444", "width": 1},
-                },
-                name=symbol,
-                legendgroup=symbol,
-                showlegend=legend,
-                hovertemplate=f"{symbol} (%{{x:.2f}}, %{{y:.2f}}, %{{z:.2f}}) Å<extra></extra>",
-            )
-        )
+def _traces(
+    part: Geometry, colors: Mapping[int, str], cell_color: str, rounds: int
+) -> list[go.Scatter3d | go.Mesh3d]:
+    """Return cell, bonds, and a mesh of balls per element, always as many."""
+    gaps = np.full((len(part.bonds), 1, 3), np.nan)
+    x, y, z = np.concatenate([part.atoms[part.bonds], gaps], axis=1).reshape(-1, 3).round(3).T
+    sticks = {"mode": "lines", "line": {"color": GREY, "width": 8}, "name": "bonds"}
+    hidden = {"showlegend": False, "hoverinfo": "skip"}
+    traces = [
+        edge_trace(part.cell, cell_color, 3 if cell_color == GREY else 6),
+        go.Scatter3d(x=x, y=y, z=z, **sticks, **hidden),
+    ]
+    for number in colors:
+        balls = spheres(part.atoms[part.species == number], element_radius(number), rounds)
+        traces.append(mesh_trace(balls, **element_look(number, colors)))
     return traces
-
-
-def _box(states: States) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest coordinates of the cells of all states, with a margin, in Å."""
-    corners = np.concatenate([cell_edges(s.cell[0].cpu().double().numpy()) for s in states])
-    corners = corners[np.isfinite(corners).all(axis=1)]
-    if not len(corners):
-        corners = np.zeros((1, 3))
-    return corners.min(axis=0) - 0.5, corners.max(axis=0) + 0.5
