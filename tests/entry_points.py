@@ -13,7 +13,7 @@ from irlkit import data, pretraining, rewards
 from irlkit.data.readers import RawRecords
 from irlkit.evaluate import diversity, metrics
 from irlkit.flows import interpolants, schedules
-from irlkit.lab import experiments, grpo_step, notebooks, plots, sweeps, teaching
+from irlkit.lab import experiments, notebooks, plots, sweeps, teaching
 from irlkit.lab.experiments import Rung
 from irlkit.networks import omatg
 from irlkit.rl import grpo, policies, trainer
@@ -33,7 +33,7 @@ MODULES = {
         "evaluate.diversity evaluate.matcher evaluate.metrics evaluate.matching "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
-        "lab.diagnostics lab.experiments lab.grpo_step lab.notebooks lab.plots lab.runs lab.sweeps "
+        "lab.diagnostics lab.experiments lab.notebooks lab.plots lab.runs lab.sweeps "
         "lab.teaching lab.train lab.widgets"
     ).split()
 }
@@ -127,10 +127,6 @@ class Kit:
     @cached_property
     def history(self):
         return self.trainer.history.assign(seed=0)
-
-    @cached_property
-    def step(self):
-        return grpo_step.explain(self.policy, self.one, volume_per_atom, self.config, self.draws)
 
     @property
     def draws(self):
@@ -312,13 +308,6 @@ def entries(kit):
         "grpo.check_group_size": dict(group_size=2),
         "grpo.GRPOConfig": vars(grpo.GRPOConfig()),
         "config.TrainerConfig": vars(trainer_config()),
-        "grpo_step.explain": dict(
-            policy=k.policy,
-            composition=one,
-            reward=volume_per_atom,
-            config=k.config,
-            generator=k.draws,
-        ),
         "update.PolicyUpdate": dict(
             policy=k.policy,
             optimizer=torch.optim.Adam(k.policy.parameters()),
@@ -644,7 +633,6 @@ def entries(kit):
             colors="distinct",
         ),
         "plots.grpo_diagnostics": dict(history=k.history),
-        "plots.grpo_step": dict(step=k.step),
         "plots.interpolant_coefficients": dict(
             interpolants={"a": interpolants.Interpolant()}, n_points=5
         ),
@@ -729,13 +717,6 @@ def entries(kit):
             fields={"a": k.flow.velocity}, times=[0.5], data=k.points, extent=3.0, n=2
         ),
         # --- widgets ---
-        "widgets.GroupExplorer": dict(
-            policy=k.policy,
-            compositions=batch,
-            reward=volume_per_atom,
-            config=k.config,
-            seed=0,
-        ),
         "widgets.ScheduleExplorer": dict(
             model=toy,
             dataset=dataset,
@@ -803,7 +784,7 @@ EXCLUDED = {
         "interpolants.build_named interpolants.center interpolants.align_translation "
         "interpolants.pair_by_permutation interpolants.pair_with_data "
         "base_distribution.cell_from_parameters "
-        "interpolants.InterpolantSample grpo_step.GRPOStep pretraining.build_model "
+        "interpolants.InterpolantSample pretraining.build_model "
         "pretraining.interpolant_losses pretraining.total_loss  "
         "validity.reduce_lattices runs.Run diagnostics.Finding "
         "matcher.PreparedStructure matcher.RmsdMatcher"

@@ -9,9 +9,6 @@ from irlkit.crystals import CrystalBatch
 from irlkit.flows.interpolants import Interpolant, SqrtGamma, TrigonometricPath
 from irlkit.flows.schedules import ConstantNoise, SquareRootNoise
 from irlkit.lab import plots
-from irlkit.lab.grpo_step import explain
-from irlkit.rl.policies import AnnealingPolicy
-from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 
 def named(figure, name):
@@ -144,42 +141,6 @@ def test_diagnostics_show_what_there_is():
     assert list(figure.data[0].y) == [0.1, 0.2]
     with pytest.raises(ValueError, match="at least one of the columns"):
         plots.grpo_diagnostics(pd.DataFrame({"iteration": [0]}))
-
-
-@pytest.fixture
-def step():
-    model = ToyModel()
-    policy = AnnealingPolicy(model)
-    config = trainer_config(group_size=6, n_steps=3, n_ppo_epochs=3, learning_rate=0.05)
-    generator = torch.Generator().manual_seed(0)
-    before = {k: v.clone() for k, v in policy.state_dict().items()}
-    result = explain(policy, crystals((3,)), volume_reward, config, generator)
-    assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
-    return result
-
-
-def test_a_step_is_explained_with_its_own_numbers(step):
-    assert step.rewards.shape == step.advantages.shape == (6,)
-    assert step.advantages.mean() == pytest.approx(0, abs=1e-9)
-    q, a = step.ratios["pos"], step.advantages
-    clipped = np.clip(q, 1 - step.clip_eps, 1 + step.clip_eps)
-    np.testing.assert_allclose(step.terms["pos"], np.minimum(q * a, clipped * a))
-    assert np.ptp(q) > 0 and not np.allclose(step.before["pos"], step.after["pos"])
-    np.testing.assert_array_equal(step.before["pos"], 1.0)
-    figure = plots.grpo_step(step)
-    assert list(named(figure, "rewards")[0].y) == list(step.rewards)
-    assert len(named(figure, "terms, atomic positions")[0].x) == 18
-    assert [s.n_structures for s in step.states] == [6] * 4
-    assert 0 <= step.clip_fraction <= 1
-
-
-def test_only_an_annealing_of_one_composition_is_explained():
-    policy = AnnealingPolicy(ToyModel())
-    generator = torch.Generator().manual_seed(0)
-    with pytest.raises(ValueError, match="one structure, got 4"):
-        explain(policy, crystals(), volume_reward, trainer_config(), generator)
-    with pytest.raises(ValueError, match="AnnealingPolicy, got"):
-        explain("policy", crystals((1,)), volume_reward, trainer_config(), generator)
 
 
 @pytest.mark.parametrize(("maximize", "best"), [(True, 3.0), (False, 1.0)])

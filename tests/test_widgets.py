@@ -16,7 +16,7 @@ from irlkit.lab import widgets
 from irlkit.lab.widgets import trajectory
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
-from tests.toys import Result, ToyModel, crystals, trainer_config, volume_reward
+from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 
 
 @pytest.fixture
@@ -338,23 +338,6 @@ def test_noise_and_seed_change_the_trajectory(toy):
     assert not torch.equal(quiet[0].pos, explorer.states[0].pos)
 
 
-def test_one_group_is_followed(toy):
-    policy = AnnealingPolicy(toy)
-    config = trainer_config(group_size=4, n_steps=3)
-    explorer = widgets.GroupExplorer(policy, crystals(), volume_reward, config)
-    first = explorer.step
-    assert len(explorer.figure().data) and len(explorer.rollouts().frames) == 4
-    explorer.clip.value = 0.05
-    assert explorer.wait(60)
-    assert explorer.step.clip_eps == 0.05
-    np.testing.assert_array_equal(explorer.step.rewards, first.rewards)
-    assert explorer.step.clip_fraction >= first.clip_fraction
-    equal = widgets.GroupExplorer(
-        policy, crystals(), lambda s: Result(torch.ones(len(s), dtype=torch.float64)), config
-    )
-    assert "nothing to learn" in equal.message.value
-
-
 def test_training_is_stopped_and_continued(toy):
     config = trainer_config(n_groups=1, group_size=4, n_steps=2, n_ppo_epochs=1)
     trainer = GRPOTrainer(AnnealingPolicy(toy), volume_reward, crystals(), config)
@@ -388,7 +371,5 @@ def test_empty_choices_are_refused(toy):
     nothing = crystals()[:0]
     with pytest.raises(ValueError, match="at least one entry"):
         widgets.TrajectoryExplorer(toy, nothing, {"none": NoAnnealing()})
-    with pytest.raises(ValueError, match="at least one entry"):
-        widgets.GroupExplorer(AnnealingPolicy(toy), nothing, volume_reward)
     with pytest.raises(ValueError, match="trainer must be a GRPOTrainer, got None"):
         widgets.TrainingDashboard(None, 0)

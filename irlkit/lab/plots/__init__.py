@@ -37,7 +37,7 @@ from irlkit.lab.plots.style import (
     style,
 )
 from irlkit.lab.plots.sweeps import sweep_results, sweep_trials
-from irlkit.lab.plots.training import grpo_diagnostics, grpo_step, training_curves
+from irlkit.lab.plots.training import grpo_diagnostics, training_curves
 from irlkit.lab.plots.trajectories import group_trajectories, trajectories, trajectory_and_curves
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "group_advantages",
     "group_trajectories",
     "grpo_diagnostics",
-    "grpo_step",
     "interpolant_coefficients",
     "line_with_band",
     "loss_curve",

@@ -1,19 +1,14 @@
-"""Training: rewards, diagnostics, one step of GRPO."""
+"""Training: rewards and diagnostics."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots._panels import SIGNS, add, colored, grid
+from irlkit.lab.plots._panels import add, colored, grid
 from irlkit.lab.plots.style import (
     BLUE,
-    FIELD_LABELS,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     RED,
@@ -22,9 +17,6 @@ from irlkit.lab.plots.style import (
     style,
 )
 from irlkit.utils.checks import checked
-
-if TYPE_CHECKING:
-    from irlkit.lab.grpo_step import GRPOStep
 
 
 @checked
@@ -126,57 +118,3 @@ def grpo_diagnostics(history: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="iteration", row=n_rows)
     figure.update_layout(showlegend=True)
     return style(figure, 110 + 240 * n_rows, legend_below=True)
-
-
-@checked
-def grpo_step(step: GRPOStep) -> go.Figure:
-    """Draw one update of GRPO from left to right: rewards, advantages, clipped terms, the step.
-
-    Args:
-        step: of ``irlkit.lab.grpo_step.explain``.
-
-    Returns:
-        Four panels. In the third, each event is a point: its ratio against what it adds to the
-        objective (Eq. 10), beside the lines on which unclipped terms of the best and the worst
-        structure would lie. The fourth has 1 + s(t) before and after.
-    """
-    titles = ("1 rewards", "2 advantages", "3 clipped terms", "4 the step")
-    figure, places = grid(titles, horizontal_spacing=0.075)
-    sign = np.sign(step.advantages)
-    names = [str(i) for i in range(len(sign))]
-    marker = {"color": np.array([GREY, BLUE, RED])[sign.astype(int)]}
-    for name, values, place in zip(
-        ("rewards", "advantages"), (step.rewards, step.advantages), places, strict=False
-    ):
-        figure.add_bar(x=names, y=values, marker=marker, name=name, **place)
-    dotted = {"color": GREY, "dash": "dot"}
-    figure.add_hline(float(step.rewards.mean()), line=dotted, **places[0])
-    for field, symbol, shade in (("pos", "circle", BLUE), ("cell", "diamond", RED)):
-        if field not in step.ratios:
-            continue
-        ratio = step.ratios[field]
-        events = np.broadcast_to(sign, ratio.shape).ravel()
-        figure.add_scatter(
-            x=ratio.ravel(),
-            y=step.terms[field].ravel(),
-            mode="markers",
-            marker={"symbol": symbol, "size": 6, "opacity": 0.6, "color": events, **SIGNS},
-            name=f"terms, {FIELD_LABELS[field]}",
-            **places[2],
-        )
-        for when, curve, dash in (
-            ("before", step.before[field], "dot"),
-            ("after", step.after[field], "solid"),
-        ):
-            look = {"mode": "lines", "line": {"color": shade, "dash": dash}}
-            name = f"{FIELD_LABELS[field]}, {when}"
-            figure.add_scatter(x=step.times, y=curve, name=name, **look, **places[3])
-    for side in (1 - step.clip_eps, 1 + step.clip_eps):
-        figure.add_vline(side, line=dotted, **places[2])
-    x_titles = ("structure", "structure", "ratio, new / old", "time t")
-    y_titles = ("reward", "standard deviations", "term of the objective", "1 + s(t)")
-    for place, x, y in zip(places, x_titles, y_titles, strict=True):
-        figure.update_xaxes(title=x, **place)
-        figure.update_yaxes(title=y, **place)
-    figure.update_layout(showlegend=False)
-    return style(figure, 400)

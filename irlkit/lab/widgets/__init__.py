@@ -7,7 +7,6 @@ headless run.
 """
 
 from irlkit.flows.schedules import ControlPointAnnealing, ControlPointNoise
-from irlkit.lab.widgets.group import GroupExplorer
 from irlkit.lab.widgets.schedule import NoiseExplorer, ScheduleExplorer
 from irlkit.lab.widgets.training import TrainingDashboard
 from irlkit.lab.widgets.trajectory import TrajectoryExplorer
@@ -15,7 +14,6 @@ from irlkit.lab.widgets.trajectory import TrajectoryExplorer
 __all__ = [
     "ControlPointAnnealing",
     "ControlPointNoise",
-    "GroupExplorer",
     "NoiseExplorer",
     "ScheduleExplorer",
     "TrainingDashboard",
