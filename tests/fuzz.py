@@ -71,7 +71,8 @@ def seeds(folder):
 
     from irlkit.crystals import CrystalBatch
     from irlkit.data import writers
-    from irlkit.flows.schedules import LearnedAnnealing, save_annealing, schedule_to_dict
+    from irlkit.flows.plain import to_plain
+    from irlkit.flows.schedules import ANNEALINGS, LearnedAnnealing, save_annealing
     from tests.toys import flow_model
 
     matrix = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -125,7 +126,7 @@ def seeds(folder):
     files["model"] = (folder / "model.safetensors").read_bytes()
     save_annealing(LearnedAnnealing(8, 1), folder / "annealing.safetensors", {"a": 1})
     files["annealing"] = (folder / "annealing.safetensors").read_bytes()
-    files["annealing-json"] = json.dumps(schedule_to_dict(LearnedAnnealing(4, 1))).encode()
+    files["annealing-json"] = json.dumps(to_plain(LearnedAnnealing(4, 1), ANNEALINGS)).encode()
     state = {f"model.encoder.{k}": v for k, v in model.network.state_dict().items()}
     buffer = io.BytesIO()
     content = {"state_dict": state, "epoch": 1, "global_step": 2, "path": Path("x")}
@@ -399,9 +400,10 @@ def read(target, content, folder):
 
         load_annealing(write("a.safetensors"))
     elif target == "annealing-json":
-        from irlkit.flows.schedules import ANNEALINGS, schedule_from_dict
+        from irlkit.flows.plain import from_plain
+        from irlkit.flows.schedules import ANNEALINGS
 
-        schedule_from_dict(json.loads(content), ANNEALINGS)
+        from_plain(json.loads(content), ANNEALINGS)
     elif kind == "ckpt":
         from irlkit.networks.omatg import load_omatg
 

@@ -22,6 +22,7 @@ from irlkit.crystals.compositions import from_formula
 from irlkit.data import writers
 from irlkit.evaluate.diversity import count_distinct, fingerprints
 from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ANNEALINGS,
     NOISES,
@@ -33,8 +34,6 @@ from irlkit.flows.schedules import (
     ScaledNoise,
     SquareRootNoise,
     check_n_steps,
-    schedule_from_dict,
-    schedule_to_dict,
     time_grid,
 )
 from irlkit.lab import experiments, plots, runs
@@ -153,7 +152,7 @@ def test_noise_of_one_number(kind, value):
     noise = result_or_words(lambda: kind(value), "scale")
     if noise is not None:
         assert noise(T).shape == T.shape and bool((noise(T) > 0).all())
-        assert schedule_from_dict(json.loads(json.dumps(schedule_to_dict(noise))), NOISES) == noise
+        assert from_plain(json.loads(json.dumps(to_plain(noise, NOISES))), NOISES) == noise
 
 
 @given(ANYTHING)
@@ -167,7 +166,7 @@ def test_linear_annealing(pos, cell):
     annealing = result_or_words(lambda: LinearAnnealing(pos, cell), "pos", "cell")
     if annealing is not None:
         assert all(bool(s.isfinite().all()) for s in annealing(T, T).values())
-        again = schedule_from_dict(json.loads(json.dumps(schedule_to_dict(annealing))), ANNEALINGS)
+        again = from_plain(json.loads(json.dumps(to_plain(annealing, ANNEALINGS))), ANNEALINGS)
         assert again == annealing
 
 
@@ -189,10 +188,10 @@ def test_learned_annealing(name, value):
         assert all(not s.any() for s in annealing(T, T).values())
 
 
-@given(st.dictionaries(st.sampled_from(["kind", "scale", "values", "factor"]), ANYTHING))
+@given(st.dictionaries(st.sampled_from(["name", "scale", "values", "factor"]), ANYTHING))
 def test_descriptions_of_schedules(data):
-    result_or_words(lambda: schedule_from_dict(data, NOISES), "data", "scale", "values")
-    result_or_words(lambda: schedule_from_dict(data, ANNEALINGS), "data")
+    result_or_words(lambda: from_plain(data, NOISES), "data", "scale", "values")
+    result_or_words(lambda: from_plain(data, ANNEALINGS), "data")
 
 
 # --- compositions and crystals ---

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from irlkit.flows import schedules
+from irlkit.flows.plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ConstantNoise,
     ControlPointNoise,
@@ -20,8 +21,6 @@ from irlkit.flows.schedules import (
     load_annealing,
     read_annealing_metadata,
     save_annealing,
-    schedule_from_dict,
-    schedule_to_dict,
     time_grid,
 )
 
@@ -92,15 +91,15 @@ def test_noise_as_plain_data(name):
     noise = NOISES[name]
     if isinstance(noise, torch.nn.Module):
         randomised(noise)
-    again = schedule_from_dict(json.loads(json.dumps(schedule_to_dict(noise))), schedules.NOISES)
+    again = from_plain(json.loads(json.dumps(to_plain(noise, schedules.NOISES))), schedules.NOISES)
     t = time_grid(6)
     assert torch.equal(noise(t[:-1]), again(t[:-1]))
 
 
 def test_annealing_as_plain_data():
     for annealing in ANNEALINGS.values():
-        again = schedule_from_dict(
-            json.loads(json.dumps(schedule_to_dict(annealing))), schedules.ANNEALINGS
+        again = from_plain(
+            json.loads(json.dumps(to_plain(annealing, schedules.ANNEALINGS))), schedules.ANNEALINGS
         )
         times = time_grid(6)
         for field, s in annealing_on_grid(annealing, times).items():
@@ -108,21 +107,21 @@ def test_annealing_as_plain_data():
 
 
 def test_wrong_plain_data():
-    for data in ({}, {"kind": "Loud"}, {"kind": ["ConstantNoise"]}):
+    for data in ({}, {"name": "Loud"}, {"name": ["ConstantNoise"]}):
         with pytest.raises(ValueError, match="data of the unknown kind"):
-            schedule_from_dict(data, schedules.NOISES)
+            from_plain(data, schedules.NOISES)
         with pytest.raises(ValueError, match="data of the unknown kind"):
-            schedule_from_dict(data, schedules.ANNEALINGS)
+            from_plain(data, schedules.ANNEALINGS)
     with pytest.raises(ValueError, match="description of ConstantNoise is wrong"):
-        schedule_from_dict({"kind": "ConstantNoise"}, schedules.NOISES)
+        from_plain({"name": "ConstantNoise"}, schedules.NOISES)
     with pytest.raises(ValueError, match="description of LearnedAnnealing is wrong"):
-        schedule_from_dict({"kind": "LearnedAnnealing"}, schedules.ANNEALINGS)
-    data = schedule_to_dict(LearnedNoise(ConstantNoise(0.3), 4))
-    data["arguments"]["hidden_dim"] = 5
-    with pytest.raises(ValueError, match="weights do not fit LearnedNoise"):
-        schedule_from_dict(data, schedules.NOISES)
-    with pytest.raises(ValueError, match=r"schedule must be one of .* to be saved"):
-        schedule_to_dict(lambda t: t)
+        from_plain({"name": "LearnedAnnealing"}, schedules.ANNEALINGS)
+    data = to_plain(LearnedNoise(ConstantNoise(0.3), 4), schedules.NOISES)
+    data["hidden_dim"] = 5
+    with pytest.raises(ValueError, match=r"description of LearnedNoise is wrong: .*"):
+        from_plain(data, schedules.NOISES)
+    with pytest.raises(ValueError, match="function cannot be saved, it must be one of"):
+        to_plain(lambda t: t, schedules.NOISES)
 
 
 def test_learned_noise_starts_as_its_base_and_stays_positive():
@@ -225,21 +224,17 @@ def test_wrong_files(tmp_path):
         load_annealing(garbage)
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, other)
-    with pytest.raises(ValueError, match="carries no 'irlkit-annealing' header"):
+    with pytest.raises(ValueError, match="carries no 'irlkit-annealing-2' header"):
         load_annealing(other)
-    header = {"format": "irlkit-annealing", "kind": "Unknown", "arguments": {}}
-    save_file({"weight": torch.zeros(2)}, other, {"irlkit": json.dumps(header)})
-    with pytest.raises(ValueError, match="data of the unknown kind 'Unknown'"):
-        load_annealing(other)
-    header = {
-        "format": "irlkit-annealing",
-        "kind": "LearnedAnnealing",
-        "arguments": LearnedAnnealing(8).arguments,
-    }
-    save_file({"weight": torch.zeros(2)}, other, {"irlkit": json.dumps(header)})
-    with pytest.raises(ValueError, match="description or weights are wrong"):
-        load_annealing(other)
-    with pytest.raises(ValueError, match="annealing must be one of"):
+    for data, message in (
+        ({"name": "Unknown"}, "data of the unknown kind 'Unknown'"),
+        ({"name": "LearnedAnnealing", "hidden_dim": 8, "dtype": "float32"}, "Missing key"),
+    ):
+        header = {"format": "irlkit-annealing-2", "annealing": data}
+        save_file({"weight": torch.zeros(2)}, other, {"irlkit": json.dumps(header)})
+        with pytest.raises(ValueError, match=message):
+            load_annealing(other)
+    with pytest.raises(ValueError, match="function cannot be saved, it must be one of"):
         save_annealing(lambda t, dt: {}, other)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.flows.plain import by_name, from_plain, to_plain
 from irlkit.utils.checks import checked
 
 T_MIN = 1e-3
@@ -177,42 +178,12 @@ class VanishingEpsilon:
         return self.c * rise * torch.sigmoid((1 - self.mu - t) / self.sigma)
 
 
-def _by_name(*kinds: type) -> dict[str, Any]:
-    return {kind.__name__: kind for kind in kinds}
-
-
-PATHS = _by_name(
+PATHS = by_name(
     *(LinearPath, TrigonometricPath, EncoderDecoderPath),
     *(VariancePreservingPath, VarianceExplodingPath),
 )
-GAMMAS = _by_name(SqrtGamma, EncoderDecoderGamma)
-EPSILONS = _by_name(ConstantEpsilon, VanishingEpsilon)
-
-
-def named(item: Any) -> dict[str, Any]:
-    """Return class name and arguments of a path, gamma or epsilon, as plain data."""
-    return {"name": type(item).__name__, **asdict(item)}
-
-
-def build_named(kinds: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
-    """Return the object that `named` described.
-
-    Raises:
-        ValueError: an unknown name, or other arguments.
-
-    >>> build_named(PATHS, named(EncoderDecoderPath(0.4)))
-    EncoderDecoderPath(switch_time=0.4, power=1.0)
-    """
-    arguments = dict(entry)
-    name = arguments.pop("name", None)
-    if name not in kinds:
-        raise ValueError(
-            f"interpolant: the entry is of an unknown kind {name!r}, kinds has {sorted(kinds)}"
-        )
-    try:
-        return kinds[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"interpolant: the entry does not make a {name}: {error}") from error
+GAMMAS = by_name(SqrtGamma, EncoderDecoderGamma)
+EPSILONS = by_name(ConstantEpsilon, VanishingEpsilon)
 
 
 class InterpolantSample(NamedTuple):
@@ -256,6 +227,8 @@ class Interpolant:
     trained_heads: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.trained_heads is not None:
+            object.__setattr__(self, "trained_heads", tuple(self.trained_heads))
         if self.one_sided and self.gamma is not None:
             raise ValueError("gamma: with one_sided=True there is no latent noise besides x_0")
         if not self.heads or set(self.heads) - {"velocity", "denoiser"}:
@@ -325,15 +298,14 @@ class Interpolant:
         return InterpolantSample(x_t % 1.0 if self.periodic else x_t, target)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data from which `from_dict` makes the same interpolant."""
-        return {
-            "path": named(self.path),
-            "gamma": None if self.gamma is None else named(self.gamma),
-            "periodic": self.periodic,
-            "center_of_mass_free": self.center_of_mass_free,
-            "one_sided": self.one_sided,
-            "trained_heads": None if self.trained_heads is None else list(self.trained_heads),
-        }
+        """Return plain data from which `from_dict` makes the same interpolant.
+
+        >>> interpolant = Interpolant(EncoderDecoderPath(0.4), periodic=True)
+        >>> Interpolant.from_dict(interpolant.to_dict()) == interpolant
+        True
+        """
+        data = to_plain(self, {"Interpolant": type(self), **PATHS, **GAMMAS})
+        return {name: value for name, value in data.items() if name != "name"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Interpolant:
@@ -344,14 +316,8 @@ class Interpolant:
         """
         if missing := sorted({"path", "gamma", "periodic", "center_of_mass_free"} - set(data)):
             raise ValueError(f"data: an interpolant needs {missing} as well, got {sorted(data)}")
-        gamma = None if data["gamma"] is None else build_named(GAMMAS, data["gamma"])
-        made = {"path": build_named(PATHS, data["path"]), "gamma": gamma}
-        heads = data.get("trained_heads")
-        try:
-            made["trained_heads"] = None if heads is None else tuple(heads)
-            return cls(**{**data, **made})
-        except TypeError as error:
-            raise ValueError(f"data: no interpolant is described like that: {error}") from error
+        kinds = {"Interpolant": cls, **PATHS, **GAMMAS}
+        return from_plain({**data, "name": "Interpolant"}, kinds)
 
 
 def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:

@@ -18,8 +18,6 @@ from irlkit.flows.schedules.files import (
     load_annealing,
     read_annealing_metadata,
     save_annealing,
-    schedule_from_dict,
-    schedule_to_dict,
 )
 from irlkit.flows.schedules.grid import FIELD_NAMES, check_n_steps, time_grid
 from irlkit.flows.schedules.noise import (
@@ -50,7 +48,5 @@ __all__ = [
     "load_annealing",
     "read_annealing_metadata",
     "save_annealing",
-    "schedule_from_dict",
-    "schedule_to_dict",
     "time_grid",
 ]

@@ -1,4 +1,4 @@
-"""Schedules as plain data, and annealings as files.
+"""Which schedules there are, and annealings as files.
 
 A new schedule is a file and an entry of `ANNEALINGS` or `NOISES`: a frozen dataclass, or a module
 whose ``arguments`` are those of its constructor.
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
+from irlkit.flows.plain import by_name, from_plain, to_plain
 from irlkit.flows.schedules.annealing import (
     Annealing,
     LearnedAnnealing,
@@ -26,85 +27,15 @@ from irlkit.flows.schedules.control_points import ControlPointAnnealing, Control
 from irlkit.flows.schedules.noise import (
     ConstantNoise,
     LearnedNoise,
-    NoiseSchedule,
     ScaledNoise,
     SquareRootNoise,
 )
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
-ANNEALINGS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
-}
-NOISES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (ConstantNoise, SquareRootNoise, ScaledNoise, LearnedNoise, ControlPointNoise)
-}
-_FORMAT = "irlkit-annealing"
-
-
-def schedule_to_dict(schedule: Annealing | NoiseSchedule) -> dict[str, Any]:
-    """Return a schedule as JSON can hold it, weights included.
-
-    Raises:
-        ValueError: it is of no kind of `ANNEALINGS` or `NOISES`.
-
-    >>> schedule_to_dict(ScaledNoise(ConstantNoise(0.2), 2.0))["arguments"]
-    {'noise': {'kind': 'ConstantNoise', 'arguments': {'scale': 0.2}}, 'factor': 2.0}
-    """
-    kind, kinds = type(schedule).__name__, {**ANNEALINGS, **NOISES}
-    if kind not in kinds:
-        raise ValueError(f"schedule must be one of {sorted(kinds)} to be saved, got {kind}")
-    weights: dict[str, Any] = {}
-    if isinstance(schedule, nn.Module):
-        given: Any = schedule.arguments
-        weights["weights"] = {name: value.tolist() for name, value in schedule.state_dict().items()}
-        weights["dtype"] = str(next(schedule.parameters()).dtype).removeprefix("torch.")
-    else:
-        given = vars(schedule)
-    arguments = {
-        name: schedule_to_dict(value) if type(value).__name__ in kinds else value
-        for name, value in given.items()
-    }
-    return {"kind": kind, "arguments": arguments, **weights}
-
-
-def schedule_from_dict(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
-    """Undo `schedule_to_dict`.
-
-    Args:
-        data: what it returned.
-        kinds: which schedules may be described, `ANNEALINGS` or `NOISES`.
-
-    Raises:
-        ValueError: an unknown kind, or what is there does not make a schedule of it.
-    """
-    schedule = _build(data, kinds)
-    if isinstance(schedule, nn.Module):
-        dtypes = {"float32": torch.float32, "float64": torch.float64}
-        try:
-            dtype = dtypes[data["dtype"]]
-            weights = {k: torch.tensor(v, dtype=dtype) for k, v in data["weights"].items()}
-            schedule.to(dtype).load_state_dict(weights)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"data: weights do not fit {data['kind']}: {error}") from error
-    return schedule
-
-
-def _build(data: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
-    kind = str(data.get("kind"))
-    if kind not in kinds:
-        raise ValueError(f"data of the unknown kind {kind!r}, known are {sorted(kinds)}")
-    try:
-        return kinds[kind](
-            **{
-                name: schedule_from_dict(value, kinds) if isinstance(value, Mapping) else value
-                for name, value in data["arguments"].items()
-            }
-        )
-    except (AttributeError, KeyError, RecursionError, TypeError) as error:
-        raise ValueError(f"data: the description of {kind} is wrong: {error}") from error
+ANNEALINGS = by_name(NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
+NOISES = by_name(ConstantNoise, SquareRootNoise, ScaledNoise, LearnedNoise, ControlPointNoise)
+_FORMAT = "irlkit-annealing-2"
 
 
 @checked
@@ -121,15 +52,14 @@ def save_annealing(
     Raises:
         ValueError: another kind of annealing, or metadata that JSON cannot hold.
     """
-    if type(annealing).__name__ not in ANNEALINGS:
-        raise ValueError(f"annealing must be one of {sorted(ANNEALINGS)}, got {annealing!r}")
-    data = schedule_to_dict(annealing)
-    header = {name: data[name] for name in ("kind", "arguments")}
+    data = to_plain(annealing, ANNEALINGS)
     tensors = {"none": torch.zeros(1)}  # A file without tensors is not readable everywhere.
     if isinstance(annealing, nn.Module):
+        del data["weights"]
         tensors = {k: v.detach().cpu().contiguous() for k, v in annealing.state_dict().items()}
     try:
-        description = json.dumps({"format": _FORMAT, **header, "metadata": metadata or {}})
+        header = {"format": _FORMAT, "annealing": data, "metadata": metadata or {}}
+        description = json.dumps(header)
     except TypeError as error:
         raise ValueError(f"metadata must be what JSON can hold: {error}") from error
     write_atomically(path, serialize_tensors(tensors, {"irlkit": description}))
@@ -145,12 +75,10 @@ def load_annealing(path: str | Path) -> Annealing:
     """
     header, tensors = _read(path)
     try:
-        annealing = _build(header, ANNEALINGS)
-        if isinstance(annealing, nn.Module):
-            annealing.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
-    except (RuntimeError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: description or weights are wrong: {error}") from error
-    return annealing
+        data = dict(header["annealing"])
+        return from_plain({**data, "weights": tensors} if "dtype" in data else data, ANNEALINGS)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 @checked

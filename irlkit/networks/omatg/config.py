@@ -20,8 +20,8 @@ from irlkit.flows.interpolants import (
     TrigonometricPath,
     VarianceExplodingPath,
     VariancePreservingPath,
-    named,
 )
+from irlkit.flows.plain import to_plain
 from irlkit.utils.checks import checked
 
 FIELDS = ("pos", "cell")
@@ -266,7 +266,7 @@ def _parse_generation(name: str, arguments: Mapping[str, Any], dt: float) -> dic
     return {
         "annealing": float(arguments.get("velocity_annealing_factor") or 0.0),
         "differential_equation": equation,
-        "epsilon": None if made is None else named(made),
+        "epsilon": None if made is None else to_plain(made, EPSILONS),
     }
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from irlkit.flows.dynamics import Dynamics
-from irlkit.flows.interpolants import EPSILONS, build_named
+from irlkit.flows.interpolants import EPSILONS
+from irlkit.flows.plain import from_plain
 from irlkit.flows.schedules import LinearAnnealing, NoiseSchedule
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import checked
@@ -39,7 +40,7 @@ def dynamics_of(model: FlowModel) -> Dynamics:
     return Dynamics(
         model,
         LinearAnnealing(**settings["annealing"]),
-        {name: _noise(build_named(EPSILONS, entry)) for name, entry in epsilons.items()},
+        {name: _noise(from_plain(entry, EPSILONS)) for name, entry in epsilons.items()},
         "sde" if epsilons else "ode",
     )
 

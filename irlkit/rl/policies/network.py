@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
 from irlkit.flows.dynamics import Dynamics, VelocityField
+from irlkit.flows.plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ANNEALINGS,
     FIELD_NAMES,
@@ -21,8 +22,6 @@ from irlkit.flows.schedules import (
     NoAnnealing,
     NoiseSchedule,
     SquareRootNoise,
-    schedule_from_dict,
-    schedule_to_dict,
 )
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.policies.flow import FlowPolicy
@@ -82,8 +81,8 @@ class NetworkPolicy(FlowPolicy):
         policy = {
             "fields": list(self.fields),
             "kind": self.test_kind,
-            "annealing": schedule_to_dict(self.schedule()),
-            "noise": {name: schedule_to_dict(entry) for name, entry in self._kept_noise().items()},
+            "annealing": to_plain(self.schedule(), ANNEALINGS),
+            "noise": {name: to_plain(entry, NOISES) for name, entry in self._kept_noise().items()},
         }
         network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
         network.save(path)
@@ -149,10 +148,8 @@ def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
         )
     try:
         fields = tuple(description["fields"])
-        annealing = schedule_from_dict(description["annealing"], ANNEALINGS)
-        noise = {
-            name: schedule_from_dict(entry, NOISES) for name, entry in description["noise"].items()
-        }
+        annealing = from_plain(description["annealing"], ANNEALINGS)
+        noise = {name: from_plain(entry, NOISES) for name, entry in description["noise"].items()}
         kind = description["kind"]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the description of the policy is incomplete: {error}") from error
