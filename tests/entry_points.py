@@ -2,7 +2,6 @@
 
 import importlib
 from functools import cached_property, partial
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -158,12 +157,6 @@ class Kit:
     def curves(self):
         rows = {"schedule": "learned", "tuned_at": np.nan, "seed": 0, "n_steps": 10}
         return pd.DataFrame({**rows, "field": ["pos", "cell"], "t": 0.5, "factor": 1.0})
-
-    @cached_property
-    def experiment(self):
-        return SimpleNamespace(
-            results=lambda *_: {}, tables=lambda: {}, out_dir=self.folder, save_learned=lambda: []
-        )
 
     @cached_property
     def space(self):
@@ -805,7 +798,7 @@ EXCLUDED = {
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
     "command lines, which argparse checks": ("runs.main download.main train.main train.train"),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
-        "notebooks.run notebooks.export experiments.estimate experiments.write_results"
+        "notebooks.run notebooks.export experiments.estimate"
     ),
     "tested with wrong names in test_properties": (
         "runs.read download.find_downloaded download.download download.local_folder "

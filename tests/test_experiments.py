@@ -17,6 +17,7 @@ from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
 from irlkit.lab import experiments
 from irlkit.lab.experiments import claims, handcrafted, results
+from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_conclusion
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
@@ -110,7 +111,7 @@ def evaluation(**changes):
 
 
 def judge(table, smallest=0.3):
-    return claims.annealing_claims(table, presets("annealing")["laptop"], smallest)
+    return annealing_claims(table, presets("annealing")["laptop"], smallest)
 
 
 def test_all_claims_hold():
@@ -167,7 +168,7 @@ def test_claims_table_is_readable():
 def test_the_conclusion_is_computed():
     table = evaluation(learned_10=(0.7, 0.75, 0.8), learned_5=0.1).assign(n_structures=100)
     preset = presets("annealing")["laptop"]
-    text = claims.annealing_conclusion(table, preset, judge(table))
+    text = annealing_conclusion(table, preset, judge(table))
     assert "| learned, 10 steps | 0.750 (0.700 to 0.800) |" in text
     assert "| none, 10 steps | not measured | not measured |" in text
     judged = judge(table)
@@ -178,9 +179,9 @@ def test_the_conclusion_is_computed():
     assert failing and all(f"{i} (" in text for i in failing) and "6 (aim)" in text
     assert "With 100 test structures" in text and "4.3 percentage points" in text
     assert "quick" not in text
-    assert "quick" in claims.annealing_conclusion(table, presets("annealing")["quick"], judged)
+    assert "quick" in annealing_conclusion(table, presets("annealing")["quick"], judged)
     good = evaluation().assign(n_structures=100)
-    assert "9 of 9 claims hold.** With" in claims.annealing_conclusion(good, preset, judge(good))
+    assert "9 of 9 claims hold.** With" in annealing_conclusion(good, preset, judge(good))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -407,7 +408,7 @@ def test_some_structures_to_play_with(finished):
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
-    paths = experiments.write_results(finished, judged)
+    paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),
@@ -483,7 +484,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(
 ):
     earlier = make(files, tmp_path)
     earlier.train_schedules()
-    earlier.finish()
+    earlier._trainings.finish()
     iterate, calls = GRPOTrainer._iterate, []
 
     def dying(trainer):
@@ -509,7 +510,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(
     noisier = {"pos": 0.3, "cell": 0.3}
     with pytest.warns(UserWarning, match="seed 0 begins anew: .* its noise is"):
         make(files, tmp_path, replace(TINY, noise=noisier)).train_schedules()
-    experiment.finish()
+    experiment._trainings.finish()
     calls.clear()
     make(files, tmp_path).train_schedules()
     assert len(calls) == 4
@@ -519,7 +520,7 @@ def test_an_interrupt_before_the_first_validation_starts_anew(files, tmp_path, m
     """And not from what an earlier run has left in the same folder."""
     earlier = make(files, tmp_path, replace(TINY, seeds=(0,)))
     earlier.train_schedules()
-    earlier.finish()
+    earlier._trainings.finish()
     experiment = make(files, tmp_path, replace(TINY, seeds=(0,)))
     validate = GRPOTrainer._validate
 

@@ -22,15 +22,16 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import experiments, runs
-from irlkit.lab.experiments import changes, training
-from irlkit.lab.experiments.energy_claims import (
+from irlkit.lab.experiments import _changes as changes
+from irlkit.lab.experiments import _training as training
+from irlkit.lab.experiments._energy_claims import (
     ANNEALED,
     PRETRAINED,
     energy_claims,
     energy_conclusion,
 )
+from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
-from irlkit.lab.experiments.training import file_name
 from irlkit.rl.policies import load_dynamics
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils.workers import Outcome, WorkerPool, WorkersLostError
@@ -405,7 +406,7 @@ def test_validation_is_drawn_beside_the_test_split(finished):
     score_based = curves[curves["policy"] == "score-based"]
     expected = score_based.groupby("iteration")["polymorph_match_rate"].mean()
     np.testing.assert_allclose(solid[0].y, expected)
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="at least one entry"):
         validation_curves(curves.head(0), tests)
 
 
@@ -441,14 +442,14 @@ def test_too_few_structures_to_show(finished, monkeypatch):
 
 
 def test_diversity_is_counted_for_all_policies(finished):
-    table = finished.tables()["diversity"]
+    table = finished._tables()["diversity"]
     assert len(table) == 3 * 2 and set(table["n_generated"]) == {3}
     assert (table["n_distinct"] <= table["n_valid"]).all()
 
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
-    paths = experiments.write_results(finished, judged)
+    paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),
@@ -465,7 +466,7 @@ def test_results_are_complete_and_strict(finished):
 
 
 def test_learned_weights_generate_what_the_policy_generates(finished):
-    finished.save_learned()
+    finished._save_learned()
     batch = finished.test.batch
     for name in TINY.policies:
         path = finished.out_dir / f"{file_name(name)}_seed_1.safetensors"
@@ -481,7 +482,7 @@ def test_positions_and_cells_can_be_reinforced_together(files, tmp_path):
     history = experiment.train_policies()
     assert {"pos_kl", "cell_kl"} <= set(history)
     assert len(experiment.evaluate_policies()) == 2
-    experiment.save_learned()
+    experiment._save_learned()
     dynamics = load_dynamics(tmp_path / "score_based_seed_0.safetensors", experiment.model)
     assert dynamics.kind == "sde" and set(dynamics.noise) == {"pos"}
 
@@ -513,7 +514,7 @@ def test_both_policies_begin_with_the_annealing_that_was_learned(finished):
         assert all(torch.equal(kept[field], learned[field]) for field in learned)
     rows = finished.evaluation
     assert set(rows.loc[rows["policy"] != PRETRAINED, "schedule"]) == {"learned"}
-    paths = finished.save_learned()
+    paths = finished._save_learned()
     assert paths[-1].name == "annealing.safetensors"
     saved = annealing_on_grid(load_annealing(paths[-1]), times)
     assert all(torch.equal(saved[field], learned[field]) for field in learned)

@@ -11,7 +11,7 @@ import torch
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab import experiments
-from irlkit.lab.experiments.noise_claims import noise_claims
+from irlkit.lab.experiments._noise_claims import noise_claims
 from irlkit.lab.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, scale_at
 from irlkit.lab.experiments.presets import Rung, presets
 from tests.tiny_experiments import write_files
@@ -241,7 +241,7 @@ def test_results_are_complete_and_strict(finished):
     assert len(judged) == 9
     text = finished.conclusion(judged)
     assert "of 9 claims hold" in text and "quick" in text
-    paths = experiments.write_results(finished, judged)
+    paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),

@@ -9,7 +9,7 @@ import torch
 
 from irlkit import potentials
 from irlkit.lab import experiments
-from irlkit.lab.experiments.estimate import _in_words, count_work
+from irlkit.lab.experiments.estimate import _count_work, _in_words
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.lab.experiments.splits import load_splits
 from irlkit.networks.cspnet import CSPNet
@@ -178,7 +178,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 
 def check_work(experiment, preset, counted):
     experiment.preset = preset
-    work = count_work(experiment)
+    work = _count_work(experiment)
     for kind in ("forward", "backward"):
         assert work[kind].sum() == counted[kind], kind
 
@@ -195,7 +195,7 @@ def test_velocity_annealing_of_the_paper(placed, counted):
     )
     check_work(experiment, preset, counted)
     claims = experiment.claims()
-    assert experiments.write_results(experiment, claims)
+    assert experiment.write_results(claims)
 
 
 def check_energy(placed, potential, counted):
@@ -207,7 +207,7 @@ def check_energy(placed, potential, counted):
         reference_sweep=(Rung(2, n, 4),),
     )
     check_work(experiment, preset, counted)
-    paths = experiments.write_results(experiment, experiment.claims())
+    paths = experiment.write_results(experiment.claims())
     assert any(path.name == "results.json" for path in paths)
 
 
@@ -239,9 +239,9 @@ def test_estimates_leave_the_experiment_as_it_was(placed):
 
 def test_more_iterations_are_more_work(placed):
     experiment = make_annealing(placed)
-    short = count_work(experiment)
+    short = _count_work(experiment)
     experiment.preset = replace(ANNEALING, iterations=40)
-    long = count_work(experiment)
+    long = _count_work(experiment)
     assert long["forward"].sum() > short["forward"].sum()
 
 

@@ -13,7 +13,6 @@ from irlkit.lab.experiments.presets import (
     presets,
     resolve,
 )
-from irlkit.lab.experiments.results import write_results
 from irlkit.lab.experiments.sweep_experiment import (
     SWEEP_PRESETS,
     SweepExperiment,
@@ -40,5 +39,4 @@ __all__ = [
     "presets",
     "resolve",
     "resolve_sweep",
-    "write_results",
 ]

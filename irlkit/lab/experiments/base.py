@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,10 +22,17 @@ from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import Annealing, LinearAnnealing
-from irlkit.lab.experiments.handcrafted import best_of, sweep
+from irlkit.lab.experiments._training import Run, Trainings
+from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.handcrafted import SWEEP_RANGE, best_of, sweep
 from irlkit.lab.experiments.presets import Rung, Settings
+from irlkit.lab.experiments.results import (
+    environment,
+    write_figures,
+    write_json,
+    write_table,
+)
 from irlkit.lab.experiments.splits import load_splits
-from irlkit.lab.experiments.training import Run, Trainings
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, Reward
@@ -319,10 +326,6 @@ class Experiment(Generic[P]):
         with rewards[0], rewards[1]:
             return self._train_all(runs, rewards, validation, kept, what)
 
-    def finish(self) -> None:
-        """Note that results are written: what is trained from now on begins anew."""
-        self._trainings.finish()
-
     @contextlib.contextmanager
     def _timed(self, name: str, add: bool = False) -> Iterator[None]:
         """Notes the seconds of its block; with `add`, added to those that are there."""
@@ -337,16 +340,63 @@ class Experiment(Generic[P]):
     # Results
     # ----------------------------------------------------------------------------------------------
 
-    def save_learned(self) -> list[Path]:
-        """Write what was learned to `out_dir`."""
+    def write_results(
+        self, claims: Sequence[Claim], figures: Mapping[str, Any] | None = None
+    ) -> list[Path]:
+        """Write results.json, tables, what was learned and figures to `out_dir`.
+
+        What is trained from now on begins anew.
+
+        Args:
+            claims: of the experiment.
+            figures: name -> plotly figure.
+
+        Returns:
+            The files.
+        """
+        paths = self._save_learned()
+        for name, table in self._tables().items():
+            if len(table):
+                paths.append(write_table(table, self.out_dir / f"{name}.parquet"))
+        paths += write_figures(figures or {}, self.out_dir / "figures")
+        data = {
+            "parameters": self._parameters(),
+            "environment": {**environment(self.device), "seconds": self.seconds},
+            "dataset": {
+                "name": self.dataset,
+                "split_sizes": self.split_sizes,
+                "n_test_structures": len(self.test),
+                "n_skipped": len(self.test.skipped),
+                "checkpoint": self.checkpoint,
+            },
+            "evaluation": _evaluation_records(self.evaluation),
+            "handcrafted_sweep": [
+                {
+                    "n_steps": n_steps,
+                    "split": "val",
+                    "range": [0.0, SWEEP_RANGE],
+                    "best": asdict(self.best_handcrafted(n_steps)),
+                    "trials": trials.to_dict("records"),
+                }
+                for n_steps, trials in self.sweeps.items()
+            ],
+            **self._results(),
+            "claims": [asdict(claim) for claim in claims],
+        }
+        paths.append(write_json(data, self.out_dir / "results.json"))
+        self._trainings.finish()
+        return paths
+
+    def _save_learned(self) -> list[Path]:
+        """What was learned, written to `out_dir`."""
         return []
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables to be written, by name; empty ones are not."""
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        """Tables to be written, by name; empty ones are not."""
         return {name: getattr(self, name) for name in ("history", "evaluation", "structures")}
 
-    def parameters(self) -> dict[str, Any]:
-        """Return what the experiment was made with, for results.json."""
+    def _parameters(self) -> dict[str, Any]:
+        """What the experiment was made with, for results.json."""
         return {
             "preset": self.preset.name,
             "checkpoint": self.checkpoint,
@@ -356,8 +406,8 @@ class Experiment(Generic[P]):
             "settings": self.preset.to_dict(),
         }
 
-    def results(self) -> dict[str, Any]:
-        """Return what results.json has besides parameters, data set, evaluation and claims."""
+    def _results(self) -> dict[str, Any]:
+        """What results.json has besides parameters, data set, evaluation and claims."""
         return {}
 
 
@@ -391,6 +441,18 @@ def make_job(
     }
     columns = {**labels, **annealed, "n_steps": n_steps, "seed": seed}
     return Job(columns, annealing if dynamics is None else dynamics)
+
+
+def _evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
+    """The evaluations as results.json has them: coefficients only where something was tuned."""
+    records = []
+    for record in evaluation.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        coefficients = {name: row.pop(name) for name in ("pos", "cell")}
+        tuned = row["schedule"] == "handcrafted"
+        row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
+        records.append({**row, "coefficients": coefficients if tuned else None})
+    return records
 
 
 def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -81,10 +81,10 @@ class EnergyExperiment(Experiment[P]):
     def _summary(self) -> dict[str, str]:
         return {"energies": f"of the potential {self.potential.name}"}
 
-    def parameters(self) -> dict[str, Any]:
-        return {**super().parameters(), "potential": self.potential.name}
+    def _parameters(self) -> dict[str, Any]:
+        return {**super()._parameters(), "potential": self.potential.name}
 
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, Any]:
         return {"potential": self.potential.name}
 
 

@@ -24,18 +24,18 @@ from irlkit.flows.schedules import (
     save_annealing,
 )
 from irlkit.lab.diagnostics import judge
-from irlkit.lab.experiments.base import make_job
-from irlkit.lab.experiments.changes import atom_changes, count_distinct
-from irlkit.lab.experiments.claims import Claim, _rows
-from irlkit.lab.experiments.energies import EnergyExperiment, energy_rewards
-from irlkit.lab.experiments.energy_claims import (
+from irlkit.lab.experiments._changes import atom_changes, count_distinct
+from irlkit.lab.experiments._energy_claims import (
     ANNEALED,
     PRETRAINED,
     energy_claims,
     energy_conclusion,
 )
+from irlkit.lab.experiments._training import Run, annealing_policy, file_name
+from irlkit.lab.experiments.base import make_job
+from irlkit.lab.experiments.claims import Claim, _rows
+from irlkit.lab.experiments.energies import EnergyExperiment, energy_rewards
 from irlkit.lab.experiments.presets import EnergyPreset
-from irlkit.lab.experiments.training import Run, annealing_policy, file_name
 from irlkit.rewards import EnergyReward, Reward
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.utils.system import available_cores
@@ -450,7 +450,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         """Say in Markdown what was learned."""
         return energy_conclusion(self.evaluation, self.preset, self.potential.name, claims)
 
-    def save_learned(self) -> list[Path]:
+    def _save_learned(self) -> list[Path]:
         paths = []
         for (name, seed), policy in self.policies.items():
             path = self.out_dir / f"{file_name(name)}_seed_{seed}.safetensors"
@@ -464,10 +464,10 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             paths.append(path)
         return paths
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        return {**super().tables(), "diversity": self._diversity}
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {**super()._tables(), "diversity": self._diversity}
 
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, Any]:
         best: dict[str, dict[int, float]] = defaultdict(dict)
         iterations: dict[str, dict[int, int]] = defaultdict(dict)
         for (name, seed), table in self._histories.items():
@@ -477,7 +477,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         counts = ["policy", "n_valid", "n_distinct"]
         found = self._diversity.reindex(columns=counts).groupby("policy").mean()
         return {
-            **super().results(),
+            **super()._results(),
             "training": {
                 "iterations": self.preset.iterations,
                 "seconds": self.seconds.get("training"),

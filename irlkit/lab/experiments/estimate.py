@@ -34,7 +34,7 @@ def estimate(experiment: Experiment) -> str:
     Raises:
         ValueError: another kind of experiment.
     """
-    work = count_work(experiment)
+    work = _count_work(experiment)
     seconds = work.to_numpy() @ _measure(experiment)
     share = seconds.max() / max(seconds.sum(), 1e-9)
     return (
@@ -50,7 +50,7 @@ def _in_words(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def count_work(experiment: Experiment) -> pd.DataFrame:
+def _count_work(experiment: Experiment) -> pd.DataFrame:
     """Count what an experiment does, a row per stage; subsets may be a little larger.
 
     Returns:

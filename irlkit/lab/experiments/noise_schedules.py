@@ -12,10 +12,10 @@ from scipy.optimize import isotonic_regression
 
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
+from irlkit.lab.experiments._noise_claims import noise_claims, noise_conclusion
 from irlkit.lab.experiments.base import Job, make_job
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.energies import EnergyExperiment
-from irlkit.lab.experiments.noise_claims import noise_claims, noise_conclusion
 from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import checked
@@ -281,15 +281,15 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         """Say in Markdown what was learned."""
         return noise_conclusion(self.scales_table(), self.annealing_table(), self.preset, claims)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        return {**super().tables(), "losses": self._losses()}
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {**super()._tables(), "losses": self._losses()}
 
-    def parameters(self) -> dict[str, Any]:
-        return {**super().parameters(), "velocity_checkpoint": self.second_name}
+    def _parameters(self) -> dict[str, Any]:
+        return {**super()._parameters(), "velocity_checkpoint": self.second_name}
 
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, Any]:
         scales = self._scales().drop(columns="line")
-        return {**super().results(), "noise_scales": scales.to_dict("records")}
+        return {**super()._results(), "noise_scales": scales.to_dict("records")}
 
 
 def _monotonic(losses: pd.Series) -> np.ndarray:

@@ -107,7 +107,7 @@ class Settings(_Checked):
             raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {names}")
 
     @classmethod
-    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
+    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
         """Build a preset from what the file says."""
         entries = {key: _to_tuples(value) for key, value in data.items()}
         if "reference_sweep" in entries:
@@ -274,14 +274,14 @@ class EnergyPreset(Settings):
     diversity: tuple[int, int] = (8, 16)
 
     @classmethod
-    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
+    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
         built: dict[str, Any] = {}
         for group in ("policies", "noise_study"):
             if group in data:
                 built[group] = {key: Variant(**entry) for key, entry in data[group].items()}
         if "annealing_training" in data:
             built["annealing_training"] = AnnealingTraining(**data["annealing_training"])
-        return super().from_dict(name, {**data, **built})
+        return super()._from_dict(name, {**data, **built})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -403,7 +403,7 @@ def presets(kind: str) -> Mapping[str, Any]:
     if kind not in _KINDS:
         raise ValueError(f"kind must be one of {sorted(_KINDS)}, got {kind!r}")
     data = yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
-    found = {name: _KINDS[kind].from_dict(name, entry) for name, entry in data[kind].items()}
+    found = {name: _KINDS[kind]._from_dict(name, entry) for name, entry in data[kind].items()}
     return types.MappingProxyType(found)
 
 

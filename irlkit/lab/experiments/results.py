@@ -8,7 +8,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.handcrafted import SWEEP_RANGE
-from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from irlkit.lab.experiments.base import Experiment
 
 _PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "papermill")
 
@@ -90,71 +85,4 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path) -> list[
         path = folder / f"{name}.html"
         figure.write_html(path, include_plotlyjs="directory", auto_play=False)
         paths.append(path)
-    return paths
-
-
-def _to_results(experiment: Experiment, claims: list[Claim]) -> dict[str, Any]:
-    """All that goes into results.json."""
-    return {
-        "parameters": experiment.parameters(),
-        "environment": {**environment(experiment.device), "seconds": experiment.seconds},
-        "dataset": {
-            "name": experiment.dataset,
-            "split_sizes": experiment.split_sizes,
-            "n_test_structures": len(experiment.test),
-            "n_skipped": len(experiment.test.skipped),
-            "checkpoint": experiment.checkpoint,
-        },
-        "evaluation": _evaluation_records(experiment.evaluation),
-        "handcrafted_sweep": [
-            {
-                "n_steps": n_steps,
-                "split": "val",
-                "range": [0.0, SWEEP_RANGE],
-                "best": asdict(experiment.best_handcrafted(n_steps)),
-                "trials": trials.to_dict("records"),
-            }
-            for n_steps, trials in experiment.sweeps.items()
-        ],
-        **experiment.results(),
-        "claims": [asdict(claim) for claim in claims],
-    }
-
-
-def _evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
-    """The evaluations as results.json has them: coefficients only where something was tuned."""
-    records = []
-    for record in evaluation.to_dict("records"):
-        row = {str(name): value for name, value in record.items()}
-        coefficients = {name: row.pop(name) for name in ("pos", "cell")}
-        tuned = row["schedule"] == "handcrafted"
-        row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
-        records.append({**row, "coefficients": coefficients if tuned else None})
-    return records
-
-
-@checked
-def write_results(
-    experiment: Experiment,
-    claims: list[Claim],
-    figures: Mapping[str, Any] | None = None,
-) -> list[Path]:
-    """Write results.json, tables, what was learned and figures to `out_dir`.
-
-    Args:
-        experiment: after its evaluations.
-        claims: of ``claims``.
-        figures: name -> plotly figure.
-
-    Returns:
-        The files.
-    """
-    paths = experiment.save_learned()
-    for name, table in experiment.tables().items():
-        if len(table):
-            paths.append(write_table(table, experiment.out_dir / f"{name}.parquet"))
-    paths += write_figures(figures or {}, experiment.out_dir / "figures")
-    data = _to_results(experiment, claims)
-    paths.append(write_json(data, experiment.out_dir / "results.json"))
-    experiment.finish()
     return paths

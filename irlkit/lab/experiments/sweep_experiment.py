@@ -374,7 +374,7 @@ class SweepExperiment(Experiment[Any]):
             text += " The preset *quick* only shows that everything works: judge no setting by it."
         return text
 
-    def save_learned(self) -> list[Path]:
+    def _save_learned(self) -> list[Path]:
         """Write the policies that were trained again, as safetensors."""
         paths = []
         for (name, seed), policy in self.policies.items():
@@ -383,7 +383,7 @@ class SweepExperiment(Experiment[Any]):
             paths.append(path)
         return paths
 
-    def tables(self) -> dict[str, pd.DataFrame]:
+    def _tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables of every experiment, the trials and their validations."""
         validations = [
             (trial.number, iteration, value)
@@ -391,12 +391,12 @@ class SweepExperiment(Experiment[Any]):
             for iteration, value in trial.intermediate_values.items()
         ]
         return {
-            **super().tables(),
+            **super()._tables(),
             "trials": sweeps.trials_table(self.sweep.study),
             "validations": pd.DataFrame(validations, columns=["number", "iteration", "value"]),
         }
 
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, Any]:
         """Return what results.json has of the sweep and of the training after it."""
         study = self.sweep.study
         importance, trials = sweeps.importance(study), sweeps.trials_table(study)

@@ -22,12 +22,13 @@ from irlkit.flows.schedules import (
     annealing_on_grid,
     time_grid,
 )
+from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_conclusion
+from irlkit.lab.experiments._training import Run, annealing_policy
 from irlkit.lab.experiments.base import SWEEP_SEED, Experiment, make_job
-from irlkit.lab.experiments.claims import Claim, annealing_claims, annealing_conclusion
+from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.finished import some_found
 from irlkit.lab.experiments.handcrafted import best_of
 from irlkit.lab.experiments.presets import AnnealingPreset, Rung
-from irlkit.lab.experiments.training import Run, annealing_policy
 from irlkit.rewards import CRMSEReward
 from irlkit.rl.policies import AnnealingPolicy
 
@@ -254,7 +255,7 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         """Say in Markdown what was learned."""
         return annealing_conclusion(self.evaluation, self.preset, claims)
 
-    def save_learned(self) -> list[Path]:
+    def _save_learned(self) -> list[Path]:
         paths = []
         for seed, policy in self.policies.items():
             paths.append(self.out_dir / f"schedule_seed_{seed}.safetensors")
@@ -268,7 +269,7 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
             policy.save(paths[-1], metadata)
         return paths
 
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, Any]:
         rewards = self.history
         return {
             "training": {
