@@ -117,6 +117,9 @@ class BaseDistribution:
 
         Raises:
             ValueError: another name.
+
+        >>> BaseDistribution.informed("perov_5").log_length_mean
+        (1.419227957725525, 1.419227957725525, 1.419227957725525)
         """
         if dataset not in LATTICE_STATISTICS:
             raise ValueError(

@@ -321,7 +321,13 @@ class Interpolant:
 
 
 def center(values: Tensor, batch: Tensor, n_atoms: Tensor) -> Tensor:
-    """Return `values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,)."""
+    """Return `values` (n, d) minus the mean of each structure; `batch` (n,), `n_atoms` (B,).
+
+    >>> center(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), torch.tensor([2, 1]))
+    tensor([[-1.],
+            [ 1.],
+            [ 0.]])
+    """
     total = values.new_zeros(len(n_atoms), values.shape[1]).index_add_(0, batch, values)
     return values - (total / n_atoms[:, None].to(values.dtype))[batch]
 

@@ -118,7 +118,12 @@ class PretrainingConfig:
 
 
 def total_loss(losses: Mapping[str, Tensor], config: PretrainingConfig) -> Tensor:
-    """Return the weighted sum of what `interpolant_losses` returns."""
+    """Return the weighted sum of what `interpolant_losses` returns.
+
+    >>> losses = {"velocity_pos": torch.tensor(1.0), "velocity_cell": torch.tensor(10.0)}
+    >>> total_loss(losses, PretrainingConfig(cell_weight=0.1))
+    tensor(2.)
+    """
     heads = {"velocity": 1.0, "denoiser": config.denoiser_weight}
     fields = {"pos": 1.0, "cell": config.cell_weight}
     total = torch.zeros(())

@@ -76,12 +76,21 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Return whether it is a finite number (True and False are none)."""
+    """Return whether it is a finite number (True and False are none).
+
+    >>> is_number(2.5), is_number(float("nan")), is_number(True)
+    (True, False, False)
+    """
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise a ValueError unless a value is a whole number, neither too small nor too large."""
+    """Raise a ValueError unless a value is a whole number, neither too small nor too large.
+
+    >>> check_count("n_steps", 0)
+    Traceback (most recent call last):
+    ValueError: n_steps must be at least 1, got 0
+    """
     check_kind(name, value, int)
     if value < least or (most is not None and value > most):
         upper = "" if most is None else f" and at most {most}"
@@ -330,7 +339,6 @@ _KINDS: dict[Any, _Kind] = {
         "a number", lambda v: not isinstance(v, _NO_FLOAT) and _converts(float, v), float
     ),
     str: _plain("a text", lambda v: isinstance(v, str), str),
-    None: _plain("None", lambda v: v is None, type(None)),
     type(None): _plain("None", lambda v: v is None, type(None)),
     np.ndarray: _plain("an array", lambda v: isinstance(v, np.ndarray), np.ndarray),
     torch.dtype: _plain(

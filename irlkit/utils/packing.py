@@ -20,6 +20,10 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     Returns:
         The tree with plain data for tensors, and the joined tensors, which share no memory with
         those of the tree.
+
+    >>> plain, joined = pack({"a": torch.ones(2), "b": [torch.zeros(1)]})
+    >>> joined, unpack(plain, joined)["b"]
+    ({'float32': tensor([1., 1., 0.])}, [tensor([0.])])
     """
     pieces: dict[str, list[Tensor]] = {}
 
