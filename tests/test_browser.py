@@ -234,7 +234,7 @@ def test_exported_html_is_alive_without_a_network(browser, folder):
     page.goto(path.as_uri())
     page.wait_for_selector(".gl-container canvas")
     assert not [url for url in asked if url.startswith("http")]
-    first, second = page.query_selector_all(".irlkit-figure")
+    first, second = page.query_selector_all(".plotly-graph-div")
     assert wait_until(page, lambda: is_drawn(first)) and is_drawn(second)
     use_the_player(page, first)
     page.context.close()
@@ -560,9 +560,9 @@ def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, fol
     page = new_page(browser, offline=True)
     page.goto(html.as_uri(), wait_until="commit")
     assert wait_until(
-        page, lambda: len(page.query_selector_all(".irlkit-figure.js-plotly-plot")) == len(shown)
+        page, lambda: len(page.query_selector_all(".plotly-graph-div.js-plotly-plot")) == len(shown)
     )
-    for plot in page.query_selector_all(".irlkit-figure"):
+    for plot in page.query_selector_all(".plotly-graph-div"):
         plot.scroll_into_view_if_needed()
         assert wait_until(page, lambda plot=plot: is_drawn(plot))
     page.context.close()

@@ -13,20 +13,21 @@ from irlkit.crystals.compositions import from_formula
 from irlkit.flows.interpolants import Interpolant
 from irlkit.flows.schedules import time_grid
 from irlkit.lab import plots, teaching
-from irlkit.lab.experiments import lessons, quickstart, records
+from irlkit.lab.experiments import bring_your_own, lessons, quickstart, records
 from irlkit.lab.experiments.claims import Claim
-from irlkit.rewards import RewardResult
+from irlkit.lab.experiments.presets import choose
 
 
-@pytest.mark.parametrize("module", [lessons, quickstart])
+@pytest.mark.parametrize("module", [lessons, quickstart, bring_your_own])
 def test_presets_and_what_is_given_instead(module):
     first = next(iter(vars(module.SIZES["quick"])))
-    assert module.resolve("quick", **{first: None}) == module.SIZES["quick"]
-    assert getattr(module.resolve("quick", **{first: 30}), first) == 30
+    assert choose(module.SIZES, "quick", {first: None}) == module.SIZES["quick"]
+    assert getattr(choose(module.SIZES, "quick", {first: 30}), first) == 30
     with pytest.raises(ValueError, match=r"preset must be one of .*'laptop'.* got 'huge'"):
-        module.resolve("huge")
-    with pytest.raises(ValueError, match="are needed"):
-        module.resolve("quick", iterations=0)
+        choose(module.SIZES, "huge", {})
+    for name in (first, "iterations"):
+        with pytest.raises(ValueError, match="are needed"):
+            choose(module.SIZES, "quick", {name: 0})
 
 
 def test_known_structures_are_those_of_the_composition():
@@ -62,8 +63,6 @@ def test_energies_are_counted_from_the_lowest_of_all_sets():
     assert (valid.value, valid.required) == (pytest.approx(2 / 3), True)
     assert mean.holds and mean.value == pytest.approx(-1.66 + 1.48) and not mean.required
     assert near.value == 1
-    rows = quickstart.structure_table({"before": before, "after": after})
-    assert list(rows["set"]) == ["before"] * 3 + ["after"] * 3
 
 
 def test_no_energy_at_all_holds_nothing():
@@ -72,18 +71,6 @@ def test_no_energy_at_all_holds_nothing():
     assert table["lowest, eV/atom"].isna().all() and (table["near the lowest"] == 0).all()
     valid, mean, _ = quickstart.energy_claims(nothing, nothing)
     assert not valid.holds and not mean.holds and mean.value is None
-
-
-def test_an_annealing_is_trained_for_one_composition():
-    model = irlkit.load_pretrained("linear-ode")
-
-    def small_cells(structures):
-        return RewardResult(-structures.volume.double().cpu())
-
-    size = quickstart.Size(4, 2)
-    trainer = quickstart.energy_trainer(model, from_formula("NaCl"), small_cells, size, 3)
-    history = trainer.run(size.iterations, progress=False)
-    assert list(history["iteration"]) == [1, 2] and history["reward"].notna().all()
 
 
 def test_interpolants_go_from_noise_to_the_crystal():
@@ -111,6 +98,14 @@ def test_spreads_and_their_claims():
     worse = lessons.interpolant_claims(1.0, 0.5, table)
     assert not worse[0].holds, "no network beats the mean"
     assert not lessons.interpolant_claims(0.0, 0.5, table)[0].holds
+
+
+def test_parameters_of_a_notebook_are_what_its_literal_cells_set():
+    cells = ["", '# Parameters\npreset = "quick"', "seed = 1\nlevels = [1, -2.5]  # of three"]
+    cells += ["import sys\nsize = 3", "n = f(seed)", "print(seed)", "seed = 2"]
+    namespace = {"In": cells, "preset": "quick", "seed": 5, "levels": [1, -2.5], "size": 3, "n": 4}
+    expected = {"preset": "quick", "seed": 5, "levels": [1, -2.5]}
+    assert records.parameters_of(namespace) == expected
 
 
 def test_records_are_strict_json_tables_and_figures(tmp_path):

@@ -60,19 +60,19 @@ class PlaneFlow:
 
     @property
     def means(self) -> Tensor:
-        """Of the Gaussians, float64, shape (n_modes, 2)."""
+        """Return the means of the Gaussians, float64, shape (n_modes, 2)."""
         angle = 2 * math.pi * torch.arange(self.n_modes, dtype=torch.float64) / self.n_modes
         return 2.0 * torch.stack([angle.sin(), angle.cos()], 1)
 
     @checked
     def sample_base(self, n: int, generator: torch.Generator) -> Tensor:
-        """x_0, float64, shape (n, 2)."""
+        """Draw x_0, float64, shape (n, 2)."""
         check_count("n", n, least=0)
         return torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
     @checked
     def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
-        """x_1, float64, shape (n, 2)."""
+        """Draw x_1, float64, shape (n, 2)."""
         check_count("n", n, least=0)
         mode = torch.randint(self.n_modes, (n,), generator=generator)
         noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -81,7 +81,7 @@ class PlaneFlow:
     def sample_pairs(
         self, t: Tensor, n: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Points x_t, velocity targets and latent noise z of random pairs, (n, 2) each.
+        """Draw points x_t, velocity targets and latent noise z of random pairs, (n, 2) each.
 
         Args:
             t: of all points, or one for each, shape (n, 1).
@@ -94,7 +94,7 @@ class PlaneFlow:
         return sample.x_t, sample.target, z
 
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        """Exact b(t, x), shape (n, 2)."""
+        """Return the exact b(t, x), shape (n, 2)."""
         share, centers, variance = self._posterior(t, x)
         _, beta_rate = time_derivative(self.interpolant.path, t)
         half_rate = 0.5 * time_derivative(self._variance, t) / variance
@@ -102,7 +102,7 @@ class PlaneFlow:
         return (share[..., None] * towards).sum(1)
 
     def denoiser(self, t: Tensor, x: Tensor) -> Tensor:
-        """Exact z(t, x), shape (n, 2); zero without latent noise."""
+        """Return the exact z(t, x), shape (n, 2); zero without latent noise."""
         gamma = self._gamma(t)
         share, centers, variance = self._posterior(t, x)
         return (share[..., None] * (gamma / variance) * (x[:, None] - centers)).sum(1)
@@ -116,7 +116,7 @@ class PlaneFlow:
         return alpha**2 + (beta * self.spread) ** 2 + self._gamma(t) ** 2
 
     def _posterior(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p(k | x) of shape (n, n_modes), centres beta m_k, and v(t)."""
+        """Return p(k | x) of shape (n, n_modes), centres beta m_k, and v(t)."""
         variance = self._variance(t)
         centers = self.interpolant.path(t)[1] * self.means
         square = (x[:, None] - centers).square().sum(-1)
@@ -134,7 +134,7 @@ def integrate(
     noise: NoiseSchedule | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Euler steps of the ODE (Eq. 4), or Euler-Maruyama steps of the SDE (Eq. 7).
+    """Take Euler steps of the ODE (Eq. 4), or Euler-Maruyama steps of the SDE (Eq. 7).
 
     Args:
         velocity: b(t, x).
@@ -151,6 +151,10 @@ def integrate(
 
     Raises:
         ValueError: `noise` without `generator`, or `denoiser` without `gamma`.
+
+    >>> states, times = integrate(lambda t, x: -x, torch.ones(3, 2), n_steps=4)
+    >>> states.shape, len(times)
+    (torch.Size([5, 3, 2]), 5)
     """
     _check_points("x_0", x_0)
     check_n_steps(n_steps)
@@ -175,7 +179,7 @@ def integrate(
 
 
 class PlaneNetwork(nn.Module):
-    """b(t, x) as a small perceptron.
+    """A small perceptron for b(t, x).
 
     Args:
         generator: draws the weights.
@@ -196,7 +200,7 @@ class PlaneNetwork(nn.Module):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Shape (n, 2); `t` is one time or of shape (n, 1)."""
+        """Return b(t, x), shape (n, 2); `t` is one time or of shape (n, 1)."""
         return self.layers(torch.cat([x, torch.as_tensor(t).expand(len(x), 1)], dim=1))
 
 
@@ -242,7 +246,7 @@ def train_velocity(
 def velocity_loss(
     flow: PlaneFlow, velocity: Field, generator: torch.Generator, n: int = 64, n_times: int = 400
 ) -> float:
-    """Mean squared distance from velocity targets of new pairs, over times and axes.
+    """Return the mean squared distance from velocity targets of new pairs, over times and axes.
 
     Args:
         flow: draws the pairs.
@@ -264,11 +268,16 @@ def velocity_loss(
 
 @checked
 def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
-    """Root-mean-square distance to the nearest mean, in spreads: sqrt(2) for the data themselves.
+    """Return the root-mean-square distance to the nearest mean, in spreads of the data.
 
     Args:
-        flow: of the data.
+        flow: of the data, whose own distance is sqrt(2).
         points: shape (n, 2).
+
+    >>> from irlkit.flows.interpolants import Interpolant
+    >>> flow = PlaneFlow(Interpolant(), n_modes=1, spread=0.5)
+    >>> distance_to_modes(flow, torch.tensor([[0.0, 2.5], [0.0, 1.5]]))
+    1.0
     """
     _check_points("points", points)
     nearest = torch.cdist(points.double(), flow.means).min(1).values

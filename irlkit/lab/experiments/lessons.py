@@ -12,7 +12,6 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.presets import choose
 from irlkit.lab.experiments.quickstart import known_structures
 from irlkit.lab.teaching import PlaneFlow, distance_to_modes
 from irlkit.networks.flow_model import FlowModel
@@ -30,31 +29,21 @@ class Size:
     n_samples: int
     iterations: int
 
+    def __post_init__(self) -> None:
+        if self.n_samples < 10 or self.iterations < 1:
+            raise ValueError(f"at least 10 samples and 1 iteration are needed, got {vars(self)}")
+
 
 SIZES = {"quick": Size(200, 150), "laptop": Size(400, 2000), "paper": Size(2000, 10000)}
 
 
-def resolve(preset: str, **given: int | None) -> Size:
-    """The size of a preset, with what was given instead where it is not None.
-
-    Raises:
-        ValueError: no such preset, or a number that is too small.
-    """
-    size = choose(SIZES, preset, given)
-    values = vars(size)
-    if values["n_samples"] < 10 or values["iterations"] < 1:
-        raise ValueError(f"at least 10 samples and 1 iteration are needed, got {values}")
-    return size
-
-
 def find_crystal(formula: str, dataset: str = "prototypes") -> CrystalBatch:
-    """The first structure of a composition in a data set.
+    """Find the first structure of a composition in a data set.
 
     Raises:
         ValueError: there is none, or the formula cannot be read.
     """
-    composition = CrystalBatch.from_formulas([formula])
-    known = known_structures(composition, dataset)
+    known = known_structures(CrystalBatch.from_formulas([formula]), dataset)
     if not len(known):
         raise ValueError(f"the data set {dataset!r} has no structure of {formula!r}; take another")
     return known[0]
@@ -67,17 +56,14 @@ def interpolate(
     times: Tensor,
     generator: torch.Generator,
 ) -> list[CrystalBatch]:
-    """x_t of the model's interpolants between two states of one composition (Eq. 1).
+    """Return x_t of the model's interpolants between two states of one composition (Eq. 1).
 
     Args:
         model: whose interpolants are taken.
         x_0: base sample, on the CPU.
         x_1: the crystal.
-        times: shape (n,).
+        times: shape (n,); a batch is returned for each.
         generator: draws the latent noise, the same for all times.
-
-    Returns:
-        A batch per time.
     """
     fields = {name: (getattr(x_0, name), getattr(x_1, name)) for name in ("pos", "cell")}
     z = {
@@ -95,7 +81,7 @@ def interpolate(
 
 
 def spreads(flow: PlaneFlow, sets: Mapping[str, Tensor]) -> pd.DataFrame:
-    """How far points lie from the nearest spot, and how evenly they are shared among the spots.
+    """Measure how far points lie from the nearest spot, and how evenly spots share them.
 
     Args:
         flow: of the data.
@@ -109,43 +95,26 @@ def spreads(flow: PlaneFlow, sets: Mapping[str, Tensor]) -> pd.DataFrame:
     for name, points in sets.items():
         mode = torch.cdist(points.double(), flow.means).argmin(1)
         share = torch.bincount(mode, minlength=flow.n_modes) / len(points)
-        rows[name] = {
-            "distance": distance_to_modes(flow, points),
-            "smallest share": float(share.min()),
-        }
+        distance = distance_to_modes(flow, points)
+        rows[name] = {"distance": distance, "smallest share": float(share.min())}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def interpolant_claims(loss_exact: float, loss_learned: float, table: pd.DataFrame) -> list[Claim]:
-    """What theory says, for the numbers of a run.
+    """Check what theory says, for the numbers of a run.
 
     Args:
         loss_exact: of the exact velocity.
         loss_learned: of the learned one, on the same pairs.
         table: of ``spreads``, with rows data, ODE, SDE and noise alone.
     """
-    distance = table["distance"]
+    distance, check = table["distance"], Claim.check
+    ratio = loss_learned / loss_exact if loss_exact else np.nan
+    ode, noise = (distance[a] / distance[b] for a, b in (("ODE", "data"), ("noise alone", "SDE")))
+    network = "the same, close to one: the network has learned the mean"
     return [
-        Claim.check(
-            "loss of the learned over that of the exact velocity",
-            loss_learned / loss_exact if loss_exact else np.nan,
-            ">= 0.99",
-        ),
-        Claim.check(
-            "the same, close to one: the network has learned the mean",
-            loss_learned / loss_exact if loss_exact else np.nan,
-            "<= 1.1",
-            required=False,
-        ),
-        Claim.check(
-            "ODE: distance from the spots over that of the data",
-            distance["ODE"] / distance["data"],
-            "<= 1.3",
-        ),
-        Claim.check(
-            "noise alone over SDE: distance from the spots",
-            distance["noise alone"] / distance["SDE"],
-            "> 1",
-            required=False,
-        ),
+        check("loss of the learned over that of the exact velocity", ratio, ">= 0.99"),
+        check(network, ratio, "<= 1.1", required=False),
+        check("ODE: distance from the spots over that of the data", ode, "<= 1.3"),
+        check("noise alone over SDE: distance from the spots", noise, "> 1", required=False),
     ]

@@ -1,4 +1,4 @@
-"""The experiment of notebook 00: structures for one formula, scored by energy and improved."""
+"""What notebook 00 needs: a typed formula, known structures, and energies as tables."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.crystals import CrystalBatch, compositions
-from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.presets import choose
-from irlkit.networks.flow_model import FlowModel
-from irlkit.rewards import Reward
-from irlkit.rl.config import TrainerConfig
-from irlkit.rl.policies import AnnealingPolicy
-from irlkit.rl.trainer import GRPOTrainer
 
 NEAR = 0.05
 """Structures that lie less above the lowest energy, in eV/atom, count as near it."""
@@ -27,46 +19,44 @@ NEAR = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """How much notebook 00 does.
+    """How much notebooks 00 and 06 do.
 
     Attributes:
-        n_structures: generated before and after, and in each iteration of GRPO.
+        n_structures: per composition before and after, and in each group of GRPO.
         iterations: of GRPO.
+        max_groups: compositions per iteration, at most.
     """
 
     n_structures: int
     iterations: int
+    max_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_structures < 2 or self.iterations < 1 or self.max_groups < 1:
+            raise ValueError(
+                f"at least 2 structures, 1 iteration and 1 group are needed, got {vars(self)}"
+            )
 
 
 SIZES = {"quick": Size(8, 2), "laptop": Size(24, 15), "paper": Size(128, 60)}
-
-
-def resolve(preset: str, **given: int | None) -> Size:
-    """The size of a preset, with what was given instead where it is not None.
-
-    Raises:
-        ValueError: no such preset, or a number that is too small.
-    """
-    size = choose(SIZES, preset, given)
-    values = vars(size)
-    if values["n_structures"] < 2 or values["iterations"] < 1:
-        raise ValueError(f"at least 2 structures and 1 iteration are needed, got {values}")
-    return size
 
 
 class WrongFormula(ValueError):
     """A formula that no structure can be generated for; a notebook shows the words alone."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints: where in the package it was found helps nobody here."""
+        """Return what IPython prints: where in the package it was found helps nobody here."""
         return [f"\x1b[0;31m{self}\x1b[0m"]
 
 
 def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
-    """As ``compositions.from_formula``, for people who type the formula in a notebook.
+    """Read a formula as ``compositions.from_formula`` does, for people who type it in a notebook.
 
     Raises:
         WrongFormula: in words, why no structure can be generated for it.
+
+    >>> composition_of("TiO2", n_formula_units=2).formulas()
+    ['Ti2O4']
     """
     try:
         return compositions.from_formula(formula, n_formula_units)
@@ -75,65 +65,36 @@ def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
 
 
 def known_structures(composition: CrystalBatch, dataset: str = "prototypes") -> CrystalBatch:
-    """Structures of a data set that have this composition; none, if it has none.
+    """Find structures of a composition in all splits of a data set; none, if it has none.
 
     Args:
         composition: one structure.
-        dataset: name or path; all its splits are searched.
+        dataset: name or path.
     """
     formula = composition.reduced_formulas()[0]
     parts = []
     for split in ("train", "val", "test"):
-        batch = datasets.load(dataset, split=split).batch
-        same = np.flatnonzero(np.array(batch.reduced_formulas()) == formula)
-        parts.append(batch[same])
+        batch = data.load(dataset, split=split).batch
+        parts.append(batch[np.flatnonzero(np.array(batch.reduced_formulas()) == formula)])
     return CrystalBatch.concatenate(parts)
 
 
-def energy_trainer(
-    model: FlowModel,
-    composition: CrystalBatch,
-    reward: Reward,
-    size: Size,
-    n_steps: int,
-    seed: int = 0,
-) -> GRPOTrainer:
-    """A trainer of an annealing for one composition; ``run`` it for as long as you like.
-
-    Args:
-        model: frozen.
-        composition: one structure.
-        reward: of the structures.
-        size: members of the group.
-        n_steps: integration steps.
-        seed: of everything random.
-    """
-    noise = {field: ConstantNoise(0.15) for field in ("pos", "cell")}
-    generator = torch.Generator().manual_seed(seed)
-    annealing = LearnedAnnealing(positive=True, generator=generator)
-    config = TrainerConfig(
-        n_groups=1,
-        group_size=size.n_structures,
-        n_steps=n_steps,
-        n_ppo_epochs=8,
-        learning_rate=1e-2,
-        seed=seed,
-    )
-    return GRPOTrainer(AnnealingPolicy(model, annealing, noise), reward, composition, config)
-
-
 def energy_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """A row per set of structures: how many have an energy, the lowest, the mean, how many near it.
+    """Count per set of structures: how many have an energy, and how many are near the lowest.
 
     Args:
         energies: name -> eV/atom, nan where there is none, shape (n,). The lowest of all sets is
             what "near" is measured from.
+
+    >>> table = energy_table({"a": np.array([-1.0, np.nan]), "b": np.array([-1.02])})
+    >>> table["with an energy"].to_dict(), table["near the lowest"].to_dict()
+    ({'a': 1, 'b': 1}, {'a': 1, 'b': 1})
     """
-    together = np.concatenate([np.asarray(values, dtype=float) for values in energies.values()])
+    together = np.concatenate(list(energies.values()))
     lowest = np.nanmin(together) if np.isfinite(together).any() else np.nan
     rows: dict[str, dict[str, Any]] = {}
     for name, values in energies.items():
-        finite = np.asarray(values, dtype=float)[np.isfinite(values)]
+        finite = values[np.isfinite(values)]
         rows[name] = {
             "structures": len(values),
             "with an energy": len(finite),
@@ -144,35 +105,32 @@ def energy_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def structure_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """A row per structure, one set after the other: set, number, energy_per_atom (eV/atom).
+def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
+    """Check what the improvement should have done; one formula and one seed, so these are aims.
 
     Args:
-        energies: as of ``energy_table``.
+        before: energies, eV/atom, nan where there is none, shape (n,).
+        after: the same for the structures after it.
     """
-    parts = [
-        pd.DataFrame({"set": name, "number": np.arange(len(values)), "energy_per_atom": values})
-        for name, values in energies.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
-    """What the improvement should have done; one formula and one seed, so these are aims."""
     table = energy_table({"before": before, "after": after})
-    mean = table["mean, eV/atom"]
-    near = table["near the lowest"].to_dict()
-    gained = int(near["after"]) - int(near["before"])
-    valid = float(np.isfinite(before).mean())
+    mean, near = table["mean, eV/atom"], table["near the lowest"]
+    check = Claim.check
     return [
-        Claim.check("share of generated structures that have an energy", valid, ">= 0.5"),
-        Claim.check(
+        check(
+            "share of generated structures that have an energy",
+            float(np.isfinite(before).mean()),
+            ">= 0.5",
+        ),
+        check(
             "mean energy per atom, after minus before, eV",
-            float(mean["after"] - mean["before"]),
+            mean["after"] - mean["before"],
             "< 0",
             required=False,
         ),
-        Claim.check(
-            f"more structures within {NEAR} eV/atom of the lowest", gained, ">= 0", required=False
+        check(
+            f"more structures within {NEAR} eV/atom of the lowest",
+            near["after"] - near["before"],
+            ">= 0",
+            required=False,
         ),
     ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from irlkit.lab.notebooks.running import find
 from irlkit.lab.notebooks.stripping import read_notebook, title_of
@@ -20,6 +18,13 @@ _MATH = re.compile(
     r"\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?P<inline>(?:[^$\n]|\n(?!\s*\n))+?)\$(?!\d)", re.DOTALL
 )
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+_IN_PAGE = {
+    "config": {"responsive": True},
+    "full_html": False,
+    "include_plotlyjs": False,
+    "auto_play": False,
+    "validate": False,
+}
 _REMOTE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')
 
 
@@ -35,40 +40,39 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
         output: file to write; None: beside the executed notebook.
 
     Raises:
-        ImportError: nbconvert is missing.
+        ImportError: nbconvert or plotly is missing.
         ValueError: no such notebook, or it was not executed.
     """
     try:
+        import nbformat
         from nbconvert import HTMLExporter
+        from plotly.io import to_html
+        from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ImportError(
-            'nbconvert is missing; install it with pip install "irlkit[notebooks]"'
-        ) from error
-    import nbformat
+        raise ImportError(f'{error}; install it with pip install "irlkit[notebooks]"') from error
 
     source = _executed(name)
     notebook = nbformat.read(source, as_version=4)
-    n_figures = 0
+    has_figures = False
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = _to_mathml(cell["source"])
         for out in cell.get("outputs", ()):
             data = out.get("data", {})
             if PLOTLY in data:
-                out["data"] = {"text/html": _figure(data[PLOTLY], n_figures)}
-                n_figures += 1
+                height = data[PLOTLY].get("layout", {}).get("height", 450)
+                figure = to_html(data[PLOTLY], default_height=f"{height}px", **_IN_PAGE)
+                out["data"] = {"text/html": figure}
+                has_figures = True
             elif WIDGET in data:
                 out["data"] = {"text/plain": data.get("text/plain", "")}
     notebook["metadata"].pop("widgets", None)
     exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
-    html, _ = exporter.from_notebook_node(
-        notebook, {"metadata": {"name": title_of(notebook, source.stem)}}
-    )
+    title = title_of(notebook, source.stem)
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     html = _REMOTE.sub("", html)
-    if n_figures:
-        from plotly.offline import get_plotlyjs
-
+    if has_figures:
         script = f"<script>{get_plotlyjs()}</script>"
         html = html.replace("</head>", f"{script}</head>", 1)
     target = source.with_suffix(".html") if output is None else Path(output)
@@ -79,33 +83,12 @@ def export(name: str | Path, output: str | Path | None = None) -> Path:
 def _executed(name: str | Path) -> Path:
     """Return the notebook itself if it has outputs, else the one of its name in runs/."""
     source = find(name)
-    candidates = [source, Path("runs") / source.name]
-    for path in candidates:
+    for path in (source, Path("runs") / source.name):
         if path.is_file() and any(c.get("outputs") for c in read_notebook(path)["cells"]):
             return path
     raise ValueError(
         f"{source} was not executed, and there is no result of it in runs/; run it first: "
         f"irlkit notebooks run {source}"
-    )
-
-
-def _figure(figure: dict[str, Any], number: int) -> str:
-    """Write a plotly figure as HTML that expects plotly's script in the page."""
-    layout = dict(figure.get("layout", {}))
-    height = layout.get("height", 450)
-    # "</" would end the script wherever it stands in a text.
-    parts = {
-        "data": figure.get("data", []),
-        "layout": layout,
-        "config": {"responsive": True, **figure.get("config", {})},
-        "frames": figure.get("frames") or [],
-    }
-    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-    return (
-        f'<div id="figure-{number}" class="irlkit-figure" style="height:{height}px"></div>'
-        f'<script>(function(){{var f={text};Plotly.newPlot("figure-{number}",f.data,f.layout,'
-        f"f.config).then(function(g){{if(f.frames.length)Plotly.addFrames(g,f.frames);}});}})();"
-        "</script>"
     )
 
 
