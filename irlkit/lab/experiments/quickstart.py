@@ -56,7 +56,7 @@ def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
         WrongFormula: in words, why no structure can be generated for it.
 
     >>> composition_of("TiO2", n_formula_units=2).formulas()
-    ['Ti2O4']
+    ['O4 Ti2']
     """
     try:
         return compositions.from_formula(formula, n_formula_units)
