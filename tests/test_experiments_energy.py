@@ -1,7 +1,6 @@
 """Notebook 03's experiment: presets, claims, what has changed, and a run with a tiny model."""
 
 import json
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -654,16 +653,6 @@ def test_where_no_process_starts_policies_are_trained_here(
     with one_thread(), pytest.warns(UserWarning, match=r"n_workers=0 .*: no memory"):
         experiment.train_policies()
     check_same_training(experiment, one_after_the_other)
-
-
-def test_processes_end_with_the_one_that_started_them(monkeypatch):
-    parents = iter([7, 7, 1])
-    monkeypatch.setattr("os.getppid", lambda: next(parents))
-    monkeypatch.setattr("os._exit", sys.exit)
-    monkeypatch.setattr(training, "_POLL", 0.01)
-    with pytest.raises(SystemExit):
-        training._end_with(7)
-    assert next(parents, None) is None
 
 
 def test_the_order_of_things_is_explained(files, tmp_path):

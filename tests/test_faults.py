@@ -264,8 +264,8 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path):
 
     def reward(structures):
         if armed:
-            process = function._pool._workers[0]._process
-            threading.Timer(0.2, process.kill).start()
+            (worker,) = function._pool._open[0]._pool_manager.worker_manager.workers
+            threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
         return function(structures)
 
     with function:

@@ -17,7 +17,7 @@ import torch
 
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
-from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward
+from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward, Reward
 from irlkit.rl._scoring import RewardsInParts
 from irlkit.rl.grpo import clipped_surrogate, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy
@@ -560,7 +560,7 @@ def test_non_finite_rewards(folder, tmp_path):
         assert "give out_dir" in str(caught.value)
 
 
-class Declaring:
+class Declaring(Reward):
     """A reward that gives some structures no value, and says what to take instead."""
 
     on_non_finite = -3.0
@@ -586,12 +586,12 @@ def test_any_function_is_a_reward(convert):
     )
 
 
-class Grouped:
+class Grouped(Reward):
     """A reward for groups of a size, alone or as a part of another."""
 
     def __init__(self, group_size=None, parts=None):
         self.group_size = group_size
-        self.parts = parts
+        self.parts = parts or {}
 
     def __call__(self, structures):
         return volume_reward(structures)
@@ -702,17 +702,17 @@ def test_rewards_while_others_are_rolled_out(max_batch):
         assert torch.equal(ours, theirs)
 
 
-class Judge:
-    """A reward that counts on groups: runs of the same composition, or groups of a size."""
+class Judge(Reward):
+    """A reward that says something about the first part alone."""
 
-    on_non_finite = 0.0
-
-    def __init__(self, group_size=None):
-        self.group_size = group_size
+    def __init__(self):
         self.asked = []
 
     def __call__(self, structures):
-        self.asked.append(structures.formulas())
+        raise AssertionError("these are groups")
+
+    def in_groups(self, structures, group_size):
+        self.asked.append((structures.formulas(), group_size))
         values = volume_reward(structures).values
         info = {"volume": values.numpy()}
         if len(self.asked) == 1:
@@ -721,26 +721,21 @@ class Judge:
 
 
 def test_parts_end_where_groups_do():
-    """Two groups of one composition, side by side, are one run, which a reward may count on."""
-    batch = crystals()[[0, 0, 0, 0, 1, 1, 0, 0]]
-    first, second = batch.formulas()[0], batch.formulas()[4]
-    for group_size, asked in (
-        (None, [[first] * 4, [second] * 2, [first] * 2]),
-        (2, [[first] * 2, [first] * 2, [second] * 2, [first] * 2]),
-    ):
-        reward = Judge(group_size)
-        parts = RewardsInParts(reward, 2)
-        for start in range(0, 8, 2):
-            parts.add(batch[start : start + 2])
-        values, info = parts.answer()
-        parts.close()
-        assert reward.asked == asked
-        assert torch.equal(values, volume_reward(batch).values)
-        n = len(asked[0])
-        assert info["first"].tolist() == [True] * n + [False] * (8 - n)
-        np.testing.assert_array_equal(info["many"], [1.0] * n + [np.nan] * (8 - n))
-        assert np.isnan(info["volume"][:n]).all()
-        np.testing.assert_array_equal(info["volume"][n:], values[n:])
+    """The request makes a group, whatever the formulas of its structures are."""
+    batch = crystals()[[0, 0, 0, 0, 1, 0, 1, 1]]
+    formulas = batch.formulas()
+    reward = Judge()
+    parts = RewardsInParts(reward, 2)
+    for start, stop in ((0, 3), (3, 7), (7, 8)):
+        parts.add(batch[start:stop])
+    result = parts.answer()
+    parts.close()
+    assert reward.asked == [(formulas[:2], 2), (formulas[2:6], 2), (formulas[6:], 2)]
+    assert torch.equal(result.values, volume_reward(batch).values)
+    assert result.info["first"].tolist() == [True] * 2 + [False] * 6
+    np.testing.assert_array_equal(result.info["many"], [1.0] * 2 + [np.nan] * 6)
+    assert np.isnan(result.info["volume"][:2]).all()
+    np.testing.assert_array_equal(result.info["volume"][2:], result.values[2:])
 
 
 def test_a_reward_is_asked_by_one_at_a_time(monkeypatch):
@@ -841,7 +836,7 @@ def test_rewards_are_checked():
         make_trainer(short, validation=None).run(1, progress=False)
 
 
-class Checking:
+class Checking(Reward):
     """A reward that knows small structures only."""
 
     def check(self, compositions):

@@ -1,7 +1,11 @@
 """Matching against pymatgen's StructureMatcher, the worker pool, and the metrics."""
 
+import multiprocessing
+import os
+import signal
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +17,11 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
+from irlkit.evaluate._match_worker import MatchSession
 from irlkit.evaluate.matcher import RmsdMatcher
 from irlkit.evaluate.metrics import MatchPool, evaluate, evaluate_energies
+from irlkit.utils.system import time_limit
+from irlkit.utils.workers import WorkersLostError
 from tests.toy_potentials import LennardJonesToy
 
 FCC = [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
@@ -153,7 +160,6 @@ def test_workers_and_this_process_agree(generated, references, pairs, pool, loca
     prepared = pool.prepare(references)
     first = pool.rmsd(generated, prepared, pairs)
     again = pool.rmsd(CrystalBatch.from_structures(generated, torch.float64), prepared, pairs)
-    pool.release(prepared)
     np.testing.assert_array_equal(first, local_pool.rmsd(generated, references, pairs))
     np.testing.assert_array_equal(first, again)
 
@@ -229,78 +235,100 @@ def test_a_structure_that_takes_too_long_counts_as_unmatched(generated, referenc
     assert result.timed_out.nonzero()[0].tolist() == [24] and pool.n_timeouts == 1
 
 
-@pytest.fixture
-def worker_code(monkeypatch):
-    """Lets worker processes run some code before they serve."""
+def troubled():
+    """A class that the workers, which are sent it, need not import this module for."""
 
-    def use(code):
-        monkeypatch.setattr("irlkit.evaluate.matching._WORKER_SETUP", code)
+    class Troubled(MatchSession):
+        """Has trouble with quartz, as declared; sent to the workers with its settings."""
 
-    return use
+        def __init__(self, action, *arguments, **tolerances):
+            super().__init__(*arguments, **tolerances)
+            self.action = action
 
+        def __call__(self, items):
+            if any(len(numbers) == 9 for (numbers, _, _), _ in items):
+                if self.action == "blocks":
+                    # As if stuck in compiled code, where no signal handler runs.
+                    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
+                if self.action == "exits":
+                    os._exit(3)
+                if self.action == "crashes":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if self.action == "raises":
+                    print("to standard output")
+                    raise ValueError
+                with time_limit(self.timeout):
+                    time.sleep(30)
+            return super().__call__(items)
 
-PATCH = """
-import os, signal, time, irlkit.evaluate.matcher as m
-original = m.RmsdMatcher.rmsds
-def patched(self, structures, reference):
-    if len(reference.numbers) == 9:
-        {action}
-    return original(self, structures, reference)
-m.RmsdMatcher.rmsds = patched
-"""
+    return Troubled
 
 
 @pytest.mark.parametrize(
     ("action", "outcome"),
     [
-        ("time.sleep(30)", "timed_out"),
-        # As if stuck in compiled code, where no signal handler runs.
-        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]); time.sleep(30)", "timed_out"),
-        ("os._exit(3)", "failed"),
-        ("print('to standard output'); raise ValueError", "failed"),
+        ("hangs", "timed_out"),
+        ("blocks", "timed_out"),
+        ("exits", "failed"),
+        ("crashes", "failed"),
+        ("raises", "failed"),
     ],
 )
 def test_a_bad_structure_costs_only_itself(
-    generated, references, pairs, worker_code, monkeypatch, action, outcome
+    generated, references, pairs, monkeypatch, action, outcome
 ):
     monkeypatch.setattr("irlkit.evaluate.matching._GRACE_SECONDS", 0.3)
-    worker_code(PATCH.format(action=action))
+    monkeypatch.setattr("irlkit.evaluate.matching.MatchSession", partial(troubled(), action))
     with MatchPool(n_workers=2, timeout=1.0) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # One quartz only: each one stops a worker.
         pairs = pairs[(pairs[:, 0] < 24) | (pairs[:, 0] > 27) | (pairs[:, 0] == 25)]
         result = pool.match(generated, references, pairs)
-        assert getattr(result, outcome).nonzero()[0].tolist() == [25]
-        others = pairs[:, 0] != 25
-        with MatchPool(n_workers=0) as local:
-            np.testing.assert_array_equal(
-                result.rmsd[others], local.rmsd(generated, references, pairs)[others]
-            )
+    assert getattr(result, outcome).nonzero()[0].tolist() == [25]
+    assert not (result.failed & result.timed_out).any()
+    others = pairs[:, 0] != 25
+    monkeypatch.undo()
+    with MatchPool(n_workers=0) as local:
+        np.testing.assert_array_equal(
+            result.rmsd[others], local.rmsd(generated, references, pairs)[others]
+        )
 
 
-def test_workers_that_cannot_start(generated, references, worker_code):
-    worker_code("raise SystemExit(5)")
+def test_workers_that_cannot_start(generated, references, monkeypatch):
+    here = os.getpid()
+
+    def session(*arguments, **tolerances):
+        if os.getpid() != here:
+            os._exit(5)
+
+    monkeypatch.setattr("irlkit.evaluate.matching.MatchSession", session)
     with MatchPool(n_workers=1) as pool:
-        with pytest.raises(RuntimeError, match=r"did not start \(exit status 5\).*n_workers=0"):
+        with pytest.raises(WorkersLostError, match="did not start: its process ended at once"):
             pool.rmsd(generated, references, [(0, 0)])
+
+
+def workers_of(pool):
+    """Process numbers."""
+    return list(pool._pool._open[0]._pool_manager.worker_manager.workers)
 
 
 def test_workers_load_no_torch_and_use_one_thread(generated, references):
     with MatchPool(n_workers=1) as pool:
         pool.rmsd(generated, references, [(0, 0)])
-        process = Path(f"/proc/{pool._workers[0]._process.pid}")
+        process = Path(f"/proc/{workers_of(pool)[0]}")
         if not process.exists():
             pytest.skip("needs /proc")
         assert "libtorch" not in (process / "maps").read_text()
         assert "OMP_NUM_THREADS=1" in (process / "environ").read_text().split("\0")
+        assert os.readlink(process / "fd" / "0") == os.devnull
 
 
 def test_a_closed_pool_starts_again(generated, references):
     pool = MatchPool(n_workers=1)
     first = pool.rmsd(generated, references, [(0, 0)])
-    process = pool._workers[0]._process
+    worker = workers_of(pool)[0]
     pool.close()
-    assert process.poll() is not None
+    assert worker not in [process.pid for process in multiprocessing.active_children()]
     np.testing.assert_array_equal(pool.rmsd(generated, references, [(0, 0)]), first)
     pool.close()
 
@@ -316,8 +344,6 @@ def test_bad_arguments_of_the_pool(generated, references, local_pool):
         local_pool.rmsd(generated, references, [0, 1, 2])
     with pytest.raises(ValueError, match=r"indices below 13 for references, got \[99\]"):
         local_pool.rmsd(generated, references, [(0, 99)])
-    with pytest.raises(ValueError, match="prepared by another pool"):
-        MatchPool(n_workers=0).rmsd(generated, local_pool.prepare(references), [(0, 0)])
     flat = CrystalBatch.from_structures(references)
     flat = flat.replace(cell=torch.zeros_like(flat.cell))
     with pytest.raises(ValueError, match="references must have finite cells with a volume"):

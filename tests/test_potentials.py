@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -411,11 +412,14 @@ def test_ase_calculators_that_cannot_be_made_end_the_call():
         ASEPotential(missing_calculator, n_workers=1)(random_crystals())
 
 
-def test_ase_factories_must_be_importable():
-    with pytest.raises(ValueError, match="a worker process cannot import"):
-        ASEPotential(lambda: LennardJones(), n_workers=1)
-    with pytest.raises(ValueError, match="n_workers must be at least 1"):
-        ASEPotential(LennardJones, n_workers=0)
+def test_ase_factories_are_sent_to_workers_if_that_can_be():
+    with ASEPotential(lambda: LennardJones(**LJ), n_workers=1) as potential:
+        energies = potential(random_crystals()).energy_per_atom
+    with ASEPotential(LennardJones, LJ, n_workers=0) as here:
+        np.testing.assert_array_equal(here(random_crystals()).energy_per_atom, energies)
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"cannot be sent to a worker process: .*lock"):
+        ASEPotential(lambda: lock and LennardJones(), n_workers=1)
     with pytest.raises(ValueError, match="timeout must be positive"):
         ASEPotential(LennardJones, timeout=0)
 

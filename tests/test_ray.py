@@ -24,7 +24,7 @@ from irlkit.rewards import (
     RewardResult,
     SymmetryReward,
 )
-from irlkit.rewards.parts import cut, grouping
+from irlkit.rewards.parts import cut, grouping, runs
 from irlkit.utils.workers import WorkersLostError
 from tests.test_grpo import make_trainer
 from tests.test_sweeps import NAMES, PARAMETERS, Parabola, make, run
@@ -98,20 +98,21 @@ def same(result, expected, rtol=0.0):
 
 def test_parts_are_even_and_complete():
     batch = crystals([8] * 30)
-    parts = cut(batch, 4, None, False)
+    anywhere = np.ones(30, dtype=bool)
+    parts = cut(batch, 4, anywhere)
     assert [part.stop - part.start for part in parts] in ([7, 8, 7, 8], [8, 7, 8, 7])
     assert [i for part in parts for i in range(30)[part]] == list(range(30))
-    assert cut(batch[:2], 4, None, False) == [slice(0, 1), slice(1, 2)]
+    assert cut(batch[:2], 4, anywhere[:2]) == [slice(0, 1), slice(1, 2)]
     # Atoms count, not structures.
-    assert cut(crystals([30, 1, 1, 1]), 2, None, False) == [slice(0, 1), slice(1, 4)]
+    assert cut(crystals([30, 1, 1, 1]), 2, anywhere[:4]) == [slice(0, 1), slice(1, 4)]
 
 
 def test_groups_stay_whole():
     batch = crystals([3, 3, 3]).repeat(4)  # every composition four times
-    assert cut(batch, 12, 4, False) == [slice(0, 4), slice(4, 8), slice(8, 12)]
-    assert cut(batch, 12, None, True) == [slice(0, 4), slice(4, 8), slice(8, 12)]
-    assert cut(batch, 12, 8, True) == [slice(0, 8), slice(8, 12)]
-    assert cut(batch[:4], 2, None, True) == [slice(0, 4)]
+    assert runs(batch).nonzero()[0].tolist() == [0, 4, 8]
+    assert cut(batch, 12, runs(batch)) == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    assert cut(batch, 12, np.arange(12) % 8 == 0) == [slice(0, 8), slice(8, 12)]
+    assert cut(batch[:4], 2, runs(batch[:4])) == [slice(0, 4)]
 
 
 def test_grouping_is_that_of_the_parts():
@@ -127,7 +128,7 @@ def test_grouping_is_that_of_the_parts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_workers": 0}, "n_workers must be a positive integer, got 0"),
+        ({"n_workers": 0}, "n_workers must be at least 1, got 0"),
         ({"parts_per_worker": True}, "parts_per_worker must be an integer"),
         ({"cpus": -1.0}, "cpus must not be negative"),
         ({"factory": SymmetryReward("not_triclinic")}, "function that makes the reward"),

@@ -29,16 +29,8 @@ PACKAGE = Path(irlkit.__file__).parent
 # --- what the code does ---
 
 ALLOWED = {
-    ("evaluate/_match_worker.py", "pickle.load"): "reads from the process that started it",
-    ("evaluate/matching.py", "pickle.load"): "reads from the processes that it has started",
-    ("evaluate/matching.py", "subprocess.Popen"): "this Python, a list of arguments",
-    (
-        "utils/workers.py",
-        "pickle.load",
-    ): "of processes it has started, or was started by",
-    ("utils/workers.py", "pickle.loads"): "the function that the starting process has sent",
-    ("utils/workers.py", "subprocess.Popen"): "this Python, a list of arguments",
-    ("utils/workers.py", "code in a text"): "runs the package's own __init__ when it is needed",
+    ("utils/workers.py", "pickle.loads"): "of processes it has started, or was started by",
+    ("utils/workers.py", "import cloudpickle"): "writes a function, for those processes",
     ("data/_unpickling.py", "pickle.Unpickler"): "the allow-list itself",
     ("potentials/mace.py", "torch.load without weights_only=True"): "asks for trust=True",
     ("lab/plots/live.py", "import socket"): "finds a free port on this machine",

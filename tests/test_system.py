@@ -89,7 +89,7 @@ def test_idle_threads_soon_sleep_unless_the_environment_says_otherwise(given, af
     ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {k: v for k, v in os.environ.items() if k not in ours} | given
     program = (
-        "import sys, irlkit._waiting, os; "
+        "import sys, irlkit._waiting, os; assert 'torch' not in sys.modules; import irlkit.rl; "
         "assert list(sys.modules).index('irlkit._waiting') < list(sys.modules).index('torch'); "
         "print(os.environ.get('GOMP_SPINCOUNT'))"
     )

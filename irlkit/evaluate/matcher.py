@@ -25,6 +25,17 @@ import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 from scipy.optimize import linear_sum_assignment
 
+from irlkit.evaluate._lattices import (
+    determinants,
+    dot,
+    fractional_tolerance,
+    gram_schmidt,
+    inverse,
+    lll_reduced,
+    matrices,
+    parameters,
+)
+
 _IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
 _FORBIDDEN = 1e20
 """Squared distance of pairs that must not be assigned to each other, Å²."""
@@ -193,7 +204,7 @@ class RmsdMatcher:
         if (structure.lengths * scale > longest * 1.01).any():
             return None
         cell = structure.cell * scale
-        target_lengths, target_angles = _parameters(reference.cell[None] / scale)
+        target_lengths, target_angles = parameters(reference.cell[None] / scale)
         target_lengths, target_angles = target_lengths[0], target_angles[0]
         integers, distances, _, _ = Lattice(cell).get_points_in_sphere(
             [[0, 0, 0]], [0, 0, 0], target_lengths.max() * (1 + self.ltol), zip_results=False
@@ -220,7 +231,7 @@ class RmsdMatcher:
             triples.append(found)
         chosen = np.concatenate(triples)
         points = np.stack([choices[k][chosen[:, k]] for k in range(3)], axis=1)
-        regular = np.rint(np.abs(_determinants(integers[points]))) == 1
+        regular = np.rint(np.abs(determinants(integers[points]))) == 1
         points, (a, b, c) = points[regular], chosen[regular].T
         if not len(points):
             return None
@@ -254,19 +265,19 @@ class RmsdMatcher:
         allowed = reference.numbers[:, None] == structures[0].numbers[None, :]
         # An atom of the rarest element goes onto each of its kind.
         pivot = int(allowed.sum(axis=1).argmin())
-        lattices = _matrices(lengths, angles)
-        norm = (n / np.abs(_determinants(lattices))) ** (1 / 3)
-        tolerance = _fractional_tolerance(lattices, norm, self.stol)
+        lattices = matrices(lengths, angles)
+        norm = (n / np.abs(determinants(lattices))) ** (1 / 3)
+        tolerance = fractional_tolerance(lattices, norm, self.stol)
         # Positions in the new basis = integers · old basis.
-        pos = np.stack([structure.pos for structure in structures])[owner] @ _inverse(integers)
+        pos = np.stack([structure.pos for structure in structures])[owner] @ inverse(integers)
         pos -= np.floor(pos)
         shifts = pos[:, allowed[pivot]] - reference.pos[pivot]
         basis, translation = _within_tolerance(
             reference.pos, pos, shifts, allowed, tolerance, pivot
         )
         used, compact = np.unique(basis, return_inverse=True)
-        lll, mapping = _lll(lattices[used])
-        lll_tolerance = _fractional_tolerance(lll, norm[used], self.stol)
+        lll, mapping = lll_reduced(lattices[used])
+        lll_tolerance = fractional_tolerance(lll, norm[used], self.stol)
         best = np.full(len(structures), np.inf)
         exact = min(_EXACT, self.stol)
         size = max(16, _CACHED_ELEMENTS // n**2)
@@ -353,10 +364,10 @@ def _displacements(
     near = np.abs(wrapped) <= tolerance[:, None, :]
     candidate, pair = (near[..., 0] & near[..., 1] & near[..., 2]).nonzero()
     found = (wrapped @ lattices)[candidate, pair]
-    squares = _dot(found, found)
+    squares = dot(found, found)
     # Two images of one vector differ by at least the shortest lattice vector, which is no shorter
     # than the least Gram-Schmidt vector: below half of that the wrapped image is the closest.
-    shortest = _gram_schmidt(lattices)[0].min(axis=1)
+    shortest = gram_schmidt(lattices)[0].min(axis=1)
     open_ = np.flatnonzero(squares >= shortest[candidate] / 4 * (1 - 1e-9))
     found[open_], squares[open_] = _closest_images(
         difference[candidate[open_], pair[open_]], lattices, candidate[open_]
@@ -383,7 +394,7 @@ def _closest_images(
         lattice: Which one each difference is in, shape (k,).
     """
     metric = lattices @ lattices.transpose(0, 2, 1)
-    image_squares = _dot(_IMAGES @ metric, _IMAGES)
+    image_squares = dot(_IMAGES @ metric, _IMAGES)
     product = np.einsum("ki,kij->kj", difference, metric[lattice])
     # |v + t|² = |v|² + 2 v·t + |t|², of which the first does not matter here.
     relative = (2 * product) @ _IMAGES.T + image_squares[lattice]
@@ -397,9 +408,9 @@ def _closest_images(
         vectors = (difference[tied, None, :] @ lattices[lattice[tied]]) + (_IMAGES @ lattices)[
             lattice[tied]
         ]
-        image[tied] = _dot(vectors, vectors).argmin(axis=1)
+        image[tied] = dot(vectors, vectors).argmin(axis=1)
     closest = np.einsum("ki,kij->kj", difference + _IMAGES[image], lattices[lattice])
-    return closest, _dot(closest, closest)
+    return closest, dot(closest, closest)
 
 
 def _assign(cost: np.ndarray) -> np.ndarray:
@@ -445,118 +456,3 @@ def _element(number: int) -> Element:
 
 def _elements(numbers: np.ndarray) -> list[Element]:
     return [_element(int(number)) for number in numbers]
-
-
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Scalar products along the last axis; for three components faster than a sum."""
-    return np.einsum("...k,...k->...", a, b)
-
-
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cross products of rows; NumPy's own spends its time on preparing the axes."""
-    return a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]]
-
-
-def _cofactors(matrices: np.ndarray) -> np.ndarray:
-    """Cross products of the rows, so that the inverse is the transpose over the determinant."""
-    a, b, c = matrices[:, 0], matrices[:, 1], matrices[:, 2]
-    return np.stack([_cross(b, c), _cross(c, a), _cross(a, b)], axis=1)
-
-
-def _determinants(matrices: np.ndarray) -> np.ndarray:
-    return _dot(_cross(matrices[:, 0], matrices[:, 1]), matrices[:, 2])
-
-
-def _inverse(matrices: np.ndarray) -> np.ndarray:
-    cofactors = _cofactors(matrices)
-    return cofactors.transpose(0, 2, 1) / _dot(cofactors[:, 0], matrices[:, 0])[:, None, None]
-
-
-def _parameters(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths, Å, and angles, degrees, each of shape (m, 3)."""
-    lengths = np.sqrt((matrices**2).sum(axis=2))
-    products = (np.roll(matrices, -1, axis=1) * np.roll(matrices, -2, axis=1)).sum(axis=2)
-    products /= np.roll(lengths, -1, axis=1) * np.roll(lengths, -2, axis=1)
-    return lengths, np.degrees(np.arccos(np.clip(products, -1, 1)))
-
-
-def _matrices(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Lattices from lengths and angles, third vector along z, first in the xz plane."""
-    a, b, c = lengths.T
-    cos, sin = np.cos(np.radians(angles)).T, np.sin(np.radians(angles)).T
-    cos_star = np.clip((cos[0] * cos[1] - cos[2]) / (sin[0] * sin[1]), -1, 1)
-    sin_star = np.sqrt(1 - cos_star**2)
-    zero = np.zeros_like(a)
-    return np.stack(
-        [
-            np.stack([a * sin[1], zero, a * cos[1]], axis=1),
-            np.stack([-b * sin[0] * cos_star, b * sin[0] * sin_star, b * cos[0]], axis=1),
-            np.stack([zero, zero, c], axis=1),
-        ],
-        axis=1,
-    )
-
-
-def _fractional_tolerance(lattices: np.ndarray, norm: np.ndarray, stol: float) -> np.ndarray:
-    """Fractional differences beyond which two atoms cannot match, shape (m, 3).
-
-    A displacement of 2 stol (V/N)^(1/3) normal to a lattice plane; `norm` is (N/V)^(1/3), 1/Å.
-    """
-    cofactors = _cofactors(lattices)
-    volumes = np.abs(_dot(cofactors[:, 0], lattices[:, 0]))
-    reciprocal = np.sqrt(_dot(cofactors, cofactors)) / volumes[:, None]
-    return 2 * stol * reciprocal / norm[:, None]
-
-
-def _gram_schmidt(lattices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared lengths (m, 3), Å², of the orthogonalised vectors, and coefficients u10, u20, u21."""
-    a, b, c = lattices[:, 0], lattices[:, 1], lattices[:, 2]
-    aa = _dot(a, a)
-    u10, u20 = _dot(a, b) / aa, _dot(a, c) / aa
-    b = b - u10[:, None] * a
-    bb = _dot(b, b)
-    u21 = _dot(b, c) / bb
-    c = c - u20[:, None] * a - u21[:, None] * b
-    return np.stack([aa, bb, _dot(c, c)], axis=1), np.stack([u10, u20, u21], axis=1)
-
-
-def _lll(lattices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LLL-reduced lattices, Å, and the matrices that give coordinates in them from the old.
-
-    Steps as `Lattice.get_lll_reduced_lattice` takes them (parameter 0.75), for all lattices
-    together; where a rounding error may decide a step, pymatgen takes it.
-    """
-    margin = 1e-9
-    reduced = lattices.copy()
-    unclear = np.zeros(len(lattices), dtype=bool)
-    k = np.ones(len(lattices), dtype=np.int64)
-    active = np.arange(len(lattices))
-    for _ in range(100):
-        if not len(active):
-            break
-        a, row = reduced[active], k[active]
-        rows = np.arange(len(active))
-        _, u = _gram_schmidt(a)
-        # Size reduction of the row by the one above it, then of the last one by the first.
-        q = np.where(row == 1, u[:, 0], u[:, 2])
-        close = np.abs(np.abs(q - np.rint(q)) - 0.5) < margin
-        a[rows, row] -= np.rint(q)[:, None] * a[rows, row - 1]
-        q = np.where(row == 2, u[:, 1] - np.rint(u[:, 2]) * u[:, 0], 0.0)
-        close |= np.abs(np.abs(q - np.rint(q)) - 0.5) < margin
-        a[:, 2] -= np.rint(q)[:, None] * a[:, 0]
-        # Lovász condition; a swap takes the row back.
-        squares, u = _gram_schmidt(a)
-        bound = (0.75 - np.where(row == 1, u[:, 0], u[:, 2]) ** 2) * squares[rows, row - 1]
-        excess = squares[rows, row] - bound
-        close |= np.abs(excess) < margin * squares[rows, row]
-        swap = np.flatnonzero(excess < 0)
-        above, here = a[swap, row[swap] - 1].copy(), a[swap, row[swap]].copy()
-        a[swap, row[swap] - 1], a[swap, row[swap]] = here, above
-        reduced[active] = a
-        k[active] = np.where(excess < 0, np.maximum(row - 1, 1), row + 1)
-        unclear[active] |= close
-        active = active[(k[active] <= 2) & ~close]
-    unclear[active] = True
-    for i in np.flatnonzero(unclear):
-        reduced[i] = Lattice(lattices[i]).lll_matrix
-    return reduced, np.rint(lattices @ _inverse(reduced))

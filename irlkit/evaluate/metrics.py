@@ -105,12 +105,7 @@ def evaluate(
             return evaluate(generated, references, pool)
 
     pairs = _pairs_within(formulas)
-    prepared = pool.prepare(batch)
-    try:
-        matches = pool.match(generated, prepared, pairs)
-    finally:
-        pool.release(prepared)
-
+    matches = pool.match(generated, batch, pairs)
     own = np.full(len(batch), np.nan)
     diagonal = pairs[:, 0] == pairs[:, 1]
     own[pairs[diagonal, 0]] = matches.rmsd[diagonal]

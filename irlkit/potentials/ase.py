@@ -23,15 +23,15 @@ class ASEPotential(Potential):
     failed, with the reason.
 
     Args:
-        factory: Makes a calculator, such as a calculator's class; called once in each process. It
-            has to be importable: defined in a module, not in a notebook or a script.
-        arguments: Keyword arguments of the factory.
-        name: What results call the potential; None for the factory's name and its arguments.
-        n_workers: Processes; None for one per available core.
-        timeout: Seconds that a structure may take.
+        factory: makes a calculator, such as a calculator's class; called once in each process.
+        arguments: keyword arguments of the factory.
+        name: what results call the potential; None for the factory's name and its arguments.
+        n_workers: processes; None for one per available core, 0 for this process.
+        timeout: seconds that a structure may take; in this process, code that never returns to
+            Python is not stopped.
 
     Raises:
-        ValueError: another process cannot import the factory, or a number is out of its range.
+        ValueError: the factory cannot be sent to other processes, or a number is out of its range.
     """
 
     @checked

@@ -18,14 +18,18 @@ from irlkit.utils.checks import checked
 class CompositeReward(Reward):
     """Weighted sum of rewards; those of weight 0 are only monitored.
 
+    >>> reward = CompositeReward({"atoms": lambda batch: batch.n_atoms}, {"atoms": -0.5})
+    >>> reward(CrystalBatch.from_formulas(["Na1 Cl1", "C1"])).values
+    tensor([-1.0000, -0.5000], dtype=torch.float64)
+
     A value that is not finite makes the sum not finite, unless its weight is 0.
 
     The result's `info` holds, for each part, its reward under the part's name and its own
     information under "<name>_<key>".
 
     Args:
-        parts: Rewards, or functions of a `CrystalBatch`, by name.
-        weights: By the same names; None for 1 each.
+        parts: rewards, or functions of a `CrystalBatch`, by name.
+        weights: by the same names; None for 1 each.
 
     Raises:
         ValueError: no parts, other names among the weights, or a weight that is not finite.
@@ -51,17 +55,25 @@ class CompositeReward(Reward):
         self.weights = weights
 
     def check(self, compositions: CrystalBatch) -> None:
-        """Raises a ValueError if a part cannot judge structures of these compositions."""
+        """Raise a ValueError if a part cannot judge structures of these compositions."""
         for part in self.parts.values():
             part.check(compositions)
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
-        """Rewards of all parts and their sum."""
-        total = torch.zeros(len(batch), dtype=torch.float64)
+        """Ask all parts, and sum their rewards."""
+        return self._sum({name: part(batch) for name, part in self.parts.items()})
+
+    def in_groups(self, batch: CrystalBatch, group_size: int) -> RewardResult:
+        """Ask all parts about groups, and sum their rewards."""
+        return self._sum(
+            {name: part.in_groups(batch, group_size) for name, part in self.parts.items()}
+        )
+
+    def _sum(self, results: dict[str, RewardResult]) -> RewardResult:
+        total = torch.zeros(len(next(iter(results.values()))), dtype=torch.float64)
         info: dict[str, np.ndarray] = {}
-        for name, part in self.parts.items():
-            result = part(batch)
+        for name, result in results.items():
             # Not a product with 0, which would keep what is not a number.
             if self.weights[name] != 0:
                 total += self.weights[name] * result.values
@@ -70,10 +82,10 @@ class CompositeReward(Reward):
         return RewardResult(total, info)
 
     def energies(self) -> str:
-        """What computes the energies that its parts need."""
+        """Return what computes the energies that its parts need."""
         return ", ".join(sorted({part.energies() for part in self.parts.values()} - {""}))
 
     def close(self) -> None:
-        """Closes all parts."""
+        """Close all parts."""
         for part in self.parts.values():
             part.close()

@@ -11,6 +11,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.potentials import Potential, get
 from irlkit.rewards.base import Reward, RewardResult
+from irlkit.rewards.parts import runs
 from irlkit.utils.checks import checked
 
 
@@ -22,21 +23,20 @@ class EnergyReward(Reward):
     `clip` times the population standard deviation wide on both sides; only structures with an
     energy enter the mean and the standard deviation.
 
-    The groups are those of GRPO, whose members share a composition and stand next to each other:
-    runs of structures with equal formulas of their cells. A structure that stands alone, as in a
-    validation, is never clipped.
+    A trainer says which structures form a group, those of one request. Where nobody does, as in a
+    call of your own, a group is `group_size` structures, or a run of structures with equal formulas
+    of their cells. A structure that stands alone, as in a validation, is never clipped.
 
     The result's `info` holds `energy_per_atom` (unclipped, eV/atom, nan where there is none),
     `valid`, `failed` (valid, but the potential gave no energy), `clipped`, and, with references,
     `energy_above_reference` (unclipped, eV/atom).
 
     Args:
-        potential: A potential, or its name for `irlkit.potentials.get`.
-        group_size: Structures per group, where one composition can follow itself in another group;
-            None takes each run of equal compositions as one group.
-        penalty: Energy of structures without one, eV/atom.
-        clip: Half-width of the band in standard deviations; math.inf does not clip.
-        references: Structures whose lowest energy for the composition is subtracted from all
+        potential: a potential, or its name for `irlkit.potentials.get`.
+        group_size: structures per group; None: any.
+        penalty: energy of structures without one, eV/atom.
+        clip: half-width of the band in standard deviations; math.inf does not clip.
+        references: structures whose lowest energy for the composition is subtracted from all
             energies, the penalty included. That changes no advantage, but makes rewards of
             different compositions comparable, as in the mean of a validation. They are computed
             with the same potential. None subtracts nothing.
@@ -44,6 +44,8 @@ class EnergyReward(Reward):
     Raises:
         ValueError: an argument is out of its range, or no reference of a composition has an energy.
     """
+
+    compares = True
 
     @checked
     def __init__(
@@ -80,26 +82,37 @@ class EnergyReward(Reward):
 
     @checked
     def check(self, compositions: CrystalBatch) -> None:
-        """Raises a ValueError that names unknown elements or compositions without a reference."""
+        """Raise a ValueError that names unknown elements or compositions without a reference."""
         self.potential.check(compositions)
         if self.references is not None:
             self.references.references_of(compositions.reduced_formulas())
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
-        """Computes the energies of all structures and clips them.
+        """Compute the energies of all structures and clip them.
 
         Raises:
             ValueError: an element that the potential does not know, or a composition without a
                 reference.
         """
+        begins = runs(batch)
+        if self.group_size is not None:
+            begins |= np.arange(len(batch)) % self.group_size == 0
+        return self._judge(batch, np.cumsum(begins) - 1)
+
+    def in_groups(self, batch: CrystalBatch, group_size: int) -> RewardResult:
+        """Compute the energies of all structures and clip them in groups."""
+        return self._judge(batch, np.arange(len(batch)) // group_size)
+
+    def _judge(self, batch: CrystalBatch, groups: np.ndarray) -> RewardResult:
+        """Judge structures, each with the number of its group, shape (B,)."""
         self.check(batch)
         result = self.potential(batch)
         energy = result.energy_per_atom
         lowest = np.zeros(len(batch))
         if self.references is not None:
             lowest = np.array([self._lowest[formula] for formula in batch.reduced_formulas()])
-        clipped = clip_energies(energy, self._groups(batch), self.clip)
+        clipped = clip_energies(energy, groups, self.clip)
         filled = np.where(np.isfinite(energy), clipped, self.penalty) - lowest
         info = {
             "energy_per_atom": energy,
@@ -111,32 +124,26 @@ class EnergyReward(Reward):
             info["energy_above_reference"] = energy - lowest
         return RewardResult(torch.from_numpy(-filled), info)
 
-    def _groups(self, batch: CrystalBatch) -> np.ndarray:
-        """Number of each structure's group, increasing, shape (B,)."""
-        formulas = np.array(batch.formulas())
-        new = np.ones(len(batch), dtype=bool)
-        new[1:] = formulas[1:] != formulas[:-1]
-        if self.group_size is not None:
-            new |= np.arange(len(batch)) % self.group_size == 0
-        return np.cumsum(new) - 1
-
     def energies(self) -> str:
-        """Name of the potential."""
+        """Return the name of the potential."""
         return self.potential.name
 
     def close(self) -> None:
-        """Closes the potential if this reward has made it."""
+        """Close the potential if this reward has made it."""
         if self._owns_potential:
             self.potential.close()
 
 
 def clip_energies(energy: np.ndarray, groups: np.ndarray, width: float) -> np.ndarray:
-    """Clips energies to a band around the mean of their group.
+    """Clip energies to a band around the mean of their group.
+
+    >>> clip_energies(np.array([-3.0, -3.0, 9.0, np.nan]), np.zeros(4, dtype=int), 1.0)
+    array([-3.        , -3.        ,  6.65685425,         nan])
 
     Args:
-        energy: Energies, nan where there is none, shape (B,).
-        groups: Number of each structure's group, from 0, shape (B,).
-        width: Half-width of the band in population standard deviations of the group's energies.
+        energy: energies, nan where there is none, shape (B,).
+        groups: number of each structure's group, from 0, shape (B,).
+        width: half-width of the band in population standard deviations of the group's energies.
 
     Returns:
         Shape (B,), nan where `energy` is.

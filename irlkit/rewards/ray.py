@@ -13,8 +13,8 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
-from irlkit.rewards.parts import cut, grouping, joined
-from irlkit.utils.checks import checked
+from irlkit.rewards.parts import cut, grouping, joined, on_cpu, runs
+from irlkit.utils.checks import check_count, checked
 from irlkit.utils.cluster import connect, import_ray
 from irlkit.utils.workers import WorkersLostError
 
@@ -70,9 +70,8 @@ class RayReward(Reward):
                 "factory must be a function that makes the reward, such as "
                 f"partial(EnergyReward, 'chgnet'), got {type(factory).__name__}"
             )
-        for name, count in (("n_workers", n_workers), ("parts_per_worker", parts_per_worker)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        check_count("n_workers", n_workers)
+        check_count("parts_per_worker", parts_per_worker)
         for name, amount in (("cpus", cpus), ("gpus", gpus)):
             if not (math.isfinite(amount) and amount >= 0):
                 raise ValueError(f"{name} must not be negative, got {amount!r}")
@@ -88,8 +87,7 @@ class RayReward(Reward):
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, tuple[int, Any]] = {}
         self._lost_starts = 0
-        self.group_size: int | None = None
-        self._whole_runs = True
+        self._by_runs = True
         try:
             self._idle.append(self._take())
         except BaseException:
@@ -97,8 +95,8 @@ class RayReward(Reward):
             raise
 
     def check(self, compositions: CrystalBatch) -> None:
-        """Raises what the reward raises if it cannot judge structures of these compositions."""
-        compositions = _on_cpu(compositions)
+        """Raise what the reward raises if it cannot judge structures of these compositions."""
+        compositions = on_cpu(compositions)
         for attempt in range(_TRIES):
             actor = self._take()
             try:
@@ -111,17 +109,31 @@ class RayReward(Reward):
                 return
 
     def __call__(self, batch: CrystalBatch) -> RewardResult:
-        """Judges all structures.
+        """Judge all structures.
 
         Raises:
             Exception: what the reward raises.
             WorkersLostError: no structure has a result, or no worker stays alive.
         """
+        begins = runs(batch) if self._by_runs else np.ones(len(batch), dtype=bool)
+        if self.group_size is not None:
+            begins &= np.arange(len(batch)) % self.group_size == 0
+        return self._judge(batch, begins, None)
+
+    def in_groups(self, batch: CrystalBatch, group_size: int) -> RewardResult:
+        """Judge all structures; groups are cut only where the reward does not compare in them."""
+        compares = self._by_runs or self.group_size is not None
+        begins = np.arange(len(batch)) % (group_size if compares else 1) == 0
+        return self._judge(batch, begins, group_size)
+
+    def _judge(
+        self, batch: CrystalBatch, begins: np.ndarray, group_size: int | None
+    ) -> RewardResult:
+        """Judge structures in parts that begin at some of the places, a mask of shape (B,)."""
         if not len(batch):
             return RewardResult(torch.zeros(0, dtype=torch.float64))
-        batch = _on_cpu(batch)
-        n_parts = self.n_workers * self.parts_per_worker
-        parts = cut(batch, n_parts, self.group_size, self._whole_runs)
+        batch = on_cpu(batch)
+        parts = cut(batch, self.n_workers * self.parts_per_worker, begins)
         results: list[RewardResult | None] = [None] * len(parts)
         attempts = [0] * len(parts)
         waiting = deque(range(len(parts)))
@@ -132,13 +144,13 @@ class RayReward(Reward):
                 while waiting and self._idle:
                     part, actor = waiting.popleft(), self._idle.pop()
                     attempts[part] += 1
-                    self._busy[actor.judge.remote(batch[parts[part]])] = part, actor
+                    self._busy[actor.judge.remote(batch[parts[part]], group_size)] = part, actor
                 future = self._wait()
                 if future is None:
                     continue
                 part, actor = self._busy.pop(future)
                 try:
-                    results[part] = RewardResult(*self._get(future))
+                    results[part] = self._get(future)
                     self._idle.append(actor)
                 except self._ray.exceptions.RayActorError:
                     if attempts[part] < _TRIES:
@@ -151,10 +163,14 @@ class RayReward(Reward):
                 f"the workers of all {len(batch)} structures were lost {_TRIES} times; Ray's logs "
                 "say why"
             )
-        return joined(results, [part.stop - part.start for part in parts], self.on_failure)
+        sizes = [part.stop - part.start for part in parts]
+        result = joined(results, sizes, self.on_failure)
+        if None in results:
+            result.info["lost"] = np.repeat([part is None for part in results], sizes)
+        return result
 
     def close(self) -> None:
-        """Ends the workers, and the cluster if this reward has started it."""
+        """End the workers, and the cluster if this reward has started it."""
         self._stop()
         if self._owns_cluster:
             self._ray.shutdown()
@@ -190,7 +206,7 @@ class RayReward(Reward):
             return future
         actor = self._starting.pop(future)
         try:
-            self.group_size, self._whole_runs = self._get(future)
+            self.group_size, self._by_runs = self._get(future)
         except self._ray.exceptions.RayActorError as error:
             self._lost_starts += 1
             if self._lost_starts > _TRIES * self.n_workers:
@@ -221,15 +237,9 @@ class _Worker:
         return grouping(self._reward)
 
     def check(self, compositions: CrystalBatch) -> None:
-        if hasattr(self._reward, "check"):
-            self._reward.check(compositions)
+        self._reward.check(compositions)
 
-    def judge(self, batch: CrystalBatch) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
-        result = self._reward(batch)
-        values = torch.as_tensor(result.values).detach().to("cpu", torch.float64)
-        return values, dict(result.info or {})
-
-
-def _on_cpu(batch: CrystalBatch) -> CrystalBatch:
-    batch = batch.to("cpu")
-    return batch.replace(pos=batch.pos.detach(), cell=batch.cell.detach())
+    def judge(self, batch: CrystalBatch, group_size: int | None) -> RewardResult:
+        if group_size is None:
+            return self._reward(batch)
+        return self._reward.in_groups(batch, group_size)

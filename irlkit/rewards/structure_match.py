@@ -10,7 +10,7 @@ from irlkit.data import CrystalDataset
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.metrics import best_per_group
 from irlkit.rewards.base import Reward, RewardResult
-from irlkit.utils.checks import check_count, checked
+from irlkit.utils.checks import checked
 
 
 class CRMSEReward(Reward):
@@ -46,8 +46,6 @@ class CRMSEReward(Reward):
     ) -> None:
         if not len(dataset):
             raise ValueError("dataset must hold at least one structure, got none")
-        if isinstance(pool, int):
-            check_count("pool, a number of workers,", pool, least=0)
         tolerances = {"stol": stol, "ltol": ltol, "angle_tol": angle_tol}
         self._owns_pool = not isinstance(pool, MatchPool)
         self.pool = pool if isinstance(pool, MatchPool) else MatchPool(pool, **tolerances)
@@ -57,21 +55,17 @@ class CRMSEReward(Reward):
                 "give both the same"
             )
         self.dataset = dataset
+        self.limits_time_here = self.pool.n_workers == 0
         self._references = self.pool.prepare(dataset.batch)
-
-    @property
-    def limits_time_here(self) -> bool:
-        """Whether structures are matched in this process."""
-        return self.pool.n_workers == 0
 
     @checked
     def check(self, compositions: CrystalBatch) -> None:
-        """Raises a ValueError that names compositions without a reference structure."""
+        """Raise a ValueError that names compositions without a reference structure."""
         self.dataset.references_of(compositions.reduced_formulas())
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
-        """Matches each structure with all polymorphs of its composition.
+        """Match each structure with all polymorphs of its composition.
 
         Raises:
             ValueError: a composition has no reference structure (it is named).
@@ -99,6 +93,6 @@ class CRMSEReward(Reward):
         )
 
     def close(self) -> None:
-        """Ends the worker processes if this reward has started them."""
+        """End the worker processes if this reward has started them."""
         if self._owns_pool:
             self.pool.close()

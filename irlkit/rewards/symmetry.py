@@ -52,7 +52,7 @@ class SymmetryReward(Reward):
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
-        """Finds the symmetry of all structures."""
+        """Find the symmetry of all structures."""
         valid = validity.check(batch).valid
         spacegroup = np.zeros(len(batch), dtype=np.int64)
         inversion = np.zeros(len(batch), dtype=bool)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,15 +16,14 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.evaluate.diversity import count_distinct, fingerprints
-from irlkit.rewards.base import RewardResult
-from irlkit.rewards.parts import grouping, joined, parts_of, starts
+from irlkit.rewards.base import Reward, RewardResult, ask
+from irlkit.rewards.parts import joined
 from irlkit.rl.process import Process, State
 from irlkit.rl.trajectory import Trajectory
-from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
-RewardFunction = Callable[[CrystalBatch], Any]
-"""Structures -> a ``RewardResult``, or one number per structure (tensor, array or list)."""
+RewardFunction = Reward | Callable[[CrystalBatch], Any]
+"""A reward, or a function of structures as `FunctionReward` takes it."""
 
 
 class NonFiniteRewardError(ValueError):
@@ -40,127 +40,90 @@ class NonFiniteRewardError(ValueError):
         self.paths = paths
 
 
-def check_groups(reward: Any, group_size: int) -> None:
-    """Raise a ValueError if a reward, or a part of it, counts on groups of another size.
-
-    Args:
-        reward: with an attribute ``group_size``, unless it does not care; the rewards in a mapping
-            ``parts`` are asked as well.
-        group_size: structures per group.
-    """
-    expected = getattr(reward, "group_size", None)
-    if expected is not None and expected != group_size:
+def check_groups(reward: Reward, group_size: int) -> None:
+    """Raise a ValueError if a reward, or a part of it, is made for groups of another size."""
+    if reward.group_size not in (None, group_size):
         raise ValueError(
-            f"reward {type(reward).__name__} is made for groups of {expected} structures, but "
-            f"group_size of the configuration is {group_size}; give both the same"
+            f"reward {type(reward).__name__} is made for groups of {reward.group_size} structures, "
+            f"but group_size of the configuration is {group_size}; give both the same"
         )
-    for part in parts_of(reward):
+    for part in reward.parts.values():
         check_groups(part, group_size)
 
 
-def check_threads(reward: Any) -> None:
-    """Raise a ValueError if a time limit of a reward, or of a part of it, needs the main thread.
-
-    Args:
-        reward: with ``limits_time_here``, unless it has no time limit in this process; the rewards
-            in a mapping ``parts`` are asked as well.
-    """
-    if getattr(reward, "limits_time_here", False):
+def check_threads(reward: Reward) -> None:
+    """Raise a ValueError if a time limit of a reward, or of a part, needs the main thread."""
+    if reward.limits_time_here:
         raise ValueError(
             f"overlap_rewards: the time limit of {type(reward).__name__} holds in the main thread "
             "only, and rewards would be asked in another one; give the reward worker processes "
             "(n_workers), or set overlap_rewards to False"
         )
-    for part in parts_of(reward):
+    for part in reward.parts.values():
         check_threads(part)
-
-
-Answer = tuple[Tensor, dict[str, np.ndarray]]
-"""Rewards, float64 on the CPU, shape (B,); and name -> array, of whatever shape."""
 
 
 class RewardsInParts:
     """Rewards of the parts of a batch, computed in another thread while others are generated.
 
     Args:
-        reward: judges structures each on its own, or within groups.
-        group_size: structures that have to be judged together; those that are added come in the
-            order of their groups.
+        reward: judges structures.
+        group_size: structures of a group, which are judged together; those that are added come in
+            the order of their groups.
     """
 
-    def __init__(self, reward: RewardFunction, group_size: int) -> None:
+    def __init__(self, reward: Reward, group_size: int) -> None:
         self._reward = reward
         self._group_size = group_size
-        # Groups of the same composition, side by side, may be one to a reward.
-        self._whole_runs = grouping(reward)[1]
         self._thread = ThreadPoolExecutor(1)
-        self._asked: list[tuple[Future[Answer], int]] = []
+        self._asked: list[Future[RewardResult]] = []
         self._waiting: list[CrystalBatch] = []
 
     def add(self, structures: CrystalBatch) -> None:
         """Ask for the rewards of all groups that are complete with these structures."""
         batch = CrystalBatch.concatenate([*self._waiting, structures.to("cpu")])
         whole = len(batch) - len(batch) % self._group_size
-        if self._whole_runs:  # The last one may go on.
-            whole = int(starts(batch, self._group_size, True)[-1])
         self._waiting = [batch[whole:]] if whole < len(batch) else []
         if whole:
-            self._ask(batch[:whole])
-
-    def _ask(self, part: CrystalBatch) -> None:
-        self._asked.append((self._thread.submit(_ask, self._reward, part), len(part)))
+            part = batch[:whole]
+            self._asked.append(self._thread.submit(_ask, self._reward, part, self._group_size))
 
     def restart(self) -> None:
         """Forget all parts: they are generated anew."""
-        for future, _ in self._asked:
+        for future in self._asked:
             future.cancel()
         self._asked, self._waiting = [], []
 
-    def answer(self) -> Answer:
-        """The rewards of all parts, in their order.
+    def answer(self) -> RewardResult:
+        """Return the rewards of all parts, in their order.
 
         Raises:
             Exception: whatever the reward raised.
         """
-        for part in self._waiting:
-            self._ask(part)
-        self._waiting = []
-        results = []
-        for future, n in self._asked:
-            values, info = future.result()
-            # What is one for the whole part is each structure's.
-            info = {k: np.full(n, v.item()) if v.size == 1 else v for k, v in info.items()}
-            results.append(RewardResult(values, info))
-        result = joined(results, [n for _, n in self._asked])
-        return result.values, result.info
+        results = [future.result() for future in self._asked]
+        return joined(results, [len(result) for result in results])
 
     def close(self) -> None:
-        """Ends the thread, after the part that it is at: a reward is asked by one at a time."""
+        """End the thread, after the part that it is at: a reward is asked by one at a time."""
         self._thread.shutdown(cancel_futures=True)
 
 
-def _ask(reward: RewardFunction, structures: CrystalBatch) -> Answer:
-    result = reward(structures)
-    plain = isinstance(result, Tensor | np.ndarray | list | tuple)
-    values = torch.as_tensor(result if plain else result.values).detach()
-    values = values.to(device="cpu", dtype=torch.float64)
-    if values.shape != (len(structures),):
-        raise ValueError(
-            f"reward must return one value per structure, shape ({len(structures)},), "
-            f"got {tuple(values.shape)}"
-        )
-    return values, {} if plain else {k: np.asarray(v) for k, v in (result.info or {}).items()}
+def _ask(reward: Reward, structures: CrystalBatch, group_size: int | None) -> RewardResult:
+    if group_size is None:
+        return ask(reward, structures)
+    return ask(partial(reward.in_groups, group_size=group_size), structures)
 
 
-@checked
 def score(
-    reward: RewardFunction,
+    reward: Reward,
     structures: CrystalBatch,
     folder: Path | None,
     when: str,
-    answer: tuple[Tensor, dict[str, np.ndarray]] | None = None,
-) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Checked rewards and the reward's information.
+    *,
+    group_size: int | None = None,
+    answer: RewardResult | None = None,
+) -> RewardResult:
+    """Return rewards that are finite, and the reward's information.
 
     Values that are not finite are an error, unless the reward has a number as its attribute
     ``on_non_finite``, which then takes their place.
@@ -170,24 +133,21 @@ def score(
         structures: B of them.
         folder: where structures are saved whose reward is not finite; None: nowhere.
         when: for messages and file names, such as "iteration 3".
+        group_size: structures per group, groups adjacent; None: there are no groups.
         answer: what the reward said, if it was asked already.
-
-    Returns:
-        Rewards, float64 on the CPU, shape (B,); and name -> array, of whatever shape.
 
     Raises:
         ValueError: not one value per structure.
         NonFiniteRewardError: a reward is nan or infinite.
     """
-    values, info = _ask(reward, structures) if answer is None else answer
-    finite = values.isfinite()
-    if not finite.all():
-        substitute = getattr(reward, "on_non_finite", None)
-        if substitute is None:
-            _raise_non_finite(structures, values, folder, when)
-        values = torch.where(finite, values, float(substitute))
-        info["non_finite"] = (~finite).numpy()
-    return values, info
+    result = _ask(reward, structures, group_size) if answer is None else answer
+    finite = result.values.isfinite()
+    if finite.all():
+        return result
+    if reward.on_non_finite is None:
+        _raise_non_finite(structures, result.values, folder, when)
+    values = torch.where(finite, result.values, reward.on_non_finite)
+    return RewardResult(values, {**result.info, "non_finite": (~finite).numpy()})
 
 
 def means(info: Mapping[str, np.ndarray]) -> dict[str, float]:

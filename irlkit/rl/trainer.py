@@ -19,7 +19,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
-from irlkit.rewards import Reward, as_reward
+from irlkit.rewards import Reward, RewardResult, as_reward
 from irlkit.rl import _scoring as scoring
 from irlkit.rl._averaging import ParameterAverage
 from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
@@ -112,7 +112,7 @@ class GRPOTrainer:
             (self.reward, self.requests),
             (self.validation_reward, self.validation),
         ):
-            if isinstance(batch, CrystalBatch) and hasattr(asked, "check"):
+            if isinstance(batch, CrystalBatch):
                 asked.check(batch)
         check_groups(self.reward, self.config.group_size)
         if self.config.overlap_rewards:
@@ -289,7 +289,7 @@ class GRPOTrainer:
         n_steps, x_0 = self._draw_start()
         x_0, draws = self.communicator.share(x_0, self._generator)
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
-        rewards, info = self._score(self.reward, trajectory.final, answer)
+        rewards, info = self._score(self.reward, trajectory.final, config.group_size, answer)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
@@ -330,7 +330,7 @@ class GRPOTrainer:
 
     def _roll_out(
         self, x_0: State, n_steps: int, draws: Any
-    ) -> tuple[Trajectory, scoring.Answer | None, Tensor, int, float]:
+    ) -> tuple[Trajectory, RewardResult | None, Tensor, int, float]:
         """A trajectory, its rewards where they are known, what is usable, and when it was there."""
         parts = None
         if self.config.overlap_rewards:
@@ -378,14 +378,19 @@ class GRPOTrainer:
         return torch.randint(n, (count,), generator=self._generator)
 
     def _score(
-        self, reward: RewardFunction, structures: CrystalBatch, answer: scoring.Answer | None = None
+        self,
+        reward: Reward,
+        structures: CrystalBatch,
+        group_size: int | None = None,
+        answer: RewardResult | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
         folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
-        values, info = scoring.score(
-            reward, structures, folder, f"iteration {self.iteration + 1:05d}", answer
+        when = f"iteration {self.iteration + 1:05d}"
+        result = scoring.score(
+            reward, structures, folder, when, group_size=group_size, answer=answer
         )
-        return values, scoring.means(info)
+        return result.values, scoring.means(result.info)
 
     def _validate_and_keep_best(self) -> dict[str, float]:
         reward, info = self._validate(self.config.validation_seed)
@@ -428,7 +433,7 @@ class GRPOTrainer:
         """What a checkpoint must agree with."""
         return {
             **self.policy.identity(),
-            "energies": self.reward.energies() if isinstance(self.reward, Reward) else "",
+            "energies": self.reward.energies(),
             "data": request_digest(self.requests, self.validation),
             "config": json.dumps(self.config.to_settings(), sort_keys=True),
         }

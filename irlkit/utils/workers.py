@@ -1,51 +1,39 @@
 """Foreign code in processes that can be stopped: it may fail, hang or end its process.
 
-The workers are plain Python processes that import nothing of the caller's main module: they start
-the same way from a notebook, from papermill and from a script without a main guard. They talk in
-pickles over their standard streams, and read none but those of the process that started them.
+The pool is pebble's; its processes start as loky's do, without the caller's main module, so that
+notebooks, papermill and scripts without a main guard are all the same. What a function in a
+notebook consists of is sent along (cloudpickle).
 """
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from irlkit.utils.system import available_cores
+import cloudpickle
+from loky.backend.context import LokyContext
+from loky.backend.process import LokyProcess
+from pebble import ProcessExpired, ProcessPool
+
+from irlkit.utils.system import TimeUp, available_cores, time_limit
 
 _START_SECONDS = 300.0
 """Time a worker has to start; the largest potentials take a minute to load."""
-_CODE = """
-import os, sys, types
-sys.path[:] = {path!r}
-package = sys.modules["irlkit"] = types.ModuleType("irlkit")
-package.__path__ = [{package!r}]
-def load(name):
-    if name.startswith("__"):  # what libraries ask of every module
-        raise AttributeError(name)
-    with open(os.path.join({package!r}, "__init__.py"), encoding="utf-8") as file:
-        exec(file.read(), package.__dict__)
-    if name not in package.__dict__:
-        raise AttributeError(name)
-    return package.__dict__[name]
-package.__getattr__ = load
-from irlkit.utils.workers import serve
-serve()
-"""
-"""What a process runs. The package's own __init__, which loads torch, is run when something needs
-it: a calculator may not."""
 _MAX_LOSSES = 32
 """Workers that may be lost in a row before it is not the items' fault."""
+# The processes themselves are what runs in parallel.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class WorkersLostError(RuntimeError):
@@ -57,12 +45,16 @@ class Outcome:
     """What became of an item.
 
     Attributes:
-        value: The result, None if there is none.
-        error: Why there is none, in words; None if there is one.
+        value: the result, None if there is none.
+        error: why there is none, in words; None if there is one.
+        late: whether that is the time limit.
+        exception: what was raised, if it was raised in this process.
     """
 
     value: Any = None
     error: str | None = None
+    late: bool = False
+    exception: Exception | None = None
 
 
 class WorkerPool:
@@ -72,213 +64,193 @@ class WorkerPool:
     other item has its own.
 
     Args:
-        factory: Called once in each worker, returns the function. Pickled, so it has to be
-            importable: defined in a module, not in a notebook or a script.
-        n_workers: Processes; None for one per available core.
-        timeout: Seconds that an item may take.
+        factory: called once in each worker, returns the function.
+        n_workers: processes; None for one per available core, 0 for this process, where a time
+            limit holds in the main thread, on systems with timers.
+        timeout: seconds that an item may take.
 
     Raises:
-        ValueError: n_workers < 1, the time limit is not positive, or the factory cannot be pickled
-            or imported by another process.
+        ValueError: n_workers is negative, the time limit is not positive, or the factory cannot be
+            sent to another process.
     """
 
     def __init__(
         self,
         factory: Callable[[], Callable[[Any], Any]],
         n_workers: int | None = None,
-        timeout: float = 60.0,
+        timeout: float = math.inf,
     ) -> None:
         n_workers = available_cores() if n_workers is None else n_workers
-        if n_workers < 1:
-            raise ValueError(f"n_workers must be at least 1, got {n_workers}")
-        if not (math.isfinite(timeout) and timeout > 0):
+        if n_workers < 0:
+            raise ValueError(f"n_workers must be 0 (this process) or more, got {n_workers}")
+        if not timeout > 0:
             raise ValueError(f"timeout must be positive, in seconds, got {timeout}")
         self.n_workers = n_workers
         self.timeout = float(timeout)
-        try:
-            self._factory = pickle.dumps(factory)
-        except Exception as error:  # pickle raises whatever the object's own methods do
-            raise ValueError(
-                f"a worker process cannot import {factory!r}: {error}. "
-                "Define it in a module, not inside a function"
-            ) from error
-        if b"__main__" in self._factory:
-            raise ValueError(
-                f"a worker process cannot import {factory!r}, which is defined in a notebook or "
-                "script: move it to a module of its own"
-            )
-        self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        self._factory = factory
+        self._function: Callable[[Any], Any] | None = None
+        self._sent = _pickled(factory) if n_workers else b""
+        self._open: list[ProcessPool] = []
+        self._finalizer = weakref.finalize(self, _stop, self._open)
 
     def map(self, items: Sequence[Any]) -> list[Outcome]:
-        """The outcome of each item, in order.
+        """Return the outcome of each item, in order.
 
         Raises:
             WorkersLostError: workers cannot be started, or were lost many times in a row.
         """
-        call = _Call(collections.deque(enumerate(items)), [Outcome()] * len(items))
-        while len(self._workers) < min(self.n_workers, len(items)):
-            self._workers.append(_Worker(self._factory, self.timeout))
-        threads = [
-            threading.Thread(target=worker.work, args=(call,), daemon=True)
-            for worker in self._workers[: len(items)]
-        ]
+        if not items:
+            return []
+        pool = self._processes() if self.n_workers else None
+        if pool is None:
+            if self._function is None:
+                self._function = self._factory()
+            return [_apply(self._function, item, self.timeout) for item in items]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                # With a timeout, so that Ctrl-C gets through on every system.
-                while thread.is_alive():
-                    thread.join(timeout=0.5)
+            timeout = None if math.isinf(self.timeout) else self.timeout
+            futures = [
+                pool.schedule(_work, (pickle.dumps(item),), timeout=timeout) for item in items
+            ]
+            return self._collect(futures)
         except BaseException:
-            call.waiting.clear()
             self.close()
             raise
-        if call.fatal is not None:
-            self.close()
-            raise WorkersLostError(call.fatal)
-        return call.outcomes
 
     def close(self) -> None:
-        """Ends the processes; the next call starts new ones."""
-        _stop(self._workers)
+        """End the worker processes; the next call starts new ones."""
+        _stop(self._open)
 
-
-@dataclass
-class _Call:
-    """Items that wait, outcomes so far, and what ended the call, shared by its threads."""
-
-    waiting: collections.deque[tuple[int, Any]]
-    outcomes: list[Outcome]
-    losses: int = 0
-    fatal: str | None = None
-
-    def end(self, reason: str) -> None:
-        self.fatal = reason
-        self.waiting.clear()
-
-
-class _Worker:
-    """A place for one process, which is started when needed and replaced when lost."""
-
-    def __init__(self, factory: bytes, timeout: float) -> None:
-        self._factory = factory
-        self._timeout = timeout
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def work(self, call: _Call) -> None:
-        """Takes items until none waits."""
-        while True:
+    def _processes(self) -> ProcessPool | None:
+        """The pool, started if need be; None where the system has no semaphores for it."""
+        if not self._open:
+            context = _Context()
             try:
-                index, item = call.waiting.popleft()
-            except IndexError:
-                return
-            if self._process is None:
-                error = self._start()
-                if error is not None:
-                    call.end(f"a worker process did not start: {error}")
-                    return
-            answer = self._ask(item, self._timeout)
-            if isinstance(answer, Outcome):
-                call.losses = 0
-                call.outcomes[index] = answer
-                continue
-            call.outcomes[index] = Outcome(error=answer)
-            call.losses += 1
-            if call.losses >= _MAX_LOSSES:
-                call.end(f"worker processes were lost {call.losses} times in a row: {answer}")
-                return
+                context.Lock()
+            except (ImportError, OSError) as error:
+                warnings.warn(
+                    f"worker processes need shared memory (/dev/shm), which is missing here "
+                    f"({error}); going on in this process, where time limits hold in the main "
+                    "thread only",
+                    stacklevel=4,
+                )
+                self.n_workers = 0
+                return None
+            self._open.append(
+                ProcessPool(
+                    self.n_workers,
+                    initializer=_start,
+                    initargs=(self._sent, os.getpid()),
+                    context=context,  # type: ignore[arg-type]
+                )
+            )
+        return self._open[0]
 
-    def _start(self) -> str | None:
-        """Starts a process; returns what went wrong."""
-        environment = dict(os.environ)
-        # One thread each: the processes themselves are what runs in parallel.
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = "1"
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _CODE.format(path=sys.path, package=os.path.dirname(os.path.dirname(__file__))),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        answer = self._ask(self._factory, _START_SECONDS)
-        if not isinstance(answer, Outcome):
-            return answer
-        if answer.error is not None:
-            self.kill()
-        return answer.error
+    def _collect(self, futures: Sequence[Future[bytes]]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        losses, alive = 0, time.monotonic()
+        for future in futures:
+            # With a timeout, so that Ctrl-C gets through on every system.
+            while not wait([future], timeout=0.5).done:
+                now = time.monotonic()
+                if any(other.running() for other in futures[len(outcomes) :]):
+                    alive = now
+                elif now - alive > _START_SECONDS:
+                    raise WorkersLostError(
+                        f"worker processes did not start within {_START_SECONDS:g} s"
+                    )
+            outcome, lost = self._outcome(future)
+            alive = time.monotonic()
+            losses = losses + 1 if lost else 0
+            if losses >= _MAX_LOSSES:
+                raise WorkersLostError(
+                    f"worker processes were lost {losses} times in a row: {outcome.error}"
+                )
+            outcomes.append(outcome)
+        return outcomes
 
-    def _ask(self, content: Any, seconds: float) -> Outcome | str:
-        """The process's answer, or how it was lost."""
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, stop)
-        timer.daemon = True
-        timer.start()
-        try:
-            pickle.dump(content, process.stdin)
-            process.stdin.flush()
-            return Outcome(*pickle.load(process.stdout))
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-            self.kill()
-            if late.is_set():
-                return f"it took more than {seconds:g} s"
-            return f"the worker process ended (exit status {process.returncode})"
-        finally:
-            timer.cancel()
-
-    def kill(self) -> None:
-        """Ends the process, if there is one."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass
+    def _outcome(self, future: Future[bytes]) -> tuple[Outcome, bool]:
+        """What became of an item, and whether its worker was lost."""
+        error = future.exception()
+        if error is None:
+            return pickle.loads(future.result()), False
+        if isinstance(error, TimeoutError):
+            return _late(self.timeout), True
+        if isinstance(error, ProcessExpired):
+            return Outcome(error=f"the worker process ended (exit status {error.exitcode})"), True
+        reason = error if isinstance(error, WorkersLostError) else "its process ended at once"
+        raise WorkersLostError(f"a worker process did not start: {reason}") from error
 
 
-def _stop(workers: list[_Worker]) -> None:
-    while workers:
-        workers.pop().kill()
+class _Context(LokyContext):
+    """How processes start."""
+
+    def Process(self, **options: Any) -> LokyProcess:
+        return LokyProcess(env=_ONE_THREAD, **options)
 
 
-def serve() -> None:
-    """What a worker does: answers messages until standard input ends."""
-    # Ctrl-C in a notebook is meant for the kernel alone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-    source = sys.stdin.buffer
-    # Prints of any library must not end up among the messages.
-    sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    function: Callable[[Any], Any] | None = None
+def _pickled(factory: Any) -> bytes:
     try:
-        while True:
-            content = pickle.load(source)
-            try:
-                if function is None:
-                    function = pickle.loads(content)()
-                    answer = pickle.dumps((None, None))
-                else:
-                    answer = pickle.dumps((function(content), None))
-            except Exception as error:
-                answer = pickle.dumps((None, f"{type(error).__name__}: {error}"))
-            sink.write(answer)
-            sink.flush()
-    except (EOFError, BrokenPipeError):
-        pass
+        return cloudpickle.dumps(factory)
+    except Exception as error:  # pickle raises whatever the object's own methods do
+        raise ValueError(
+            f"{factory!r} cannot be sent to a worker process: {error}. Let it make what it needs "
+            "itself, or work in this process (n_workers=0)"
+        ) from error
+
+
+def _stop(pools: list[ProcessPool]) -> None:
+    while pools:
+        pool = pools.pop()
+        pool.stop()
+        pool.join()
+
+
+def _late(seconds: float) -> Outcome:
+    return Outcome(error=f"it took more than {seconds:g} s", late=True)
+
+
+def _apply(function: Callable[[Any], Any], item: Any, seconds: float) -> Outcome:
+    try:
+        with time_limit(seconds):
+            return Outcome(function(item))
+    except TimeUp:
+        return _late(seconds)
+    except Exception as error:
+        return Outcome(error=f"{type(error).__name__}: {error}", exception=error)
+
+
+# --- what a worker does ---
+
+_function: Callable[[Any], Any] | Exception
+
+
+def _start(factory: bytes, parent: int) -> None:
+    """Runs first in a worker, before anything heavy is imported."""
+    global _function
+    # As the system does, at once: pebble's own handler waits for compiled code to return.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(2, 1)  # What libraries print is no result of this program.
+    sys.path[:] = [path for path in sys.path if isinstance(path, str)]
+    warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        _function = pickle.loads(factory)()
+    except Exception as error:
+        _function = error
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with the one that started it, at most a second later."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _work(item: bytes) -> bytes:
+    if isinstance(_function, Exception):
+        raise WorkersLostError(f"{type(_function).__name__}: {_function}")
+    try:
+        outcome = _apply(_function, pickle.loads(item), math.inf)
+        return pickle.dumps(Outcome(outcome.value, outcome.error, outcome.late))
+    except BaseException as error:  # such as SystemExit, or a result that cannot be sent
+        return pickle.dumps(Outcome(error=f"{type(error).__name__}: {error}"))

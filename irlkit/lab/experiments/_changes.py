@@ -93,11 +93,7 @@ def count_distinct(generated: CrystalBatch, group_size: int, pool: MatchPool) ->
     linked = pairs
     if len(pairs):
         structures = generated[kept]
-        prepared = pool.prepare(structures)
-        try:
-            linked = pairs[np.isfinite(pool.rmsd(structures, prepared, pairs))]
-        finally:
-            pool.release(prepared)
+        linked = pairs[np.isfinite(pool.rmsd(structures, structures, pairs))]
     graph = coo_array((np.ones(len(linked)), (linked[:, 0], linked[:, 1])), shape=(n, n))
     _, cluster = connected_components(graph, directed=False)
     formulas = generated.reduced_formulas()[::group_size]

@@ -8,7 +8,6 @@ depend on the others, and has the same bits as with as many threads in this proc
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import warnings
@@ -36,8 +35,6 @@ from irlkit.utils.workers import WorkerPool, WorkersLostError
 
 _YEAR = 365 * 86400.0
 """Seconds that a run may take: it is the user who decides."""
-_POLL = 1.0
-"""Seconds between two looks whether the parent is alive."""
 _LOOK = 5.0
 """Seconds between two looks at the checkpoints, which takes a while."""
 
@@ -232,8 +229,8 @@ class Trainings:
             if not assigned.resume:
                 (assigned.folder / CHECKPOINT).unlink(missing_ok=True)
         at_once = min(n_processes, len(assignments))  # If there are few, each has more threads.
-        threads, parent = n_processes // at_once, os.getpid()
-        factory = partial(_Trainer, self.compositions, validation, make_rewards, threads, parent)
+        threads = n_processes // at_once
+        factory = partial(_Trainer, self.compositions, validation, make_rewards, threads)
         pool = WorkerPool(factory, at_once, timeout=_YEAR)
         try:
             with _bar(assignments, self.progress):
@@ -306,9 +303,7 @@ class _Trainer:
         validation: CrystalDataset,
         make_rewards: MakeRewards,
         n_threads: int,
-        parent: int,
     ) -> None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         torch.set_num_threads(n_threads)
         self._data = compositions, validation
         self._make_rewards = make_rewards
@@ -320,14 +315,6 @@ class _Trainer:
 
     def __call__(self, assigned: _Assignment) -> None:
         assigned.trainer(*self._data, self._rewards).run(assigned.iterations, progress=False)
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process with another one, at most a second later; files are never half-written."""
-    forever = threading.Event()
-    while os.getppid() == parent:
-        forever.wait(_POLL)
-    os._exit(1)
 
 
 @contextmanager
