@@ -607,6 +607,14 @@ def test_processes_train_what_one_process_does(files, tmp_path, one_after_the_ot
     assert experiment.seconds["training"] > 0
 
 
+def patch_processes(patch, replacement):
+    """Replaces what is done in processes, but not what pools do in this one."""
+    original = WorkerPool.map
+    patch.setattr(
+        WorkerPool, "map", lambda p, items: (replacement if p.n_workers else original)(p, items)
+    )
+
+
 def test_interrupted_processes_go_on_where_they_were(
     files, tmp_path, one_after_the_other, monkeypatch
 ):
@@ -618,7 +626,7 @@ def test_interrupted_processes_go_on_where_they_were(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(WorkerPool, "map", interrupted)
+        patch_processes(patch, interrupted)
         with pytest.raises(KeyboardInterrupt, match="run this cell again"):
             experiment.train_policies()
     assert runs.read(tmp_path / "training" / "score_based_seed_0").done == 1
@@ -635,7 +643,7 @@ def test_what_a_process_could_not_finish_is_trained_here(
 ):
     experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet")
     lost = [Outcome(error="it ended")]
-    monkeypatch.setattr(WorkerPool, "map", lambda pool, assignments: lost * len(assignments))
+    patch_processes(monkeypatch, lambda pool, assignments: lost * len(assignments))
     warning = "velocity-based, seed 0 goes on in this process: it ended"
     with one_thread(), pytest.warns(UserWarning, match=warning):
         experiment.train_policies()
@@ -649,7 +657,7 @@ def test_where_no_process_starts_policies_are_trained_here(
         raise WorkersLostError("no memory")
 
     experiment = make(files, tmp_path, IN_PROCESSES, potential="chgnet")
-    monkeypatch.setattr(WorkerPool, "map", lost)
+    patch_processes(monkeypatch, lost)
     with one_thread(), pytest.warns(UserWarning, match=r"n_workers=0 .*: no memory"):
         experiment.train_policies()
     check_same_training(experiment, one_after_the_other)

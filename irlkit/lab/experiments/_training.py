@@ -295,7 +295,7 @@ class _Assignment:
 
 
 class _Trainer:
-    """What a process does. It ends when the one that started it does."""
+    """What a process does."""
 
     def __init__(
         self,
