@@ -608,11 +608,8 @@ def test_processes_train_what_one_process_does(files, tmp_path, one_after_the_ot
 
 
 def patch_processes(patch, replacement):
-    """Replaces what is done in processes, but not what pools do in this one."""
-    original = WorkerPool.map
-    patch.setattr(
-        WorkerPool, "map", lambda p, items: (replacement if p.n_workers else original)(p, items)
-    )
+    """Replaces what is done in processes that train, but in no others."""
+    patch.setattr(training, "WorkerPool", type("Pool", (WorkerPool,), {"map": replacement}))
 
 
 def test_interrupted_processes_go_on_where_they_were(
