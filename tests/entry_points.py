@@ -297,7 +297,10 @@ def entries(kit):
             record_states=True,
             max_batch=2,
         ),
-        "grpo.group_advantages": dict(rewards=torch.tensor([1.0, 2.0]), group_size=2),
+        "rollout.generate": dict(
+            policy=k.policy, request=one, n_steps=2, generator=k.draws, max_batch=None
+        ),
+        "grpo.group_advantages": dict(rewards=torch.tensor([1.0, 2.0]), group_size=2, kind="ranks"),
         "grpo.check_group_size": dict(group_size=2),
         "grpo.GRPOConfig": vars(grpo.GRPOConfig()),
         "config.TrainerConfig": vars(trainer_config()),
@@ -394,7 +397,7 @@ def entries(kit):
         "validity.check": dict(batch=batch, min_volume=0.1, min_distance=0.5, min_polar_sine=0.001),
         # --- schedules ---
         "schedules.ConstantNoise": dict(scale=0.1),
-        "schedules.SquareRootNoise": dict(scale=0.1),
+        "schedules.SquareRootNoise": dict(scale=0.1, offset=0.02),
         "schedules.ScaledNoise": dict(noise=schedules.ConstantNoise(0.1), factor=2.0),
         "schedules.LearnedNoise": dict(
             base=schedules.ConstantNoise(0.1),
@@ -413,6 +416,7 @@ def entries(kit):
             generator=k.draws,
         ),
         "schedules.LinearAnnealing": dict(pos=1.0, cell=0.5),
+        "schedules.EndpointAnnealing": dict(pos=8.0, cell=1.1),
         "schedules.NoAnnealing": {},
         "schedules.ControlPointAnnealing": dict(pos=(0.0, 1.0), cell=(0.0, 1.0)),
         "schedules.ControlPointNoise": dict(values=(0.0, 1.0)),
@@ -768,7 +772,7 @@ EXCLUDED = {
     "made by the kit, or called by it at every step": (
         "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
-        "rl.Trajectory rollout.generate dynamics.advance dynamics.score_factor grpo.of_field "
+        "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "
         "schedules.annealing_on_grid "
         "grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "

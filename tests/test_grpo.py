@@ -19,7 +19,7 @@ from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing, LearnedNoise, load_annealing
 from irlkit.rewards import CompositeReward, CRMSEReward, FunctionReward, Reward
 from irlkit.rl._scoring import RewardsInParts
-from irlkit.rl.grpo import clipped_surrogate, group_advantages, grpo_loss
+from irlkit.rl.grpo import ADVANTAGES, clipped_surrogate, group_advantages, grpo_loss
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.rollout import rollout
 from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
@@ -47,6 +47,39 @@ def test_advantages_are_standardised_in_each_group():
 def test_equal_rewards_have_no_advantage(dtype):
     rewards = torch.tensor([0.1] * 7 + [0.3] * 7, dtype=dtype)
     assert torch.equal(group_advantages(rewards, 7), torch.zeros(14, dtype=dtype))
+
+
+OUTLIER = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -60.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_kinds_of_advantages(kind):
+    """All keep the order of a group, ignore a shift, and are 0 where nothing differs."""
+    values = group_advantages(torch.cat([OUTLIER, torch.ones(8)]).double(), 8, kind)
+    assert values.dtype == torch.float64 and torch.equal(values[8:], torch.zeros(8).double())
+    assert torch.equal(values[:8].argsort(), OUTLIER.argsort())
+    torch.testing.assert_close(group_advantages(OUTLIER + 7, 8, kind), values[:8])
+    if kind != "median":
+        assert float(values.sum()) == pytest.approx(0, abs=1e-9)
+
+
+def test_one_outlier_does_not_flatten_the_others():
+    spread = {
+        kind: float(group_advantages(OUTLIER, 8, kind)[6] - group_advantages(OUTLIER, 8, kind)[0])
+        for kind in ("standard", "median", "ranks")
+    }
+    assert spread["standard"] < 0.3 and spread["median"] > 1.5 and spread["ranks"] > 1.5
+    with pytest.raises(ValueError, match=r"kind must be one of .*got 'mean'"):
+        group_advantages(OUTLIER, 8, "mean")
+
+
+def test_a_trainer_takes_its_kind_of_advantages():
+    histories = {}
+    for kind in ("standard", "ranks"):
+        trainer = make_trainer(config={"advantages": kind, "group_size": 4})
+        histories[kind] = trainer.run(2, progress=False)
+    assert histories["standard"]["reward"].iloc[1] == histories["ranks"]["reward"].iloc[1]
+    assert histories["standard"]["reward"].iloc[2] != histories["ranks"]["reward"].iloc[2]
 
 
 def test_advantages_check_their_arguments():
@@ -182,6 +215,7 @@ def test_loss_checks_its_arguments():
         ({"learning_rate": -1e-3}, "learning_rate must be positive"),
         ({"kl_weight": -1.0}, "kl_weight must not be negative"),
         ({"normalization": "mean"}, "normalization must be one of .* got 'mean'"),
+        ({"advantages": "mean"}, "advantages must be one of .* got 'mean'"),
         ({"max_kl": 0.0}, "max_kl must be positive or None, got 0.0"),
         ({"step_fraction": 0.0}, "step_fraction must be above 0 and at most 1"),
         ({"step_fraction": 1.5}, "step_fraction must be above 0 and at most 1"),

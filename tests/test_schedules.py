@@ -11,6 +11,7 @@ from irlkit.flows.plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ConstantNoise,
     ControlPointNoise,
+    EndpointAnnealing,
     LearnedAnnealing,
     LearnedNoise,
     LinearAnnealing,
@@ -27,6 +28,7 @@ from irlkit.flows.schedules import (
 ANNEALINGS = {
     "none": NoAnnealing(),
     "linear": LinearAnnealing(pos=10.2, cell=1.8),
+    "endpoint": EndpointAnnealing(pos=4.0, cell=1.2),
     "shared": LearnedAnnealing(8, 1),
     "separate": LearnedAnnealing(8, 2, shared_trunk=False),
     "conditioned": LearnedAnnealing(8, 0, condition_on_dt=True),
@@ -250,3 +252,25 @@ def test_positive_annealing_never_reverses_the_velocity():
     assert lowest[False] == pytest.approx(-3.0)
     assert lowest[True] == pytest.approx(torch.expm1(torch.tensor(-3.0)).item())
     assert lowest[True] > -1.0
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 10])
+def test_a_velocity_that_points_at_the_end_is_followed_to_it(n_steps):
+    """Without a bound, the first step already goes there, and later ones stay."""
+    times = time_grid(n_steps)
+    factors = 1 + annealing_on_grid(EndpointAnnealing(pos=1e6, cell=2.0), times)["pos"]
+    x, end = 0.3, 0.8
+    for t, dt, factor in zip(times, times.diff(), factors, strict=False):
+        x = x + factor * (end - x) / (1 - t) * dt
+        assert float(x) == pytest.approx(end)
+    bounded = 1 + annealing_on_grid(EndpointAnnealing(pos=1e6, cell=2.0), times)["cell"]
+    assert float(bounded.max()) <= 2
+
+
+def test_square_root_noise_without_its_pole():
+    t = torch.tensor([1e-3, 0.5])
+    assert torch.equal(SquareRootNoise(0.5)(t), 0.5 * torch.sqrt((1 - t) / t))
+    bounded = SquareRootNoise(0.5, offset=0.04)(t)
+    assert float(bounded[0]) < 0.5 / 0.2 and bounded[1] == pytest.approx(0.5 / 1.08**0.5)
+    with pytest.raises(ValueError, match="offset must be a finite number of at least 0"):
+        SquareRootNoise(0.5, offset=-1.0)

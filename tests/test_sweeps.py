@@ -216,7 +216,9 @@ def test_killed_sweep_continues_as_if_it_had_not_been(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     sweep = make(tmp_path / "killed")
-    assert list(trials_table(sweep.study)["state"]) == ["complete", "complete", "running"]
+    # The third may have been killed between its folder and its line in the journal.
+    states = list(trials_table(sweep.study)["state"])
+    assert states[:2] == ["complete", "complete"] and states[2:] in ([], ["running"])
     same(run(sweep, Parabola(), 5), run(make(tmp_path / "whole"), Parabola(), 5))
 
 

@@ -15,37 +15,60 @@ from irlkit.rl.policies.base import FieldStep, Policy
 from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked, is_number
 
+ADVANTAGES = ("standard", "median", "ranks", "leave_one_out")
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
 WEIGHTS = ("policy_weight", "kl_weight", "distillation_weight", "entropy_weight")
 MAX_LOG_RATIO = 20.0
 
 
 @checked
-def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """Compare rewards with their group: (r - mean) / (std + 1e-8), population std (Eq. 9).
+def group_advantages(rewards: Tensor, group_size: int, kind: str = "standard") -> Tensor:
+    """Compare rewards with their group.
+
+    In a group of G, no standard score exceeds sqrt(G - 1): one very bad structure makes the others
+    look alike. The other kinds keep them apart.
 
     Args:
         rewards: shape (n_groups * group_size,), groups adjacent.
         group_size: structures per group, at least 2.
+        kind: "standard", (r - mean) / (std + 1e-8) with the population's std (Eq. 9); "median",
+            (r - median) / (1.4826 median absolute deviation + 1e-8), clipped to -3 to 3; "ranks",
+            the standard scores of the ranks; or "leave_one_out", r minus the mean of the others.
 
     Returns:
         Same shape; exactly zero in a group whose rewards are all equal.
 
     Raises:
-        ValueError: ``group_size`` < 2, or it does not divide the number of rewards.
+        ValueError: ``group_size`` < 2, it does not divide the number of rewards, or another kind.
 
     >>> group_advantages(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2)
     tensor([-1.,  1.,  0.,  0.])
+    >>> group_advantages(torch.tensor([0.0, 1.0, 2.0, -60.0]), 4, "ranks")
+    tensor([-0.4472,  0.4472,  1.3416, -1.3416])
     """
     check_group_size(group_size)
+    if kind not in ADVANTAGES:
+        raise ValueError(f"kind must be one of {ADVANTAGES}, got {kind!r}")
     if rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(
             f"rewards must have shape (n_groups * group_size,) with a group_size of {group_size}, "
             f"got {tuple(rewards.shape)}"
         )
     groups = rewards.reshape(-1, group_size)
-    centered = groups - groups.mean(dim=1, keepdim=True)
-    scaled = centered / (groups.std(dim=1, keepdim=True, correction=0) + 1e-8)
+    if kind == "median":
+        # Between the two in the middle of an even group, as everywhere else.
+        centered = groups - groups.quantile(0.5, dim=1, keepdim=True)
+        deviation = 1.4826 * centered.abs().quantile(0.5, dim=1, keepdim=True)
+        scaled = (centered / (deviation + 1e-8)).clamp(-3.0, 3.0)
+    else:
+        if kind == "ranks":  # Equal rewards share the mean of their ranks.
+            below = (groups[:, :, None] > groups[:, None, :]).sum(-1)
+            groups = (below - (groups[:, :, None] < groups[:, None, :]).sum(-1)).to(groups.dtype)
+        centered = groups - groups.mean(dim=1, keepdim=True)
+        if kind == "leave_one_out":
+            scaled = centered * (group_size / (group_size - 1))
+        else:
+            scaled = centered / (groups.std(dim=1, keepdim=True, correction=0) + 1e-8)
     # The mean of equal numbers can be off by a rounding, which 1e-8 would let through.
     varies = groups.amax(dim=1, keepdim=True) > groups.amin(dim=1, keepdim=True)
     return torch.where(varies, scaled, torch.zeros_like(scaled)).flatten()
@@ -94,6 +117,7 @@ class GRPOConfig:
 
     Attributes:
         clip_eps: PPO clip half-width.
+        advantages: how rewards compare with their group; see ``group_advantages``.
         policy_weight: weight of the surrogate (10).
         kl_weight: weight of the KL to the reference policy (11).
         distillation_weight: weight of the denoiser distillation (12).
@@ -105,6 +129,7 @@ class GRPOConfig:
     """
 
     clip_eps: float = 0.3
+    advantages: str = "standard"
     policy_weight: float | Mapping[str, float] = 1.0
     kl_weight: float | Mapping[str, float] = 0.0
     distillation_weight: float | Mapping[str, float] = 0.0
@@ -121,6 +146,8 @@ class GRPOConfig:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
             if any(number < 0 for number in values):
                 raise ValueError(f"{name} must not be negative, got {value!r}")
+        if not isinstance(self.advantages, str) or self.advantages not in ADVANTAGES:
+            raise ValueError(f"advantages must be one of {ADVANTAGES}, got {self.advantages!r}")
         if not isinstance(self.normalization, str) or self.normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"

@@ -110,6 +110,7 @@ def _rollout(
     )
 
 
+@checked
 def generate(
     policy: Policy,
     request: Requests,

@@ -291,7 +291,7 @@ class GRPOTrainer:
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
         rewards, info = self._score(self.reward, trajectory.final, config.group_size, answer)
         scored = time.perf_counter()
-        advantages = group_advantages(rewards, config.group_size)
+        advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())

@@ -12,6 +12,7 @@ from irlkit.flows.schedules.annealing import (
     annealing_on_grid,
 )
 from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
+from irlkit.flows.schedules.endpoint import EndpointAnnealing
 from irlkit.flows.schedules.files import (
     ANNEALINGS,
     NOISES,
@@ -36,6 +37,7 @@ __all__ = [
     "ConstantNoise",
     "ControlPointAnnealing",
     "ControlPointNoise",
+    "EndpointAnnealing",
     "LearnedAnnealing",
     "LearnedNoise",
     "LinearAnnealing",

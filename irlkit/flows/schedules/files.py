@@ -24,6 +24,7 @@ from irlkit.flows.schedules.annealing import (
     NoAnnealing,
 )
 from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
+from irlkit.flows.schedules.endpoint import EndpointAnnealing
 from irlkit.flows.schedules.noise import (
     ConstantNoise,
     LearnedNoise,
@@ -33,7 +34,9 @@ from irlkit.flows.schedules.noise import (
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 
-ANNEALINGS = by_name(NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing)
+ANNEALINGS = by_name(
+    NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing, EndpointAnnealing
+)
 NOISES = by_name(ConstantNoise, SquareRootNoise, ScaledNoise, LearnedNoise, ControlPointNoise)
 _FORMAT = "irlkit-annealing-2"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from irlkit.flows.schedules._perceptron import check_sizes, perceptron
-from irlkit.utils.checks import checked, is_number
+from irlkit.utils.checks import check_finite, checked, is_number
 
 
 class NoiseSchedule(Protocol):
@@ -39,15 +39,23 @@ class ConstantNoise:
 
 @dataclass(frozen=True)
 class SquareRootNoise:
-    """sigma(t) = scale * sqrt((1 - t) / t): strong at the start, zero at the end."""
+    """sigma(t) = scale * sqrt((1 - t) / (t + offset)): strong at the start, zero at the end.
+
+    Args:
+        scale: positive.
+        offset: 0 in the paper, where the noise diverges towards t = 0, so that the first step has
+            nearly all of it; above 0, its largest value is scale / sqrt(offset).
+    """
 
     scale: float
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         _check_positive("scale", self.scale)
+        check_finite("offset", self.offset, least=0.0)
 
     def __call__(self, t: Tensor) -> Tensor:
-        return self.scale * torch.sqrt((1.0 - t) / t)
+        return self.scale * torch.sqrt((1.0 - t) / (t + self.offset))
 
 
 def _check_positive(name: str, value: object) -> None:
