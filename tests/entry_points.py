@@ -12,7 +12,7 @@ from irlkit import data, pretraining, rewards
 from irlkit.data.readers import RawRecords
 from irlkit.evaluate import diversity, metrics
 from irlkit.flows import interpolants, schedules
-from irlkit.lab import experiments, notebooks, plots, sweeps, teaching
+from irlkit.lab import experiments, plots, sweeps, teaching
 from irlkit.lab.experiments import Rung
 from irlkit.networks import omatg
 from irlkit.rl import grpo, policies, trainer
@@ -32,7 +32,7 @@ MODULES = {
         "evaluate.diversity evaluate.matcher evaluate.metrics evaluate.matching "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
-        "lab.diagnostics lab.experiments lab.notebooks lab.plots lab.runs lab.sweeps "
+        "lab.diagnostics lab.experiments lab.plots lab.runs lab.sweeps "
         "lab.teaching lab.train lab.widgets"
     ).split()
 }
@@ -165,18 +165,6 @@ class Kit:
     @cached_property
     def sweep(self):
         return sweeps.Sweep(self.folder / "sweep", self.space, {"toy": 1})
-
-    @cached_property
-    def notebook(self):
-        cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": [], "id": "a"}
-        cell["execution_count"] = None
-        return {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-
-    @cached_property
-    def notebook_file(self):
-        path = self.folder / "a.ipynb"
-        path.write_text(notebooks.to_text(self.notebook))
-        return path
 
     @cached_property
     def saved_model(self):
@@ -569,12 +557,7 @@ def entries(kit):
             address="auto",
             prune=False,
         ),
-        # --- notebooks and experiments ---
-        "notebooks.find": dict(name="00"),
-        "notebooks.copy": dict(target=".", force=True),
-        "notebooks.read_notebook": dict(path=k.notebook_file),
-        "notebooks.strip": dict(notebook=k.notebook),
-        "notebooks.to_text": dict(notebook=k.notebook),
+        # --- experiments ---
         "experiments.Claim": dict(claim="a", value=1.0, target=">= 1", holds=True, required=True),
         "experiments.Claim.check": dict(claim="a", value=1.0, target=">= 1", required=True),
         "experiments.claims_table": dict(claims=[experiments.Claim.check("a", 1.0, ">= 1")]),
@@ -802,7 +785,7 @@ EXCLUDED = {
     "without arguments": "interpolants.LinearPath interpolants.TrigonometricPath",
     "command lines, which argparse checks": ("runs.main download.main train.main train.train"),
     "runs for minutes, or needs a finished experiment: see test_notebooks and test_experiments": (
-        "notebooks.run notebooks.export experiments.estimate"
+        "experiments.estimate"
     ),
     "tested with wrong names in test_properties": (
         "runs.read download.find_downloaded download.download download.local_folder "

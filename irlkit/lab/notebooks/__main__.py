@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from irlkit.lab.experiments.finished import load_finished
 from irlkit.lab.notebooks import exporting, running, serving
 from irlkit.lab.notebooks.stripping import read_notebook, strip, to_text
 
@@ -19,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.action(options) or 0
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -73,11 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _value(text: str) -> Any:
     """Read a parameter as Python does, or else as text; also "true", "null" and the like."""
-    plain = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in plain:
-        return plain[text.lower()]
+    plain = {"true": "True", "false": "False", "none": "None", "null": "None"}
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(plain.get(text.lower(), text))
     except (ValueError, SyntaxError):
         return text
 
@@ -87,22 +84,15 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     return parameters if options.preset is None else {**parameters, "preset": options.preset}
 
 
-def _run(options: argparse.Namespace) -> int | None:
-    source = running.find(options.name)
-    output = Path("runs") / source.name if options.output is None else options.output
-    try:
-        print(running.run(source, _parameters(options), output))
-    except Exception as error:
-        if type(error).__name__ != "PapermillExecutionError":
-            raise
-        print(f"{error}\nThe notebook up to there is in {output}", file=sys.stderr)
-        return 1
-    return None
+def _run(options: argparse.Namespace) -> None:
+    print(running.run(options.name, _parameters(options), options.output))
 
 
 def _serve(options: argparse.Namespace) -> None:
     name, parameters, ready = options.name, _parameters(options), options.ready
     if name is None:
+        from irlkit.lab.experiments.finished import load_finished
+
         if parameters:
             raise ValueError("parameters are those of a notebook; name one, such as serve 04")
         load_finished(options.results)  # says what is wrong with it, before anyone comes
@@ -132,7 +122,7 @@ def _copy(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for path in sorted(running.folder().glob("*.ipynb")):
+    for path in running.shipped():
         print(f"{path.stem}: {', '.join(running.parameters_of(path))}")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from irlkit.lab.notebooks.running import find
 from irlkit.lab.notebooks.stripping import read_notebook, title_of
-from irlkit.utils.checks import checked
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -28,7 +27,6 @@ _IN_PAGE = {
 _REMOTE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')
 
 
-@checked
 def export(name: str | Path, output: str | Path | None = None) -> Path:
     """Write an executed notebook as HTML with its figures alive.
 

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from irlkit.utils.checks import checked
-
 # What ipykernel registers in every environment: a notebook saved with somebody's own kernel name
 # would not run anywhere else.
 _METADATA = {
@@ -17,7 +15,6 @@ _METADATA = {
 }
 
 
-@checked
 def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     """Return a notebook without what execution and editors leave behind.
 
@@ -25,11 +22,9 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     language versions and papermill's injected parameters go, and the kernel becomes ``python3``.
 
     Args:
-        notebook: nbformat 4 notebook, as parsed from JSON; left unchanged.
+        notebook: of ``read_notebook``; left unchanged.
     """
     cells = []
-    if not all(isinstance(cell, dict) for cell in notebook.get("cells", [None])):
-        raise ValueError("notebook must have cells, as nbformat 4 has them")
     for cell in notebook["cells"]:
         tags = cell.get("metadata", {}).get("tags")
         if "injected-parameters" in (tags or ()):
@@ -43,16 +38,11 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     return {**notebook, "cells": cells, "metadata": _METADATA}
 
 
-@checked
 def to_text(notebook: dict[str, Any]) -> str:
     """Serialise a notebook as Jupyter itself does, so that a save in JupyterLab changes nothing."""
-    try:
-        return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        raise ValueError(f"notebook must be what JSON can hold: {error}") from error
+    return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-@checked
 def read_notebook(path: str | Path) -> dict[str, Any]:
     """Read an nbformat 4 notebook.
 
