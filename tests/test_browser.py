@@ -153,7 +153,10 @@ def lab(folder, tmp_path_factory):
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     # Dash has an extension that JupyterLab would like to be built with, and asks.
     (config / "labconfig" / "page_config.d").mkdir(parents=True)
-    shutil.copy(ROOT / "jupyter" / "page_config.json", config / "labconfig" / "page_config.d")
+    shutil.copy(
+        ROOT / "irlkit" / "lab" / "notebooks" / "page_config.json",
+        config / "labconfig" / "page_config.d",
+    )
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         *(f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="),

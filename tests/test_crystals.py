@@ -230,14 +230,14 @@ def test_from_formulas_errors(formula, message):
         CrystalBatch.from_formulas(["Na Cl", formula])
 
 
-@pytest.mark.parametrize("kind", ["structures", "ase"])
+@pytest.mark.parametrize("kind", ["structures", "ase", "pyg"])
 def test_round_trips(small_batch, kind):
     converted = getattr(small_batch, f"to_{kind}")()
     back = getattr(CrystalBatch, f"from_{kind}")(converted, dtype=torch.float64)
     assert_same(back, small_batch, 1e-14)
 
 
-@pytest.mark.parametrize("kind", ["structures", "ase"])
+@pytest.mark.parametrize("kind", ["structures", "ase", "pyg"])
 def test_round_trips_of_nothing_but_numbers_too_large(kind, small_batch):
     unwrapped = small_batch.replace(pos=small_batch.pos - 3)
     converted = getattr(unwrapped, f"to_{kind}")()
@@ -274,6 +274,34 @@ def test_from_ase_errors():
         CrystalBatch.from_ase([Atoms(cell=np.eye(3), pbc=True)])
     with pytest.raises(ValueError, match=r"atoms\[0\] \(Fe\) must have three lattice vectors"):
         CrystalBatch.from_ase([Atoms("Fe")])
+
+
+def test_from_pyg_forms(small_batch):
+    from torch_geometric.data import Data
+
+    pyg = small_batch.to_pyg()
+    assert torch.equal(pyg.batch, small_batch.batch)
+    assert_same(CrystalBatch.from_pyg(pyg.to_data_list()), small_batch)
+    del pyg["n_atoms"]
+    assert_same(CrystalBatch.from_pyg(pyg), small_batch)
+    one = small_batch[0]
+    plain = Data(species=one.species, pos=one.pos, cell=one.cell[0])
+    assert_same(CrystalBatch.from_pyg(plain), one)
+    single = CrystalBatch.from_pyg(plain, dtype=torch.float32)
+    assert single.dtype == torch.float32
+
+
+def test_from_pyg_errors(small_batch):
+    from torch_geometric.data import Data
+
+    with pytest.raises(ValueError, match="at least one torch-geometric Data, got none"):
+        CrystalBatch.from_pyg([])
+    with pytest.raises(ValueError, match=r"\['species', 'cell'\] missing, found \['pos'\]"):
+        CrystalBatch.from_pyg(Data(pos=torch.zeros(1, 3)))
+    pyg = small_batch.to_pyg()
+    pyg["cell"] = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match=r"cell must have shape \(B, 3, 3\), got \(4, 2\)"):
+        CrystalBatch.from_pyg(pyg)
 
 
 def test_conversion_uses_full_compositions(small_batch):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irlkit.crystals import _pyg
 from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER, parse_formula, write_formula
 from irlkit.utils.checks import checked
 
@@ -440,6 +441,26 @@ class CrystalBatch:
             Atoms(numbers=species, scaled_positions=pos, cell=cell, pbc=True)
             for species, pos, cell in self._to_arrays()
         ]
+
+    @classmethod
+    def from_pyg(cls, data: Any, dtype: torch.dtype | None = None) -> CrystalBatch:
+        """Build a batch from torch-geometric data, on its device.
+
+        Args:
+            data: one `Data`, a `Batch`, or a list of `Data`, with attributes `species` (n,), `pos`
+                (n, 3) fractional, `cell` (B, 3, 3) or (3 B, 3), and `n_atoms` (B,) where several
+                structures are batched (else `batch` or `ptr` tells them apart).
+            dtype: of the result; None keeps that of `pos`.
+
+        Raises:
+            ValueError: an attribute is missing or does not fit.
+        """
+        batch = cls(**_pyg.from_data(data))
+        return batch if dtype is None else batch.to(dtype=dtype)
+
+    def to_pyg(self) -> Any:
+        """Return a torch-geometric `Batch` with `species`, `pos`, `cell`, `n_atoms`, `batch`."""
+        return _pyg.to_data(self.species, self.pos, self.cell, self.n_atoms)
 
     def _to_arrays(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields (species, float64 pos, float64 cell) of each structure."""
