@@ -26,8 +26,8 @@ class EndpointAnnealing:
     Raises:
         ValueError: a factor is not positive and finite.
 
-    >>> EndpointAnnealing(pos=4.0, cell=1.0)(torch.tensor([0.0, 0.8]), torch.tensor(0.1))
-    {'pos': tensor([3., 1.]), 'cell': tensor([0., 0.])}
+    >>> EndpointAnnealing(pos=3.0, cell=1.0)(torch.tensor([0.0, 0.5]), torch.tensor(0.25))
+    {'pos': tensor([2., 1.]), 'cell': tensor([0., 0.])}
     """
 
     pos: float = 8.0
