@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,12 @@ from irlkit.rewards import (
     CRMSEReward,
     EnergyReward,
     FunctionReward,
+    Reward,
     RewardResult,
     SymmetryReward,
     as_reward,
 )
+from irlkit.rewards.base import ask
 from irlkit.rewards.energy import clip_energies
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer, NonFiniteRewardError
@@ -278,6 +281,19 @@ def test_group_size_separates_neighbouring_groups_of_one_composition(dataset):
     assert not np.allclose(together.values, apart.values)
 
 
+def test_groups_of_a_trainer_are_requests_whatever_their_formulas(dataset):
+    """Structures of one group may have different formulas, and neighbouring groups the same."""
+    batch = perturbed(dataset.batch[[0, 2, 0, 3, 3, 3, 3, 3]].repeat(3), 0.05)
+    energies = energies_of(batch)
+    with EnergyReward(LennardJonesToy(), clip=1.0) as reward:
+        values = reward.in_groups(batch, 4).values
+        composite = CompositeReward({"energy": reward, "flat": lambda b: b.n_atoms * 0.0})
+        torch.testing.assert_close(composite.in_groups(batch, 4).values, values)
+    expected = clip_energies(energies, np.repeat(np.arange(6), 4), 1.0)
+    np.testing.assert_allclose(values, -expected)
+    assert not np.allclose(values, -clip_energies(energies, np.zeros(24, dtype=int), 1.0))
+
+
 def test_references_shift_whole_compositions(dataset):
     batch = perturbed(dataset.batch.repeat(4), 0.02)
     cell = batch.cell.clone()
@@ -450,6 +466,104 @@ def test_functions_may_return_any_numbers(convert):
         assert not result.info["failed"].any()
 
 
+async def volumes_later(batch):
+    return batch.volume
+
+
+@pytest.mark.parametrize(
+    ("convert", "expected"),
+    [
+        (lambda v: pd.Series(v, index=list("dcba")), VOLUMES),
+        (lambda v: v[::-1][::-1], VOLUMES),
+        (lambda v: v.astype(object), VOLUMES),
+        (lambda v: v.astype(np.float16), VOLUMES),
+        (lambda v: list(torch.tensor(v)), VOLUMES),
+        (lambda v: [None, *v[1:].tolist()], [math.nan, *VOLUMES[1:]]),
+        (lambda v: np.ma.masked_greater(v, 100), [27, 64, math.nan, math.nan]),
+        (lambda v: v > 100, [0, 0, 1, 1]),
+        (lambda v: torch.tensor(v).bfloat16(), [27, 64, 125, 216]),
+        (lambda v: RewardResult(torch.tensor(v).double()), VOLUMES),
+    ],
+)
+def test_what_functions_return_is_normalised(convert, expected):
+    values = FunctionReward(lambda batch: convert(batch.volume.numpy()))(solids()).values
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (lambda v: None, "got a NoneType"),
+        (lambda v: pd.DataFrame({"r": v}), r"shape \(4,\), got \(4, 1\) \(a DataFrame\)"),
+        (lambda v: dict(enumerate(v)), "got a dict"),
+        (lambda v: (float(x) for x in v), "got a generator"),
+        (lambda v: (torch.tensor(v), {"a": 1}), "got a tuple with a Tensor"),
+        (lambda v: torch.tensor(v) * 1j, "got a Tensor of torch.complex64"),
+        (lambda v: v.astype(complex), "got a ndarray of complex128"),
+        (lambda v: 1.0, "got a float"),
+        (lambda v: v.astype(str), "got a ndarray"),
+        (lambda v: "1234", "got a str"),
+        (lambda v: v[:, None], r"got \(4, 1\) \(a ndarray\)"),
+        (lambda v: [{}] * 4, "got a list with a dict"),
+    ],
+)
+def test_what_is_no_number_for_each_structure_is_refused_by_name(convert, words):
+    with pytest.raises(ValueError, match=f"the reward function must return one .*{words}"):
+        FunctionReward(lambda batch: convert(batch.volume.numpy()), on_failure=0.0)(solids())
+
+
+def test_an_async_function_is_refused_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="got a coroutine"):
+            FunctionReward(volumes_later)(solids())
+
+
+def spoil(batch):
+    """Give the volumes, and leave nothing as it was."""
+    values = batch.volume.clone()
+    for tensor in (batch.pos, batch.cell, batch.species, batch.n_atoms, batch.batch):
+        tensor.zero_()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    return values
+
+
+class Spoiling(Reward):
+    def __call__(self, batch):
+        return RewardResult(spoil(batch).double())
+
+
+@pytest.mark.parametrize("make", [lambda: FunctionReward(spoil), Spoiling])
+def test_a_reward_reaches_neither_structures_nor_settings(make):
+    batch, fresh = solids(), solids()
+    values = ask(make(), batch).values
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert torch.get_default_device() == torch.device("cpu") == torch.zeros(1).device
+    np.testing.assert_allclose(values, VOLUMES, rtol=1e-6)
+    for name in ("pos", "cell", "species", "n_atoms", "batch"):
+        assert torch.equal(getattr(batch, name), getattr(fresh, name))
+    if make is not Spoiling:
+        np.testing.assert_allclose(make()(batch).values, VOLUMES, rtol=1e-6)
+        assert batch.formulas() == fresh.formulas() and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_run_is_the_same_whatever_its_reward_does_to_what_it_is_given(overlap):
+    def run(reward):
+        noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
+        policy = AnnealingPolicy(ToyModel(), LearnedAnnealing(8, 1).double(), noise)
+        config = trainer_config(
+            n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=2, overlap_rewards=overlap
+        )
+        history = GRPOTrainer(policy, reward, crystals(), config).run(2, progress=False)
+        return history["reward"].tolist(), history["clip_fraction"].tolist()
+
+    expected = run(lambda batch: batch.volume)
+    assert run(spoil) == expected and run(Spoiling()) == expected
+
+
 def test_as_reward_keeps_rewards():
     symmetry = SymmetryReward("not_triclinic")
     assert as_reward(symmetry) is symmetry
@@ -494,6 +608,14 @@ def test_functions_in_worker_processes():
         result = reward(solids(["Na", "He", "Cl", "Ne"]))
     np.testing.assert_allclose(result.values, [27, 64, 125, 0], rtol=1e-6)
     assert result.info["error"][3] == "it took more than 5 s"
+
+
+def test_functions_of_a_notebook_are_sent_to_worker_processes():
+    factor = 2.0
+    with FunctionReward(lambda batch: factor * batch.volume, n_workers=1) as reward:
+        result = reward(solids())
+        assert not torch.isnan(result.values).any()
+    np.testing.assert_allclose(result.values, 2 * np.array(VOLUMES), rtol=1e-6)
 
 
 def test_functions_of_a_wrong_shape_are_refused():

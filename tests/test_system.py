@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,42 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         system.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_of_one_number_may_write_one_file(tmp_path, monkeypatch):
+    """As in two containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path, whole = tmp_path / "file", [bytes([k]) * 200_000 for k in b"AB"]
+
+    def write(content):
+        for _ in range(20):
+            system.write_atomically(path, content)
+            assert path.read_bytes() in whole
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, whole))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows always has a home folder")
+def test_without_a_home_there_is_one_for_the_time_being():
+    program = """
+import os, pwd
+def unknown(number): raise KeyError(number)
+pwd.getpwuid = unknown
+import irlkit, pathlib
+print(pathlib.Path.home())
+import ase.config
+from irlkit.utils.workers import WorkerPool
+pool = WorkerPool(lambda: lambda item: str(pathlib.Path.home()), 1)
+print(pool.map([0])[0].value)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    home, in_worker = done.stdout.split()
+    assert home == in_worker and "irlkit-home-" in home and not Path(home).exists()
 
 
 def test_file_writer_writes_in_order_and_tells_errors(tmp_path):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER
 from irlkit.data.readers import Arrays, Malformed
-from irlkit.utils.system import TimeUp, available_cores, time_limit
+from irlkit.utils.system import TimeUp, available_cores, processes_possible, time_limit
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -185,7 +185,7 @@ def parse_structures(
     chunks = [payloads[i : i + CHUNK_SIZE] for i in range(0, len(payloads), CHUNK_SIZE)]
     parse = partial(_parse_chunk, niggli=niggli)
     n_workers = min(available_cores(), len(chunks)) if sys.platform == "linux" else 1
-    serial = len(payloads) <= SERIAL_LIMIT or n_workers == 1
+    serial = len(payloads) <= SERIAL_LIMIT or n_workers == 1 or not processes_possible()
     context = multiprocessing.get_context("fork") if not serial else None
     parsed: list[Parsed | str] = []
     with nullcontext() if serial else ProcessPoolExecutor(n_workers, context) as executor:

@@ -158,7 +158,8 @@ def _numbers(returned: Any) -> Tensor:
         entries = [v.item() if one else v for v, one in zip(returned, single, strict=True)]
         array = np.fromiter(entries, dtype=object, count=len(entries))
     elif isinstance(returned, np.ma.MaskedArray):
-        array = np.ma.filled(returned.astype(object), None)
+        array = returned.data.astype(object)
+        array[np.ma.getmaskarray(returned)] = None
     elif hasattr(returned, "to_numpy"):  # a column of a table
         array = returned.to_numpy()
     kind = type(returned).__name__
@@ -166,6 +167,8 @@ def _numbers(returned: Any) -> Tensor:
         wrong = [v for v in array.flat if not isinstance(v, Real | np.bool_ | None)]
         kind = f"{kind} with a {type(wrong[0]).__name__}" if wrong else kind
         array = array if wrong else array.astype(np.float64)
+    elif isinstance(array, Tensor | np.ndarray):
+        kind = f"{kind} of {array.dtype}"
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         if inspect.iscoroutine(returned):
             returned.close()

@@ -1,11 +1,14 @@
-"""What is asked of the operating system: whole files, time limits, how many cores there are."""
+"""What is asked of the operating system: whole files, time limits, cores and processes."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import secrets
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +23,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random: in a folder that containers share, processes of one number may write at once.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(aside, "wb") as file:
             file.write(data)
@@ -94,7 +98,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: the folder cannot be made, or nothing can be written in it (says why).
     """
-    probe = folder / f".probe.{os.getpid()}.tmp"
+    probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"?")
@@ -111,6 +115,20 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processes_possible() -> bool:
+    """Return whether worker processes can be started; warn where what they share is missing."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (ImportError, OSError) as error:
+        warnings.warn(
+            f"worker processes need shared memory (/dev/shm), which is missing here ({error}); "
+            "all is done in this process, where time limits hold in the main thread only",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 class TimeUp(BaseException):

@@ -26,7 +26,7 @@ from loky.backend.context import LokyContext
 from loky.backend.process import LokyProcess
 from pebble import ProcessExpired, ProcessPool
 
-from irlkit.utils.system import TimeUp, available_cores, time_limit
+from irlkit.utils.system import TimeUp, available_cores, processes_possible, time_limit
 
 _START_SECONDS = 300.0
 """Time a worker has to start; the largest potentials take a minute to load."""
@@ -123,16 +123,7 @@ class WorkerPool:
     def _processes(self) -> ProcessPool | None:
         """The pool, started if need be; None where the system has no semaphores for it."""
         if not self._open:
-            context = _Context()
-            try:
-                context.Lock()
-            except (ImportError, OSError) as error:
-                warnings.warn(
-                    f"worker processes need shared memory (/dev/shm), which is missing here "
-                    f"({error}); going on in this process, where time limits hold in the main "
-                    "thread only",
-                    stacklevel=4,
-                )
+            if not processes_possible():
                 self.n_workers = 0
                 return None
             self._open.append(
@@ -140,7 +131,7 @@ class WorkerPool:
                     self.n_workers,
                     initializer=_start,
                     initargs=(self._sent, os.getpid()),
-                    context=context,  # type: ignore[arg-type]
+                    context=_Context(),  # type: ignore[arg-type]
                 )
             )
         return self._open[0]
@@ -229,7 +220,8 @@ def _start(factory: bytes, parent: int) -> None:
     global _function
     # As the system does, at once: pebble's own handler waits for compiled code to return.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.dup2(2, 1)  # What libraries print is no result of this program.
+    os.dup2(2, 1)  # What libraries print is no result of this program,
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # and its input is not theirs.
     sys.path[:] = [path for path in sys.path if isinstance(path, str)]
     warnings.simplefilter("ignore")
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -109,8 +109,10 @@ def run(
     except ImportError as error:
         raise ImportError(f'{error}; install it with pip install "irlkit[notebooks]"') from error
     source, target, given = _prepare(name, parameters, output, "runs")
+    # Braces in paths would be filled in with parameters.
+    plain = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)]
     try:
-        papermill.execute_notebook(str(source), str(target), given, kernel_name="python3")
+        papermill.execute_notebook(*plain, given, kernel_name="python3")
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{error}\nThe notebook up to there is in {target}") from error
     return target
