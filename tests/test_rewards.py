@@ -13,7 +13,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
-from irlkit.data import CrystalDataset
+from irlkit.data import CrystalDataset, load
 from irlkit.evaluate.matching import MatchPool
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.potentials import CHGNetPotential
@@ -690,3 +690,32 @@ def test_a_run_goes_on_where_the_reward_declares_what_failures_count(tmp_path):
 def test_a_trainer_takes_plain_functions(tmp_path):
     history = small_trainer(volume_per_atom, tmp_path).run(2, progress=False)
     assert history["reward"].gt(0).all()
+
+
+def test_a_run_is_the_same_whatever_torchs_settings_are():
+    """Default dtype, default device ("meta" stands for a GPU) and gradients belong to the user."""
+
+    model = ToyModel()
+
+    def run():
+        noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
+        annealing = LearnedAnnealing(8, 1, generator=torch.Generator().manual_seed(0))
+        policy = AnnealingPolicy(model, annealing.double(), noise)
+        config = trainer_config(n_groups=2, group_size=4, n_steps=3, n_ppo_epochs=1)
+        dataset = load(["NaCl", "C"])
+        reward = EnergyReward(LennardJonesToy())
+        trainer = GRPOTrainer(policy, reward, dataset.batch.to(dtype=torch.float64), config)
+        return trainer.run(2, progress=False)["reward"].tolist()
+
+    expected = run()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        assert run() == expected
+        assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
+        assert torch.get_default_device() == torch.device("meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)

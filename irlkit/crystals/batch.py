@@ -347,7 +347,7 @@ class CrystalBatch:
             # Wrapped after the cast, which can round a coordinate just below 1 up to 1.
             pos=wrap_positions(tensors[0]),
             cell=tensors[1],
-            n_atoms=torch.tensor([len(entry) for entry in species], dtype=torch.int64),
+            n_atoms=torch.from_numpy(np.array([len(entry) for entry in species], dtype=np.int64)),
         )
 
     @classmethod

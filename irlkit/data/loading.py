@@ -22,6 +22,7 @@ from irlkit.data.formulas import from_formulas, read_formulas
 from irlkit.data.readers import READERS, RawRecords, Reader, read_chunks
 from irlkit.data.tables import read_parquet
 from irlkit.utils.checks import check_count, checked
+from irlkit.utils.settings import torch_settings
 
 EMBEDDED: dict[str, tuple[Path, Reader]] = {
     "prototypes": (Path(__file__).parent / "prototypes" / "prototypes.parquet", read_parquet)
@@ -39,6 +40,7 @@ FIRST_COLUMNS = ("material_id", "formula", "n_atoms", "spacegroup", "energy_per_
 
 
 @checked
+@torch_settings(plain=True)
 def load(
     source: str | os.PathLike[str] | Sequence[str],
     split: str | None = None,
@@ -119,6 +121,7 @@ def load(
 
 
 @checked
+@torch_settings(plain=True)
 def load_parts(
     source: str | os.PathLike[str],
     split: str | None = None,

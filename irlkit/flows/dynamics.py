@@ -26,6 +26,7 @@ from irlkit.flows.schedules import (
 )
 from irlkit.utils.checks import checked
 from irlkit.utils.draws import standard_normal
+from irlkit.utils.settings import torch_settings
 
 
 class VelocityField(Protocol):
@@ -110,6 +111,7 @@ class Dynamics:
             )
 
     @checked
+    @torch_settings(plain=True)
     def generate(
         self,
         batch: CrystalBatch,

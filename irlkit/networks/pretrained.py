@@ -10,6 +10,7 @@ import torch
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.omatg import load_omatg
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 
 PRETRAINED = Path(__file__).parents[1] / "assets"
 
@@ -24,6 +25,7 @@ def pretrained_names() -> list[str]:
 
 
 @checked
+@torch_settings(plain=True)
 def load_pretrained(
     name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu"
 ) -> FlowModel:

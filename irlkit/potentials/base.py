@@ -13,6 +13,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 from irlkit.utils.workers import WorkersLostError
 
 
@@ -77,6 +78,7 @@ class Potential(ABC):
     name: str
 
     @checked
+    @torch_settings(plain=True)
     def __call__(self, batch: CrystalBatch, forces: bool = False, stress: bool = False) -> Energies:
         """Energies of all structures that are valid (Appendix B).
 

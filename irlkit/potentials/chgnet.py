@@ -27,6 +27,7 @@ from irlkit.potentials.neighbors import (
     slices,
 )
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 
 MODELS = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
@@ -59,6 +60,7 @@ class CHGNetPotential(Potential):
     """
 
     @checked
+    @torch_settings(plain=True)
     def __init__(
         self,
         model: str = "0.3.0",

@@ -23,6 +23,7 @@ from irlkit.potentials.neighbors import (
     slices,
 )
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 
 _FORCE_PICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _MAX_EDGES = 1 << 17
@@ -65,6 +66,7 @@ class MACEPotential(Potential):
     """
 
     @checked
+    @torch_settings(plain=True)
     def __init__(
         self,
         model: str = "mace-mpa-0",

@@ -35,6 +35,7 @@ from irlkit.rl.trajectory import Trajectory
 from irlkit.rl.update import PolicyUpdate
 from irlkit.utils.checks import checked
 from irlkit.utils.progress import progress_bar
+from irlkit.utils.settings import torch_settings
 from irlkit.utils.system import check_writable, remove_leftovers, write_atomically
 
 __all__ = ["CHECKPOINT", "GRPOTrainer", "NonFiniteRewardError"]
@@ -76,6 +77,7 @@ class GRPOTrainer:
     """
 
     @checked
+    @torch_settings(plain=True)
     def __init__(
         self,
         policy: Policy,
@@ -157,6 +159,7 @@ class GRPOTrainer:
         return pd.DataFrame(self._history)
 
     @checked
+    @torch_settings(plain=True)
     def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
         """Train until ``iterations`` are done in total, those before a resume included.
 
@@ -213,6 +216,7 @@ class GRPOTrainer:
         return self.history
 
     @checked
+    @torch_settings(plain=True)
     def validate(self, seed: int | None = None) -> float:
         """Return the mean reward of what the policy (its average, if kept) generates when deployed.
 
@@ -289,7 +293,9 @@ class GRPOTrainer:
         n_steps, x_0 = self._draw_start()
         x_0, draws = self.communicator.share(x_0, self._generator)
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
-        rewards, info = self._score(self.reward, trajectory.final, config.group_size, answer)
+        rewards, info = self._score(
+            self.reward, trajectory.final, group_size=config.group_size, answer=answer
+        )
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
@@ -378,18 +384,12 @@ class GRPOTrainer:
         return torch.randint(n, (count,), generator=self._generator)
 
     def _score(
-        self,
-        reward: Reward,
-        structures: CrystalBatch,
-        group_size: int | None = None,
-        answer: RewardResult | None = None,
+        self, reward: Reward, structures: CrystalBatch, **options: Any
     ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
         folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
         when = f"iteration {self.iteration + 1:05d}"
-        result = scoring.score(
-            reward, structures, folder, when, group_size=group_size, answer=answer
-        )
+        result = scoring.score(reward, structures, folder, when, **options)
         return result.values, scoring.means(result.info)
 
     def _validate_and_keep_best(self) -> dict[str, float]:

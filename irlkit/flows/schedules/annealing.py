@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from irlkit.flows.schedules._perceptron import check_sizes, perceptron
 from irlkit.flows.schedules.grid import FIELD_NAMES
 from irlkit.utils.checks import checked, is_number
+from irlkit.utils.settings import torch_settings
 
 
 class Annealing(Protocol):
@@ -79,6 +80,7 @@ class LearnedAnnealing(nn.Module):
     """
 
     @checked
+    @torch_settings(plain=True)
     def __init__(
         self,
         hidden_dim: int = 64,

@@ -14,9 +14,11 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.omatg.checkpoint import network_weights, read_checkpoint
 from irlkit.networks.omatg.config import read_config
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 
 
 @checked
+@torch_settings(plain=True)
 def load_omatg(
     checkpoint: str | os.PathLike[str],
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
