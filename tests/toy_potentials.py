@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from irlkit.potentials.base import Computed, Potential
+from irlkit.potentials._derivatives import differentiate
+from irlkit.potentials.base import Potential
 from irlkit.potentials.neighbors import find_neighbors, reduced
 
 
@@ -24,16 +25,17 @@ class LennardJonesToy(Potential):
         batch = reduced(batch)
         pairs = find_neighbors(batch, self.rc)
         structure = batch.batch[pairs.first]
-        difference = batch.pos[pairs.second] - batch.pos[pairs.first] + pairs.shift
-        squares = torch.einsum("pi,pij->pj", difference, batch.cell[structure]).square().sum(1)
 
         def energy(squares):
             c6 = (self.sigma**2 / squares) ** 3
             return 4 * self.epsilon * (c6**2 - c6)
 
-        terms = energy(squares) - energy(torch.tensor(self.rc**2, dtype=squares.dtype))
-        total = terms.new_zeros(len(batch)).index_add(0, structure, terms)
-        return Computed(total / batch.n_atoms)
+        def energies(vectors):
+            squares = vectors.square().sum(1)
+            terms = energy(squares) - energy(torch.tensor(self.rc**2, dtype=squares.dtype))
+            return terms.new_zeros(len(batch)).index_add(0, structure, terms)
+
+        return differentiate(energies, batch, pairs, forces, stress)
 
 
 def volume_per_atom(batch):

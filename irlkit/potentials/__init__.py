@@ -1,7 +1,7 @@
 """Energies of structures, in batches, from interchangeable potentials.
 
-CHGNet comes with the package and is the default; MACE needs mace-torch and its weights; any ASE
-calculator will do.
+CHGNet comes with the package and is the default; MACE needs mace-torch and its weights, SevenNet-0
+the package sevenn; any ASE calculator will do. `relax` relaxes structures with any of them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,21 @@ from irlkit.potentials.ase import ASEPotential
 from irlkit.potentials.base import Energies, Potential
 from irlkit.potentials.chgnet import CHGNetPotential
 from irlkit.potentials.mace import MACEPotential
+from irlkit.potentials.relax import Relaxation, relax
+from irlkit.potentials.sevennet import SevenNetPotential
 from irlkit.utils.checks import checked
 
-__all__ = ["ASEPotential", "CHGNetPotential", "Energies", "MACEPotential", "Potential", "get"]
+__all__ = [
+    "ASEPotential",
+    "CHGNetPotential",
+    "Energies",
+    "MACEPotential",
+    "Potential",
+    "Relaxation",
+    "SevenNetPotential",
+    "get",
+    "relax",
+]
 
 
 @checked
@@ -23,16 +35,17 @@ def get(potential: str | Path | Potential, **options: Any) -> Potential:
     """The potential of a name.
 
     Args:
-        potential: "chgnet", "chgnet-r2scan", "mace-mpa-0", the name of any other MACE foundation
-            model, or the path of a `.model` file of MACE (with `trust=True`). A potential is
-            returned as it is.
+        potential: "chgnet", "chgnet-r2scan", "7net-0", "mace-mpa-0", the name of any other MACE
+            foundation model, or the path of a `.model` file of MACE (with `trust=True`). A
+            potential is returned as it is.
         options: For the constructor, such as `device`, `dtype`, and MACE's `trust` and
-            `download`; see `CHGNetPotential` and `MACEPotential`.
+            `download`; see `CHGNetPotential`, `SevenNetPotential` and
+            `MACEPotential`.
 
     Raises:
         ValueError: an unknown name, or options with a potential that is there already.
         FileNotFoundError: the weights are missing; the message says where they are expected.
-        ImportError: the name is none of CHGNet's, and mace-torch is not installed.
+        ImportError: mace-torch, or sevenn for "7net-0", is not installed.
     """
     if isinstance(potential, Potential):
         if options:
@@ -44,6 +57,8 @@ def get(potential: str | Path | Potential, **options: Any) -> Potential:
     name = str(potential)
     if name in ("chgnet", "chgnet-0.3.0", "chgnet-r2scan"):
         return CHGNetPotential("r2scan" if name.endswith("r2scan") else "0.3.0", **options)
+    if name == "7net-0":
+        return SevenNetPotential(name, **options)
     if isinstance(potential, Path) or name.endswith(".model"):
         return MACEPotential(path=name, **options)
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ _CURVATURE = 50.0
 """Of every coordinate before the first step, eV/Å²."""
 
 _LONGEST_STEP, _SHORTEST_STEP = 0.2, 1e-5
-"""Largest displacement of an atom, Å, or change of √N times strain: at first; below which it ends."""
+"""Largest displacement of an atom, Å, or √N times strain, of a step: at first, and in the end."""
 
 _RISE = 1e-3
 """A step that raises the energy by more is taken back, eV/atom: far above the rounding of
@@ -108,207 +109,189 @@ def relax(
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
     potential.check(batch)
+    n, size = len(batch), max(max_batch or len(batch), 1)
     start = batch.to("cpu", torch.float64)
-    start = start.replace(pos=start.pos.detach().clone(), cell=start.cell.detach().clone())
-    n = len(batch)
-    result = Relaxation(
-        potential=potential.name,
-        crystals=start,
-        energy_per_atom=np.full(n, np.nan),
-        max_force=np.full(n, np.nan),
-        stress=np.full((n, 3, 3), np.nan),
-        n_steps=np.zeros(n, dtype=np.int64),
-        converged=np.zeros(n, dtype=bool),
-        failed=np.zeros(n, dtype=bool),
-        reasons={},
-    )
+    finished: list[_State] = []
     reasons: dict[int, str] = {}
     with progress_bar(total=n, disable=not progress, unit="structure") as bar:
-        for rows in torch.arange(n).split(max_batch or max(n, 1)):
-            moving = _Moving(start, rows, potential, cell)
+        for rows in torch.arange(n).split(size):
+            moving = _Moving(start[rows], rows, potential, cell, reasons)
             for step in range(max_steps + 1):
-                done = (moving.max_force < force_tolerance) | (moving.trust < _SHORTEST_STEP)
-                if step == max_steps:
-                    done = torch.ones_like(done)
-                bar.update(moving.leave(done, step, force_tolerance, result, reasons))
-                if not len(moving.rows):
+                done = moving.leave(step, force_tolerance, step == max_steps)
+                finished.append(done)
+                bar.update(len(done["row"]))
+                if not len(moving.state["row"]):
                     break
                 moving.step()
-    crystals = start.wrap().to(batch.device, batch.dtype)
-    failed = torch.from_numpy(result.failed).to(batch.device)
-    crystals = crystals.replace(
-        pos=torch.where(failed[crystals.batch][:, None], batch.pos.detach(), crystals.pos),
-        cell=torch.where(failed[:, None, None], batch.cell.detach(), crystals.cell),
+    order = torch.cat([done["row"] for done in finished]).argsort()
+    final = {
+        name: torch.cat([done[name] for done in finished])[order]
+        for name in ("energy_per_atom", "max_force", "stress", "n_steps", "converged", "failed")
+    }
+    crystals = CrystalBatch.concatenate([_crystals(done) for done in finished])[order]
+    crystals = crystals.wrap().to(batch.device, batch.dtype)
+    return Relaxation(
+        potential.name,
+        crystals,
+        **{name: values.numpy() for name, values in final.items()},
+        reasons=dict(sorted(reasons.items())),
     )
-    return Relaxation(**{**vars(result), "crystals": crystals, "reasons": dict(sorted(reasons.items()))})
+
+
+_State: TypeAlias = dict[str, Tensor]
+"""Tensors whose first dimension are b structures of at most m atoms, float64, on the CPU.
+
+`x` holds the cell in its first three rows and fractional positions in the others, (b, 3 + m, 3),
+`first_x` what it was; `gradient` (eV/Å), `moves` and `turns` (the last steps and what the gradient
+changed by, (b, k, 3 + m, 3)) are in the coordinates, strain first. `trust` is the longest step (Å).
+"""
+
+
+def _crystals(state: _State) -> CrystalBatch:
+    x, species = state["x"], state["species"]
+    return CrystalBatch(species[species > 0], x[:, 3:][species > 0], x[:, :3], (species > 0).sum(1))
+
+
+def _choose(good: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Takes structures of `new` where the mask is True, of `old` elsewhere."""
+    return torch.where(good.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 class _Moving:
-    """The structures that are still relaxed, b of them with at most m atoms.
-
-    Vectors in their coordinates have the shape (b, 3 + m, 3): the strain, then the atoms.
+    """The structures of a batch that are still relaxed.
 
     Args:
-        start: All structures, float64, on the CPU.
-        rows: Numbers of those to relax.
+        crystals: The structures, float64, on the CPU.
+        rows: Their numbers, shape (b,).
         potential: Computes them.
         cell: Relax the cells as well.
-
-    Attributes:
-        rows: Numbers of the structures, shape (b,).
-        crystals: Where they are.
-        energy: eV/atom, shape (b,).
-        gradient: Of energies by coordinates, eV/Å, shape (b, 3 + m, 3).
-        stress: eV/Å³, shape (b, 3, 3).
-        max_force: eV/Å, shape (b,).
-        trust: Longest step allowed, Å, shape (b,).
-        failure: Why, by number among all structures.
+        reasons: Gets why structures failed, by number.
     """
 
     def __init__(
-        self, start: CrystalBatch, rows: Tensor, potential: Potential, cell: bool
+        self,
+        crystals: CrystalBatch,
+        rows: Tensor,
+        potential: Potential,
+        cell: bool,
+        reasons: dict[int, str],
     ) -> None:
-        self.potential, self.cell, self.rows = potential, cell, rows
-        self.crystals = start[rows]
-        self.first_volume = self.crystals.volume
-        self.failure: dict[int, str] = {}
-        self.trust = torch.full((len(rows),), _LONGEST_STEP, dtype=torch.float64)
-        self.energy, self.gradient, self.stress, self.max_force = self._measure(self.crystals)
-        shape = (0, *self.gradient.shape)
-        self.moves, self.turns = self.gradient.new_zeros(shape), self.gradient.new_zeros(shape)
-        for i in (~torch.isfinite(self.max_force)).nonzero().flatten().tolist():
-            self.failure[int(rows[i])] = self._why.get(i, "the forces are not finite")
+        self.potential, self.cell, self.reasons = potential, cell, reasons
+        most = int(crystals.n_atoms.max()) if len(rows) else 0
+        species = torch.zeros(len(rows), most, dtype=torch.int64)
+        real = torch.arange(most) < crystals.n_atoms[:, None]
+        species[real] = crystals.species
+        x = torch.zeros(len(rows), 3 + most, 3, dtype=torch.float64)
+        x[:, :3], x[:, 3:][real] = crystals.cell.detach(), crystals.pos.detach()
+        self.state: _State = {"row": rows, "species": species, "x": x, "first_x": x}
+        self.state["failed"] = torch.zeros(len(rows), dtype=torch.bool)
+        self.state["trust"] = torch.full((len(rows),), _LONGEST_STEP, dtype=torch.float64)
+        self.state["moves"] = self.state["turns"] = x.new_zeros(len(rows), 0, 3 + most, 3)
+        point, failures = self._measure(x)
+        self.state |= point
+        self._fail(failures)
 
-    def _slots(self, crystals: CrystalBatch) -> Tensor:
-        """Place of each atom in its structure's vectors."""
-        begins = crystals.n_atoms.cumsum(0) - crystals.n_atoms
-        return torch.arange(len(crystals.species)) - begins[crystals.batch] + 3
+    def _fail(self, failures: Mapping[int, str]) -> None:
+        for i, reason in failures.items():
+            self.state["failed"][i] = True
+            self.reasons[int(self.state["row"][i])] = reason
 
-    def _measure(self, crystals: CrystalBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Energies, gradients, stresses and largest forces; nan where there are none."""
+    def _measure(self, x: Tensor) -> tuple[_State, dict[int, str]]:
+        """Energies, gradients, stresses and largest forces, and where and why there are none."""
+        crystals = _crystals({**self.state, "x": x})
         result = self.potential(crystals, forces=True, stress=self.cell)
-        self._why = {
-            i: "not a valid structure" if not valid else result.reasons.get(i, "")
-            for i, valid in enumerate(result.valid)
-            if not valid or result.failed[i]
-        }
-        energy = torch.from_numpy(result.energy_per_atom)
-        n_atoms = crystals.n_atoms.double()
-        gradient = energy.new_zeros(len(crystals), 3 + int(crystals.n_atoms.max()), 3)
-        stress = torch.full((len(crystals), 3, 3), torch.nan, dtype=torch.float64)
-        assert result.forces is not None
-        gradient[crystals.batch, self._slots(crystals)] = -torch.from_numpy(result.forces)
+        gradient, stress = torch.zeros_like(x), torch.full_like(x[:, :3], torch.nan)
+        gradient[:, 3:][self.state["species"] > 0] = -torch.from_numpy(result.forces)
         max_force = gradient.norm(dim=2).amax(dim=1)
         if self.cell:
-            assert result.stress is not None
             stress = torch.from_numpy(result.stress)
             stress = (stress + stress.transpose(1, 2)) / 2
+            n_atoms = crystals.n_atoms.double()[:, None, None]
             virial = stress * crystals.volume[:, None, None]
-            gradient[:, :3] = virial / n_atoms.sqrt()[:, None, None]
-            pull = (virial / n_atoms[:, None, None]).norm(dim=2).amax(dim=1)
-            max_force = torch.maximum(max_force, pull)
-        return energy, gradient, stress, torch.where(energy.isfinite(), max_force, torch.nan)
+            gradient[:, :3] = virial / n_atoms.sqrt()
+            max_force = torch.maximum(max_force, (virial / n_atoms).norm(dim=2).amax(dim=1))
+        energy = torch.from_numpy(result.energy_per_atom)
+        bad = ~(energy.isfinite() & max_force.isfinite())
+        failures = {
+            i: result.reasons.get(i, "the forces are not finite")
+            if result.valid[i]
+            else "it is not valid: its volume or a distance of atoms is too small"
+            for i in bad.nonzero().flatten().tolist()
+        }
+        point = {"energy_per_atom": energy, "gradient": gradient, "stress": stress}
+        return {"x": x, "max_force": max_force, **point}, failures
 
     def step(self) -> None:
-        """Move every structure once; takes back what raises the energy or cannot be computed."""
+        """Move every structure; undo what raised the energy or cannot be computed."""
+        state = self.state
         move = self._direction()
-        length = move.norm(dim=2).amax(dim=1)
-        move *= (self.trust / length.clamp_min(1e-12)).clamp_max(1.0)[:, None, None]
-        crystals = self._moved(move)
-        energy, gradient, stress, max_force = self._measure(crystals)
-        good = max_force.isfinite() & (energy <= self.energy + _RISE)
-        turn = gradient - self.gradient
+        length = move.norm(dim=2).amax(dim=1).clamp_min(1e-12)
+        move = move * (state["trust"] / length).clamp_max(1.0)[:, None, None]
+        cell = state["x"][:, :3]
+        strain = move[:, :3] / (state["species"] > 0).sum(1).sqrt()[:, None, None]
+        pos = state["x"][:, 3:] + move[:, 3:] @ torch.linalg.inv(cell)
+        new, failures = self._measure(torch.cat([cell @ torch.linalg.matrix_exp(strain), pos], 1))
+        good = new["energy_per_atom"] <= state["energy_per_atom"] + _RISE
+        good[list(failures)] = False
+        turn = new["gradient"] - state["gradient"]
         curved = good & ((move * turn).sum((1, 2)) > 1e-8 * move.square().sum((1, 2)))
-        wide = curved[:, None, None]
-        self.moves = torch.cat([self.moves, torch.where(wide, move, 0.0)[None]])[-_MEMORY:]
-        self.turns = torch.cat([self.turns, torch.where(wide, turn, 0.0)[None]])[-_MEMORY:]
-        # After a bad step the estimate of the curvature is worth little.
-        self.moves[:, ~good] = 0.0
-        self.turns[:, ~good] = 0.0
-        self.trust = torch.where(good, (1.2 * self.trust).clamp_max(_LONGEST_STEP), self.trust / 4)
-        atoms = good[crystals.batch][:, None]
-        self.crystals = crystals.replace(
-            pos=torch.where(atoms, crystals.pos, self.crystals.pos),
-            cell=torch.where(good[:, None, None], crystals.cell, self.crystals.cell),
+        for name, latest in (("moves", move), ("turns", turn)):
+            # After a bad step, nothing that is remembered of the curvature is worth keeping.
+            kept = _choose(good, state[name], torch.zeros_like(state[name]))
+            latest = _choose(curved, latest, torch.zeros_like(latest))
+            state[name] = torch.cat([kept, latest[:, None]], dim=1)[:, -_MEMORY:]
+        trust = state["trust"]
+        state["trust"] = torch.where(good, (1.2 * trust).clamp_max(_LONGEST_STEP), trust / 4)
+        state |= {name: _choose(good, values, state[name]) for name, values in new.items()}
+        self._stop_the_absurd()
+
+    def _stop_the_absurd(self) -> None:
+        energy = self.state["energy_per_atom"]
+        volume, first_volume = (
+            torch.linalg.det(self.state[name][:, :3]).abs() for name in ("x", "first_x")
         )
-        self.energy = torch.where(good, energy, self.energy)
-        self.max_force = torch.where(good, max_force, self.max_force)
-        self.gradient = torch.where(good[:, None, None], gradient, self.gradient)
-        self.stress = torch.where(good[:, None, None], stress, self.stress)
-        growth = self.crystals.volume / self.first_volume
-        for i in (self.energy < LOWEST_ENERGY).nonzero().flatten().tolist():
-            self.failure[int(self.rows[i])] = (
-                f"the energy fell to {float(self.energy[i]):.1f} eV/atom, "
-                f"below {LOWEST_ENERGY:g}: no structure that {self.potential.name} knows"
-            )
-        for i in (growth.log().abs() > math.log(VOLUME_FACTOR)).nonzero().flatten().tolist():
-            self.failure[int(self.rows[i])] = (
-                f"the volume became {float(growth[i]):.2g} times what it was"
-            )
+        growth = volume / first_volume
+        for i in (energy < LOWEST_ENERGY).nonzero().flatten().tolist():
+            self._fail({i: f"its energy fell to {float(energy[i]):.1f} eV/atom"})
+        absurd = growth.log().abs() > math.log(VOLUME_FACTOR)
+        for i in absurd.nonzero().flatten().tolist():
+            self._fail({i: f"its volume became {float(growth[i]):.2g} times what it was"})
 
     def _direction(self) -> Tensor:
         """Steps of L-BFGS, by the two loops over what is remembered."""
-        product = (self.moves * self.turns).sum((2, 3))
+        moves, turns = self.state["moves"], self.state["turns"]
+        product = (moves * turns).sum((2, 3))
         weight = torch.where(product > 0, 1 / product, 0.0)[:, :, None, None]
-        q, shares = self.gradient.clone(), []
-        for move, turn, rho in zip(self.moves.flip(0), self.turns.flip(0), weight.flip(0), strict=True):
+        memory = list(zip(moves.unbind(1), turns.unbind(1), weight.unbind(1), strict=True))
+        q, shares = self.state["gradient"], []
+        for move, turn, rho in reversed(memory):
             shares.append(rho * (move * q).sum((1, 2), keepdim=True))
-            q -= shares[-1] * turn
-        q /= _CURVATURE
-        for move, turn, rho in zip(self.moves, self.turns, weight, strict=True):
-            q += move * (shares.pop() - rho * (turn * q).sum((1, 2), keepdim=True))
+            q = q - shares[-1] * turn
+        q = q / _CURVATURE
+        for move, turn, rho in memory:
+            q = q + move * (shares.pop() - rho * (turn * q).sum((1, 2), keepdim=True))
         return -q
 
-    def _moved(self, move: Tensor) -> CrystalBatch:
-        """The structures after a step in their coordinates."""
-        here = self.crystals
-        shift = torch.einsum(
-            "ni,nij->nj",
-            move[here.batch, self._slots(here)],
-            torch.linalg.inv(here.cell)[here.batch],
-        )
-        strain = move[:, :3] / here.n_atoms.double().sqrt()[:, None, None]
-        return here.replace(
-            pos=here.pos + shift, cell=here.cell @ torch.linalg.matrix_exp(strain)
-        )
+    def leave(self, step: int, force_tolerance: float, last: bool) -> _State:
+        """Part with the structures that are done or have failed.
 
-    def leave(
-        self,
-        done: Tensor,
-        step: int,
-        tolerance: float,
-        result: Relaxation,
-        reasons: dict[int, str],
-    ) -> int:
-        """Write those that are done or have failed into the result, and forget them.
+        Args:
+            step: Steps made so far.
+            force_tolerance: Of converged structures, eV/Å.
+            last: All leave.
 
         Returns:
-            How many left.
+            Those structures; what failed is where it came from.
         """
-        failed = torch.tensor([int(i) in self.failure for i in self.rows])
-        leaving = done | failed if len(done) else done
-        rows = self.rows[leaving].numpy()
-        if not len(rows):
-            return 0
-        result.n_steps[rows] = step
-        result.failed[rows] = failed[leaving].numpy()
-        reasons |= self.failure
-        for name in ("energy", "max_force", "stress"):
-            values = getattr(self, name)[leaving]
-            values[failed[leaving]] = torch.nan
-            target = result.energy_per_atom if name == "energy" else getattr(result, name)
-            target[rows] = values.numpy()
-        result.converged[rows] = result.max_force[rows] < tolerance
-        gone = self.crystals[leaving]
-        all_crystals = result.crystals
-        all_crystals.pos[all_crystals.atom_indices(self.rows[leaving])] = gone.pos
-        all_crystals.cell[self.rows[leaving]] = gone.cell
-        stay = ~leaving
-        self.rows, self.crystals, self.trust = self.rows[stay], self.crystals[stay], self.trust[stay]
-        self.first_volume, self.energy = self.first_volume[stay], self.energy[stay]
-        self.stress, self.max_force = self.stress[stay], self.max_force[stay]
-        size = 3 + int(self.crystals.n_atoms.max()) if len(self.rows) else 3
-        self.gradient = self.gradient[stay, :size]
-        self.moves, self.turns = self.moves[:, stay, :size], self.turns[:, stay, :size]
-        self.failure = {}
-        return len(rows)
+        state = self.state
+        failed = state["failed"]
+        converged = ~failed & (state["max_force"] < force_tolerance)
+        state |= {"converged": converged, "n_steps": torch.full_like(state["row"], step)}
+        leaving = failed | converged | (state["trust"] < _SHORTEST_STEP) | last
+        self.state = {name: values[~leaving] for name, values in state.items()}
+        done = {name: values[leaving] for name, values in state.items()}
+        lost = done["failed"]
+        done["x"] = _choose(lost, done["first_x"], done["x"])
+        for name in ("energy_per_atom", "max_force", "stress"):
+            done[name] = _choose(lost, torch.full_like(done[name], torch.nan), done[name])
+        return done

@@ -1,4 +1,4 @@
-"""SevenNet-0 for whole batches (Park et al., 2024), with the weights that the package sevenn brings.
+"""SevenNet-0 for whole batches (Park et al., 2024), with the weights of the package sevenn.
 
 The same function of a structure as the package's own model, arranged so that a batch needs few
 large operations: the radial weights of a pair serve both of its directions, and the sum over an
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.potentials._derivatives import differentiate
 from irlkit.potentials.base import Computed, Potential, check_elements
 from irlkit.potentials.neighbors import (
     Neighbors,
@@ -97,16 +99,16 @@ class SevenNetPotential(Potential):
         limit = _CHUNK.get(self.device.type, _CHUNK["cpu"])
         for part in slices(slots[rows], limit):
             chosen = rows[part].sort().values
-            few = select_structures(batch, neighbors, chosen)
-            result = self._network.energies(*few, forces, stress)
+            few, pairs = select_structures(batch, neighbors, chosen)
+            energies = partial(self._network.energies, few, pairs)
+            result = differentiate(energies, few, pairs, forces, stress)
             energy[chosen] = result.energy_per_atom
             if force is not None and result.forces is not None:
                 force[batch.atom_indices(chosen)] = result.forces
             if virial is not None and result.stress is not None:
                 virial[chosen] = result.stress
         reasons = {
-            i: f"too dense: an atom has {int(most[i])} neighbours within "
-            f"{self._network.cutoff:g} Å"
+            i: f"too dense: an atom has {int(most[i])} neighbours within {self._network.cutoff:g} Å"
             for i in (slots > MAX_SLOTS).nonzero().flatten().tolist()
         }
         return Computed(energy, force, virial, reasons)
@@ -176,41 +178,20 @@ class _Network:
         shape = (2 * a + 1, 2 * b + 1, 2 * c + 1)
         return torch.eye(max(shape)).reshape(shape) / (1 if c else math.sqrt(2 * a + 1))
 
-    def energies(
-        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
-    ) -> Computed:
-        """Energies, and their derivatives if asked for.
+    def energies(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
+        """Return energies of structures, eV, float64, shape (B,).
 
         Args:
             batch: Structures, float64.
-            neighbors: All pairs below `cutoff`.
-            forces: Compute forces.
-            stress: Compute stresses.
+            neighbors: All P pairs below `cutoff`.
+            vectors: Of the pairs, Å, shape (P, 3).
         """
-        structure = batch.batch[neighbors.first]
-        with torch.set_grad_enabled(forces or stress):
-            offsets = batch.pos[neighbors.second] - batch.pos[neighbors.first] + neighbors.shift
-            vectors = torch.einsum("pi,pij->pj", offsets, batch.cell[structure])
-            vectors.requires_grad_(forces or stress)
-            energy = self._energy(batch, neighbors, vectors)
-            if not (forces or stress):
-                return Computed(energy / batch.n_atoms)
-            (pull,) = torch.autograd.grad(energy.sum(), vectors)
-        force = torch.zeros_like(batch.pos)
-        force.index_add_(0, neighbors.first, pull).index_add_(0, neighbors.second, -pull)
-        virial = torch.zeros_like(batch.cell)
-        virial.index_add_(0, structure, torch.einsum("pi,pj->pij", vectors.detach(), pull))
-        return Computed(
-            energy.detach() / batch.n_atoms, force, virial / batch.volume[:, None, None]
-        )
-
-    def _energy(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
-        """Energies of structures, eV, float64, shape (B,)."""
         w = self.weights
         lengths = vectors.norm(dim=1, keepdim=True)
-        radial = self._radial(lengths).to(self.dtype)
+        radial = _with_zeros(self._radial(lengths).to(self.dtype))
         edge, sender = _slots(neighbors, len(batch.species))
-        pair = edge % max(len(vectors), 1)
+        n_pairs = len(vectors)
+        pair = torch.where(edge < 2 * n_pairs, edge % max(n_pairs, 1), n_pairs)
         factors = self._factors((vectors / lengths).to(self.dtype), edge)
         column = self.column[batch.species]
         x = [self.embedding[column].unsqueeze(1)]
@@ -260,15 +241,18 @@ class _Network:
         one = torch.ones_like(x)
         first = math.sqrt(3) * direction
         second = math.sqrt(15) * torch.stack(
-            [x * z, x * y, (y * y - (x * x + z * z) / 2) / math.sqrt(3), y * z, (z * z - x * x) / 2],
+            [
+                x * z,
+                x * y,
+                (y * y - (x * x + z * z) / 2) / math.sqrt(3),
+                y * z,
+                (z * z - x * x) / 2,
+            ],
             dim=1,
         )
         harmonics = []
         for values, parity in ((one[:, None], 1), (first, -1), (second, 1)):
-            both = torch.cat([values, parity * values, torch.zeros_like(values[:1])])
-            if not len(values):
-                both = values.new_zeros(1, values.shape[1])
-            harmonics.append(both[edge])
+            harmonics.append(_with_zeros(torch.cat([values, parity * values]))[edge])
         return {
             (a, b, c): torch.einsum("nsj,ijk->nksi", harmonics[b], coupling).flatten(2)
             for (a, b, c), coupling in self.couplings.items()
@@ -295,7 +279,14 @@ def _slots(neighbors: Neighbors, n: int) -> tuple[Tensor, Tensor]:
     return edge, sender[edge]
 
 
-def _linear(weight: Tensor, inputs: list[int], outputs: tuple[int, ...] | list[int]) -> list[Tensor]:
+def _with_zeros(values: Tensor) -> Tensor:
+    """The same with one more row, for empty slots."""
+    return F.pad(values, (0, 0, 0, 1))
+
+
+def _linear(
+    weight: Tensor, inputs: list[int], outputs: tuple[int, ...] | list[int]
+) -> list[Tensor]:
     """Matrices (inputs, outputs) by degree, from all their numbers in a row."""
     shapes = list(zip(inputs, outputs, strict=False))
     parts = weight.split([rows * columns for rows, columns in shapes])
