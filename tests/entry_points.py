@@ -360,7 +360,17 @@ def entries(kit):
             head=None,
             max_edges=None,
         ),
+        "potentials.SevenNetPotential": dict(model="7net-0", device="cpu", dtype=torch.float32),
         "potentials.get": dict(potential=k.potential),
+        "potentials.relax": dict(
+            batch=batch,
+            potential=k.potential,
+            max_steps=2,
+            force_tolerance=0.1,
+            cell=True,
+            max_batch=1,
+            progress=False,
+        ),
         "potentials.Potential.__call__": (
             k.potential,
             dict(batch=batch, forces=False, stress=True),
@@ -746,10 +756,15 @@ def _find(name):
     return found
 
 
-MISSING = ("mace", "mace.modules", "ray")
+MISSING = ("mace", "mace.modules", "ray", "sevenn")
 """Packages that the tests take for missing: calls end in an ImportError once all else is right."""
 
-NEED_THEM = ("potentials.MACEPotential", "rewards.RayReward", "sweeps.run_ray")
+NEED_THEM = (
+    "potentials.MACEPotential",
+    "potentials.SevenNetPotential",
+    "rewards.RayReward",
+    "sweeps.run_ray",
+)
 
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
@@ -775,7 +790,7 @@ EXCLUDED = {
     "results, which the kit makes": (
         "metrics.EnergyMetrics metrics.Metrics metrics.Matches metrics.References "
         "validity.Validity "
-        "potentials.Energies omatg.OMatGConfig trainer.NonFiniteRewardError "
+        "potentials.Energies potentials.Relaxation omatg.OMatGConfig trainer.NonFiniteRewardError "
     ),
     "abstract, or a protocol": (
         "interpolants.Path potentials.Potential rewards.Reward policies.Policy "

@@ -49,6 +49,12 @@ def test_rl_iteration(capsys):
 
 
 @pytest.mark.slow
+def test_relaxation(capsys):
+    rows = run("relaxation", capsys)
+    assert all(row["ratio"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
 def test_peak_memory(capsys):
     rows = run("rl_iteration", capsys, "--policies", "annealing")
     assert any("peak memory" in case and "edge_list_mb" in row for case, row in rows.items())

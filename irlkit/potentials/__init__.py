@@ -32,7 +32,7 @@ __all__ = [
 
 @checked
 def get(potential: str | Path | Potential, **options: Any) -> Potential:
-    """The potential of a name.
+    """Return the potential of a name.
 
     Args:
         potential: "chgnet", "chgnet-r2scan", "7net-0", "mace-mpa-0", the name of any other MACE

@@ -88,7 +88,7 @@ def relax(
     """Relax positions and, unless told otherwise, cells of all structures.
 
     A structure that diverges or that cannot be computed fails alone. One that has not converged
-    after `max_steps` has not failed: it is returned where it was then.
+    after `max_steps`, or whose energy no step lowers, has not failed: it is returned where it was.
 
     Args:
         batch: Structures on any device.

@@ -13,6 +13,7 @@ import importlib.util
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -308,7 +309,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[int, int]]:
             f"expected {_SHA256}; install sevenn again"
         )
     # What the pickle holds beside tensors are arrays of NumPy.
-    arrays = [
+    arrays: list[Any] = [
         (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
         np.ndarray,
         np.dtype,
