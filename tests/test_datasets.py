@@ -94,13 +94,11 @@ def test_structure_column(tmp_path, text):
 
 def test_ids_and_missing_values(tmp_path):
     path = tmp_path / "set.csv"
-    table = pd.DataFrame(
-        {"cif": [STRUCTURES[0].to(fmt="cif")] * 2, "pretty_formula": ["NaN", "NaCl"]}
-    )
+    table = pd.DataFrame({"cif": [STRUCTURES[0].to(fmt="cif")] * 2, "name": ["NaN", "NaCl"]})
     table.assign(gap=[np.nan, 1.0]).to_csv(path, index=False, na_rep="nan")
     dataset = data.load(path)
     assert dataset.table["material_id"].tolist() == ["set-0", "set-1"]
-    assert dataset.table["pretty_formula"].tolist() == ["NaN", "NaCl"]
+    assert dataset.table["name"].tolist() == ["NaN", "NaCl"]
     assert dataset.table["gap"].isna().tolist() == [True, False]
 
 

@@ -63,7 +63,7 @@ def write_formula(composition: tuple[tuple[int, int], ...], reduced: bool) -> st
     return " ".join(sorted(f"{element.symbol}{count}" for element, count in amounts.items()))
 
 
-class _Unreadable(Exception):
+class _Unreadable(ValueError):
     """What is wrong with a formula, in words."""
 
 
@@ -75,6 +75,8 @@ def _count(text: str) -> Counter[int]:
             "its last number could mean formula units as well; write it without the blank, or "
             "give the number of formula units apart"
         )
+    if sum(len(re.findall("[A-Z]", re.sub(r"\(.*?\)", "", word))) > 1 for word in text.split()) > 1:
+        raise _Unreadable("it could be several formulas: put commas between them, or no blanks")
     groups, brackets = [Counter[int]()], ""
     last = Counter[int]()  # What a number would multiply.
     position = 0
@@ -84,7 +86,7 @@ def _count(text: str) -> Counter[int]:
             raise _Unreadable(_why_no_token(text, position))
         element, number, opening, closing = token.groups()
         if element:
-            last = Counter({_atomic_number(element, text[position:]): 1})
+            last = Counter({atomic_number(element, text[position:]): 1})
             groups[-1] += last
         elif number:
             if not last:
@@ -126,8 +128,19 @@ def _amount(number: str) -> int:
     return int(whole) if len(whole) < 10 else MAX_FORMULA_ATOMS + 1
 
 
-def _atomic_number(symbol: str, rest: str) -> int:
-    """Atomic number of an element; `rest` is the formula from there on, for advice."""
+def atomic_number(symbol: str, written: str = "") -> int:
+    """Return the atomic number of an element that the networks know.
+
+    >>> atomic_number("Fe")
+    26
+
+    Args:
+        symbol: Of the element, "Fe".
+        written: The text where it stands, for advice.
+
+    Raises:
+        ValueError: there is none; says what may have been meant.
+    """
     from ase.data import chemical_symbols
 
     known = chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1]
@@ -136,8 +149,8 @@ def _atomic_number(symbol: str, rest: str) -> int:
     if symbol in chemical_symbols[1:]:
         raise _Unreadable(f"{symbol!r}: its atomic number is above {MAX_ATOMIC_NUMBER}")
     advice = ""
-    if rest[:2].capitalize() in known:
-        advice = f"; did you mean {rest[:2].capitalize()}?"
+    if written[:2].capitalize() in known:
+        advice = f"; did you mean {written[:2].capitalize()}?"
     elif symbol in ("D", "T"):
         advice = "; isotopes are not told apart, write H"
     elif close := difflib.get_close_matches(symbol, known, 3, 0.5):

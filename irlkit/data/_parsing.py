@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import multiprocessing
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER
+from irlkit.data._cif import read_cif
+from irlkit.data._poscar import looks_like_poscar, read_poscar
+from irlkit.data._text import MAX_CHARACTERS, Unusable, check_head, decode
 from irlkit.data.readers import Arrays, Malformed
 from irlkit.utils.system import TimeUp, available_cores, processes_possible, time_limit
 
@@ -32,18 +36,16 @@ SERIAL_LIMIT = 400
 TIME_LIMIT = 5.0
 """Seconds that a record may take; the slowest structures of known data sets take a tenth."""
 
-MAX_CHARACTERS = 10_000_000
-"""Most characters of a structure's text; what has more is none."""
-
 MAX_LENGTH = 1000.0
 """Longest lattice vector in Å; far beyond it, cell reduction need not end."""
 
+SAME_PLACE = 0.05
+"""Atoms that are closer than this are at one place, Å."""
+
+_CIF = re.compile(r"^\s*(data_|_cell_length_a\b|_atom_site[_.])", re.MULTILINE | re.IGNORECASE)
+
 Parsed = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Species (n,), fractional positions (n, 3) and cell (3, 3) in Å of one structure."""
-
-
-class Unusable(Exception):
-    """Why a record gives no structure, in words."""
 
 
 def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
@@ -56,17 +58,17 @@ def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
     if isinstance(payload, Malformed):
         return payload.reason
     with warnings.catch_warnings():
-        # What pymatgen mends in passing, such as rounded fractions, needs no word per structure.
+        # Warnings of cell reduction; what would alter a structure is an error here.
         warnings.simplefilter("ignore")
         try:
             with time_limit(TIME_LIMIT):
-                structure = _payload_to_structure(payload)
+                structure = _to_structure(payload)
                 _check(structure)
                 if niggli:
                     structure = structure.get_reduced_structure(reduction_algo="niggli")
         except TimeUp:
             return f"it took more than {TIME_LIMIT:g} s to read"
-        except Unusable as error:
+        except ValueError as error:
             return str(error)
         # Parsers raise anything on malformed input; no record may end the run.
         except Exception as error:
@@ -78,35 +80,60 @@ def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
     )
 
 
-def _payload_to_structure(payload: Any) -> Structure:
-    from pymatgen.core import Structure
-
+def _to_structure(payload: Any) -> Structure:
     if isinstance(payload, tuple):
         return _arrays_to_structure(Arrays(*payload))
     if isinstance(payload, dict):
-        return Structure.from_dict(payload)
-    if not isinstance(payload, str) or not payload.strip():
+        return _dict_to_structure(payload)
+    text = decode(payload) if isinstance(payload, bytes) else payload
+    if not isinstance(text, str) or not text.strip():
         raise Unusable("the structure is missing")
-    if len(payload) > MAX_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         raise Unusable(f"its text is longer than {MAX_CHARACTERS} characters")
-    text = payload.lstrip()
-    if text.startswith("{"):
-        try:
-            return Structure.from_dict(json.loads(text))
-        except json.JSONDecodeError:
-            # The dictionary as Python prints it, with single quotes.
-            return Structure.from_dict(ast.literal_eval(text))
-    if "_cell_length_a" in text:
-        return Structure.from_str(payload, fmt="cif")
-    _check_counts(payload.splitlines())
-    return Structure.from_str(payload, fmt="poscar")
+    text = text.removeprefix("\ufeff")
+    start = text.lstrip()[:64]
+    check_head(start.encode(errors="replace"))
+    if start.startswith("{"):
+        return _dict_to_structure(_read_dict(text.strip()))
+    if _CIF.search(text):
+        return read_cif(text)
+    if looks_like_poscar(text):
+        return read_poscar(text)
+    raise Unusable(f"it begins {start[:40]!r} and is neither CIF, POSCAR nor a dictionary")
+
+
+def _read_dict(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:  # The dictionary as Python prints it, with single quotes.
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            raise Unusable("it is a dictionary neither of JSON nor of plain Python") from None
+
+
+def _dict_to_structure(data: dict[str, Any]) -> Structure:
+    from pymatgen.core import Structure
+
+    if "lattice" not in data and isinstance(data.get("structure"), dict):
+        data = data["structure"]  # of an entry
+    if not {"lattice", "sites"} <= data.keys():
+        raise Unusable(f"a dictionary with the keys {list(data)[:6]} is no structure of pymatgen")
+    structure = Structure.from_dict(data)
+    volume = data["lattice"].get("volume", structure.volume)
+    if not abs(volume - structure.volume) <= 0.01 * structure.volume:
+        raise Unusable(f"its cell has {structure.volume:g} Å³, it says {volume:g}")
+    for site, entry in zip(structure, data["sites"], strict=True):
+        if np.abs(site.coords - entry.get("xyz", site.coords)).max() > 0.02:
+            raise Unusable("positions in Å and in fractions of the cell contradict each other")
+    return structure
 
 
 def _arrays_to_structure(arrays: Arrays) -> Structure:
     from pymatgen.core import Structure
 
     try:
-        species = np.asarray(arrays.species, dtype=np.int64).reshape(-1)
+        numbers = np.asarray(arrays.species, dtype=np.float64).reshape(-1)
         pos: np.ndarray = np.asarray(arrays.pos, dtype=np.float64).reshape(-1, 3)
         cell = np.asarray(arrays.cell, dtype=np.float64).reshape(3, 3)
         if arrays.cartesian:
@@ -115,21 +142,11 @@ def _arrays_to_structure(arrays: Arrays) -> Structure:
         raise Unusable("its lattice vectors span no volume") from None
     except (TypeError, ValueError) as error:
         raise Unusable(f"its arrays do not make a structure: {error}") from error
-    return Structure(cell, species, pos)
-
-
-def _check_counts(lines: list[str]) -> None:
-    """Raises an error where a POSCAR promises more atoms than it has lines.
-
-    pymatgen would make room for all of them.
-    """
-    for line in lines[4:8]:
-        try:
-            n_atoms = sum(int(word) for word in line.split())
-        except ValueError:
-            continue
-        if n_atoms > len(lines):
-            raise Unusable(f"{n_atoms} atoms are named in a POSCAR of {len(lines)} lines")
+    if len(numbers) != len(pos):
+        raise Unusable(f"it has {len(numbers)} atomic numbers for {len(pos)} positions")
+    if not ((numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers % 1 == 0)).all():
+        raise Unusable(f"unknown elements; atomic numbers 1 to {MAX_ATOMIC_NUMBER} are known")
+    return Structure(cell, numbers.astype(np.int64), pos)
 
 
 def _check(structure: Structure) -> None:
@@ -142,6 +159,7 @@ def _check(structure: Structure) -> None:
         raise Unusable(
             "it is disordered: a site is shared by several elements or only partly occupied"
         )
+    symbols = {str(site.specie.symbol) for site in structure}
     unknown = {
         str(site.specie.symbol)
         for site in structure
@@ -151,12 +169,16 @@ def _check(structure: Structure) -> None:
         raise Unusable(
             f"unknown elements {sorted(unknown)}; atomic numbers 1 to {MAX_ATOMIC_NUMBER} are"
         )
+    if symbols & {"D", "T"}:
+        raise Unusable("it holds isotopes, which are not told apart: write H")
     if not (np.isfinite(structure.frac_coords).all() and np.isfinite(structure.volume)):
         raise Unusable("a position or lattice vector is not finite")
     if max(structure.lattice.abc) > MAX_LENGTH:
         raise Unusable(f"a lattice vector is longer than {MAX_LENGTH:g} Å")
     if structure.volume < 1e-6:
         raise Unusable("its lattice vectors span no volume")
+    if not structure.is_valid(tol=SAME_PLACE):
+        raise Unusable("two of its atoms are at the same place")
 
 
 def _parse_chunk(payloads: Sequence[Any], niggli: bool) -> list[Parsed | str]:
@@ -178,9 +200,8 @@ def parse_structures(
     """
     # Imported before the fork, so that each worker has them already, and before the time of the
     # first record begins.
-    import pymatgen.core
-    import pymatgen.io.cif
-    import pymatgen.io.vasp  # noqa: F401
+    import pymatgen.core  # noqa: F401
+    import spglib  # noqa: F401
 
     chunks = [payloads[i : i + CHUNK_SIZE] for i in range(0, len(payloads), CHUNK_SIZE)]
     parse = partial(_parse_chunk, niggli=niggli)

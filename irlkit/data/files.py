@@ -6,19 +6,32 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
-from irlkit.data.readers import Arrays, Malformed, RawRecords, chunked, register_reader, scalars
+from irlkit.data._cif import split_blocks
+from irlkit.data._text import BROKEN, ENDINGS, MAX_CHARACTERS, Unusable, open_text
+from irlkit.data.readers import (
+    ID_COLUMNS,
+    Arrays,
+    Malformed,
+    RawRecords,
+    chunked,
+    register_reader,
+    scalars,
+)
 from irlkit.utils.system import TimeUp, time_limit
 
 SUFFIXES = (".cif", ".vasp", ".poscar")
 NAMES = ("poscar", "contcar")
 TABLE = "table.csv"
 """File of a folder that holds what is known of each structure, by `material_id`."""
+
+_ID = re.compile(rf"(?<!\S)({'|'.join(ID_COLUMNS)})=(?:\"((?:[^\"\\]|\\.)*)\"|(\S+))")
 
 FRAME_LIMIT = 5.0
 """Seconds that a frame of extended XYZ may take."""
@@ -28,29 +41,60 @@ _WIDE = re.compile(r"properties[^=]*=[^=]*:\s*\+?\d[\d_]{3,}", re.IGNORECASE)
 
 
 def is_structure_file(path: Path) -> bool:
-    """Return whether a file's name is that of a CIF or POSCAR file.
+    """Return whether a file's name is that of a CIF or POSCAR file, compressed or not.
 
     >>> is_structure_file(Path("CONTCAR_2")), is_structure_file(Path("a.png"))
     (True, False)
     """
-    name = path.name.lower()
-    return name.endswith(SUFFIXES) or name.startswith(NAMES)
+    name = without_compression(path.name).lower()
+    return name.endswith(SUFFIXES) or any(part in name for part in NAMES)
+
+
+def without_compression(name: str) -> str:
+    """Return a file's name without the ending of a compressed file.
+
+    >>> without_compression("a.cif.gz")
+    'a.cif'
+    """
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def read_structure_file(path: Path) -> Iterator[RawRecords]:
-    """Read a CIF or POSCAR file; the record is called like the file without its extension."""
-    return chunked([(_text(path), {"material_id": _name(path)})])
+    """Read a CIF or POSCAR file; the record is called like the file without its extension.
+
+    Data blocks of a CIF file are records of their own, called after file and block.
+    """
+    return chunked(_read_file(path, {"material_id": _name(path)}))
 
 
-def _text(path: Path) -> str | Malformed:
+def _read_file(path: Path, row: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    if path.is_dir() or not is_structure_file(path):
+        yield Malformed("it is a folder" if path.is_dir() else "it is no CIF or POSCAR file"), row
+        return
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return Malformed(f"the file cannot be read: {error}")
+        with open_text(path) as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except (*BROKEN, Unusable) as error:
+        yield Malformed(f"the file cannot be read: {error}"), row
+        return
+    if "\0" in text:
+        yield Malformed("the file cannot be read: it is no text"), row
+        return
+    is_cif = without_compression(path.name).lower().endswith(".cif")
+    blocks = split_blocks(text) if is_cif else [("", text)]
+    for i, (name, block) in enumerate(blocks):
+        if len(blocks) == 1:
+            yield block, row
+        else:
+            twice = [other for other, _ in blocks].count(name) > 1
+            ending = f"{name}-{i}" if twice or not name else name
+            yield block, row | {"material_id": f"{row['material_id']}-{ending}"}
 
 
 def _name(path: Path) -> str:
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+    name = without_compression(path.name)
+    return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def read_folder(path: Path) -> Iterator[RawRecords]:
@@ -58,48 +102,61 @@ def read_folder(path: Path) -> Iterator[RawRecords]:
 
     A file `table.csv` with a column `material_id` (the file names without extension), as
     `irlkit.data.writers` writes it, gives the other columns, and the order of the files in it.
+    Whatever else is in the folder, or only in the table, is a record that cannot be read.
 
     Raises:
         ValueError: the folder has no such files, or its table cannot be read.
     """
-    files = sorted(file for file in path.iterdir() if file.is_file() and is_structure_file(file))
-    if not files:
+    files = sorted(file for file in path.iterdir() if file.name != TABLE)
+    if not any(map(is_structure_file, files)):
         raise ValueError(
             f"{path} is a folder without CIF or POSCAR files ({', '.join(SUFFIXES)}, POSCAR*)"
         )
-    rows: dict[str, dict[str, Any]] = {}
-    if (path / TABLE).is_file():
-        try:
+    names = {file: _name(file) if is_structure_file(file) else file.name for file in files}
+    counts = Counter(names.values())
+    # Two files with one name are told apart by their extensions.
+    names = {file: file.name if counts[name] > 1 else name for file, name in names.items()}
+    rows = _read_rows(path / TABLE)
+    order = {name: i for i, name in enumerate(rows)}
+    files.sort(key=lambda file: (order.get(names[file], len(order)), file.name))
+
+    def records() -> Iterator[tuple[Any, dict[str, Any]]]:
+        for file in files:
+            yield from _read_file(file, rows.get(names[file], {"material_id": names[file]}))
+        for name in rows.keys() - set(names.values()):
+            yield Malformed(f"{TABLE} names it, but it has no file"), rows[name]
+
+    return chunked(records())
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of a folder's table by `material_id`."""
+    if not path.is_file():
+        return {}
+    try:
+        with open_text(path, newline="") as file:
             table = pd.read_csv(
-                path / TABLE,
-                dtype={"material_id": str},
-                keep_default_na=False,
-                na_values=["", "nan"],
+                file, dtype={"material_id": str}, keep_default_na=False, na_values=["", "nan"]
             )
-            rows = {str(row["material_id"]): row for row in table.to_dict("records")}  # type: ignore
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"cannot read the table {path / TABLE}: {error}") from error
-        order = {name: i for i, name in enumerate(rows)}
-        files.sort(key=lambda file: (order.get(_name(file), len(order)), file.name))
-    return chunked(
-        (_text(file), rows.get(_name(file), {"material_id": _name(file)})) for file in files
-    )
+        return {str(row["material_id"]): row for row in table.to_dict("records")}  # type: ignore
+    except (*BROKEN, KeyError, ValueError) as error:
+        raise ValueError(f"cannot read the table {path}: {error}") from error
 
 
 def read_extxyz(path: Path) -> Iterator[RawRecords]:
     """Read extended XYZ, frame by frame; what a comment line says beside the cell is the table.
 
     Raises:
-        ValueError: the file is not text.
+        ValueError: the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             yield from chunked(_read_frames(file))
-    except UnicodeDecodeError as error:
+    except (*BROKEN, Unusable) as error:
         raise ValueError(f"cannot read {path} as extended XYZ: {error}") from error
 
 
-def _read_frames(file: io.TextIOBase) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _read_frames(file: IO[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
     for header in file:
         if not header.strip():
             continue
@@ -119,17 +176,28 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
         return Malformed(f"the file ends within its {n_atoms} atoms"), {}
     if _WIDE.search(lines[0]):
         return Malformed("a property of its atoms has more than 999 columns"), {}
+    # Names are text: ASE would take 0012 for a number, and nan and F for something else.
+    ids = {name: quoted or bare for name, quoted, bare in _ID.findall(lines[0]) if quoted or bare}
+    properties = re.search(r"properties\s*=\s*\"?([^\s\"]+)", lines[0], re.IGNORECASE)
+    columns = properties[1].split(":") if properties else "species:S:1:pos:R:3".split(":")
+    widths = [int(width) for width in columns[2::3] if width.isdecimal()]
+    if not {"species", "Z"} & set(columns[::3]) or "pos" not in columns[::3]:
+        return Malformed(f"its atoms have the columns {columns[::3]}, no species and pos"), ids
+    for line in lines[1:]:
+        if len(line.split()) != sum(widths):
+            return Malformed(f"{line.strip()[:40]!r} has not {sum(widths)} columns"), ids
     try:
         with time_limit(FRAME_LIMIT):
             (atoms,) = parse(io.StringIO("".join([f"{n_atoms}\n", *lines])), slice(None))
     except TimeUp:
-        return Malformed(f"it took more than {FRAME_LIMIT:g} s to read"), {}
+        return Malformed(f"it took more than {FRAME_LIMIT:g} s to read"), ids
     # ASE raises anything on malformed input.
     except Exception as error:
-        return Malformed(f"{type(error).__name__}: {error}"), {}
+        return Malformed(f"{type(error).__name__}: {error}"), ids
     results = atoms.calc.results if atoms.calc is not None else {}
     row = scalars([*results.items(), *atoms.info.items()])
     row |= {k: json.dumps(v) for k, v in atoms.info.items() if isinstance(v, dict)}
+    row |= {name: text for name, text in ids.items() if not text.startswith("_JSON")}
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         return Malformed("it is not periodic in three directions"), row
     return Arrays(atoms.numbers, atoms.positions, atoms.cell.array, cartesian=True), row

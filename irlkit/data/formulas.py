@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.formulas import MAX_FORMULA_ATOMS, parse_formula
+from irlkit.data._text import BROKEN, MAX_CHARACTERS, Unusable, open_text
 from irlkit.data.dataset import CrystalDataset, Skipped
 from irlkit.utils.checks import check_count, checked
 
@@ -90,19 +92,41 @@ def from_formulas(
     return CrystalDataset(name, None, batch, table, skipped, has_structures=False)
 
 
+def split_formulas(text: str) -> list[str]:
+    """Return the formulas of a text that is a list of them, or nothing if it is not.
+
+    >>> split_formulas('["LiFePO4", "NaCl"]'), split_formulas("MgO, NaCl"), split_formulas("mp_20")
+    (['LiFePO4', 'NaCl'], ['MgO', 'NaCl'], [])
+    """
+    if text.lstrip().startswith("["):
+        try:
+            entries = ast.literal_eval(text.strip())
+        except (SyntaxError, ValueError):
+            return []
+        return entries if all(isinstance(entry, str) for entry in entries) else []
+    entries = text.split(",")
+    try:
+        for entry in entries:
+            parse_formula(entry)
+    except ValueError:
+        return []
+    return [entry.strip() for entry in entries]
+
+
 def read_formulas(path: Path) -> tuple[list[str], list[int | None]]:
     """Read the formulas of a text file, one per line, and the formula units at the ends of lines.
 
     Empty lines and what follows a # are left out.
 
     Raises:
-        ValueError: the file is not text.
+        ValueError: the file cannot be read.
     """
     formulas: list[str] = []
     units: list[int | None] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
+        with open_text(path) as file:
+            lines = file.read(MAX_CHARACTERS).splitlines()
+    except (*BROKEN, Unusable) as error:
         raise ValueError(f"cannot read {path} as a list of formulas: {error}") from error
     for line in lines:
         if text := line.partition("#")[0].strip():

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,17 @@ import torch
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.formulas import parse_formula
 from irlkit.data import _cache
 from irlkit.data._parsing import SERIAL_LIMIT, parse_structures
 from irlkit.data.dataset import CrystalDataset, Skipped, shorten
-from irlkit.data.files import is_structure_file, read_folder, read_structure_file
-from irlkit.data.formulas import from_formulas, read_formulas
+from irlkit.data.files import (
+    is_structure_file,
+    read_folder,
+    read_structure_file,
+    without_compression,
+)
+from irlkit.data.formulas import from_formulas, read_formulas, split_formulas
 from irlkit.data.readers import READERS, RawRecords, Reader, read_chunks
 from irlkit.data.tables import read_parquet
 from irlkit.utils.checks import check_count, checked
@@ -32,8 +39,14 @@ EMBEDDED: dict[str, tuple[Path, Reader]] = {
 SPLITS = {"train": 0.8, "val": 0.9, "test": 1.0}
 """Upper end of each split's share of the unit interval."""
 
+SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+"""Other names of the splits, in lower case."""
+
 MIN_FORMULAS = 10
 """With fewer compositions than this, a file is split by record."""
+
+FORMULA_COLUMNS = ("formula", "pretty_formula", "reduced_formula")
+"""Columns in which a file may say what its structures are."""
 
 FIRST_COLUMNS = ("material_id", "formula", "n_atoms", "spacegroup", "energy_per_atom")
 """Columns that every set has, or that mean the same in every set."""
@@ -57,26 +70,30 @@ def load(
     | what | which |
     |---|---|
     | `prototypes` | the embedded data set |
-    | `.csv`, `.csv.gz` | table with a column `cif` or `structure`, as CDVAE has them |
+    | `.csv` | table with a column `cif` or `structure`, as CDVAE has them |
     | `.lmdb` | OMatG's data sets; their pickles execute nothing |
     | `.parquet` | column `cif` or `structure`, or ColabFit's arrays |
     | `.extxyz`, `.xyz` | extended XYZ |
-    | `.cif`, `.vasp`, `POSCAR`, or a folder of these | one structure per file |
+    | `.cif`, `.vasp`, `POSCAR`, or a folder of these | one structure per file or data block |
     | `.txt`, or a list of strings | formulas, to predict without a reference (`from_formulas`) |
+
+    Text may be compressed (`.gz`, `.bz2`, `.xz`), and a list may be written as one text,
+    `'["NaCl", "MgO"]'` or `"NaCl, MgO"`, where papermill passes it.
 
     A file without a `split` column is split 80/10/10 by a hash of the reduced formula, so that
     polymorphs stay together, on every machine alike. Only where the file has fewer than 10
     formulas (carbon has one) are its records split by a hash of their `material_id` instead.
 
-    Records that give no ordered structure of elements 1 to 100 are skipped: a warning names the
-    first ones, `CrystalDataset.skipped` all of them.
+    Records that give no ordered structure of elements 1 to 100, or that contradict themselves, are
+    skipped: a warning names the first ones, `CrystalDataset.skipped` all of them.
 
     >>> load(["TiO2"], max_atoms=7).batch.formulas()
     ['O2 Ti1', 'O4 Ti2']
 
     Args:
         source: Name, path or formulas, see above.
-        split: "train", "val" or "test" (or what the file's `split` column holds); None for all.
+        split: "train", "val" or "test" (or what the file's `split` column holds, whose "Valid" and
+            "validation" are "val"); None for all.
         max_atoms: Leave out structures with more atoms per cell. For formulas without `z`: take
             every number of formula units per cell that fits.
         z: Formula units per cell, for formulas only: one number or one per formula.
@@ -105,11 +122,17 @@ def load(
     if z is not None:
         raise ValueError(f"z is for formulas only, got z={z!r} for {source!r}")
     path, reader = _find(source)  # type: ignore[arg-type]
+    split = None if split is None else _common_split(split)
     batch, table, skipped = _parsed(path, reader, niggli, cache, progress)
     _warn_about(skipped, len(skipped) + len(batch), path)
     dataset = _dataset(path, split, batch, table, skipped, dtype)
     by = _split_by(table)
-    _check_split(split, sorted(set(table["split"])) if by == "split" else list(SPLITS))
+    if split is not None and by == "split":
+        labels = table["split"].map(_common_split)
+        _warn_about_gaps(int((labels == "").sum()), path)
+        _check_split(split, sorted(set(labels) - {""}))
+    else:
+        _check_split(split, list(SPLITS))
     keep = _chosen(table, split, by, max_atoms)
     if not keep.any():
         raise ValueError(
@@ -143,19 +166,23 @@ def load_parts(
         FileNotFoundError, ValueError: as `load`.
     """
     path, reader = _find(source)
+    split = None if split is None else _common_split(split)
     by = _read_split_by(path, reader) if split is not None else ""
     if by != "split":  # That column is not known before the end.
         _check_split(split, list(SPLITS))
     skipped: list[Skipped] = []
-    n_records = 0
+    n_records = n_gaps = 0
     for records in read_chunks(reader, path):
         n_records += len(records.payloads)
         batch, table, bad = _parse(records, niggli)
+        if by == "split":
+            n_gaps += int((table["split"].map(_common_split) == "").sum())
         skipped += bad
         keep = _chosen(table, split, by, max_atoms)
         if keep.any():
             yield _dataset(path, split, batch, table, bad, dtype).select(keep)
     _warn_about(skipped, n_records, path)
+    _warn_about_gaps(n_gaps, path)
 
 
 def _formulas(
@@ -167,6 +194,9 @@ def _formulas(
             raise ValueError("source must hold at least one formula, got none")
         return "formulas", list(source), z  # type: ignore[call-overload]
     path = Path(source).expanduser()
+    listed = isinstance(source, str) and source not in EMBEDDED and split_formulas(source)
+    if listed and not path.exists():
+        return "formulas", listed, z
     if path.suffix.lower() != ".txt" or not path.is_file():
         return None
     texts, units = read_formulas(path)
@@ -195,7 +225,9 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[Path, Reader]:
 
 def _find_reader(path: Path) -> Reader:
     """The reader with the longest extension that the name ends with, or one of structure files."""
-    matches = [extension for extension in READERS if path.name.lower().endswith(extension)]
+    name = path.name.lower()
+    matches = [ending for ending in READERS if name.endswith(ending)]
+    matches = matches or [e for e in READERS if without_compression(name).endswith(e)]
     if matches:
         return READERS[max(matches, key=len)]
     if path.is_dir():
@@ -212,6 +244,13 @@ def _warn_about(skipped: Sequence[Skipped], n_records: int, source: object) -> N
             f"{len(skipped)} of {n_records} records of {source} were skipped: "
             f"{shorten(listed, separator='; ')}",
             stacklevel=3,
+        )
+
+
+def _warn_about_gaps(n_gaps: int, path: Path) -> None:
+    if n_gaps:
+        warnings.warn(
+            f"{n_gaps} structures of {path} have no split: they are in none", stacklevel=3
         )
 
 
@@ -248,16 +287,46 @@ def _parse(
     """Structures (float64), table and skipped records of a chunk."""
     parsed = parse_structures(records.payloads, niggli, bar)
     good = [entry for entry in parsed if not isinstance(entry, str)]
-    skipped = [
-        Skipped(record, reason)
-        for record, reason in zip(records.table["material_id"], parsed, strict=True)
-        if isinstance(reason, str)
-    ]
     species, pos, cell = zip(*good, strict=True) if good else ((), (), ())
     batch = CrystalBatch.from_arrays(species, pos, cell, dtype=torch.float64)
-    table = records.table[[not isinstance(entry, str) for entry in parsed]].reset_index(drop=True)
-    table = table.assign(formula=batch.reduced_formulas(), n_atoms=batch.n_atoms.numpy())
+    read = np.array([not isinstance(entry, str) for entry in parsed], dtype=bool)
+    table = records.table[read].reset_index(drop=True)
+    formulas, n_atoms = batch.reduced_formulas(), batch.n_atoms.numpy()
+    wrong = _contradictions(table, formulas, n_atoms)
+    reasons = {row: entry for row, entry in enumerate(parsed) if isinstance(entry, str)}
+    reasons |= {int(np.flatnonzero(read)[row]): reason for row, reason in wrong.items()}
+    ids = records.table["material_id"].tolist()
+    skipped = [Skipped(ids[row], reasons[row]) for row in sorted(reasons)]
+    table = table.assign(formula=formulas, n_atoms=n_atoms)
+    if wrong:
+        rows = [row for row in range(len(table)) if row not in wrong]
+        batch, table = batch[rows], table.iloc[rows].reset_index(drop=True)
     return batch.standard_orientation(), table, skipped
+
+
+def _contradictions(
+    table: pd.DataFrame, formulas: list[str], n_atoms: np.ndarray
+) -> dict[int, str]:
+    """Rows whose formula or number of atoms is not that of their structure, and why."""
+    wrong: dict[int, str] = {}
+    for column in FORMULA_COLUMNS:
+        for row, said in enumerate(table.get(column, ())):
+            if isinstance(said, str) and said != formulas[row] and not _agree(said, formulas[row]):
+                wrong[row] = f"its {column} is {said}, its structure is {formulas[row]}"
+    for row, number in enumerate(table.get("n_atoms", ())):
+        if isinstance(number, int | float) and number == number and number != n_atoms[row]:
+            wrong[row] = f"its n_atoms is {number}, its structure has {n_atoms[row]}"
+    return wrong
+
+
+@lru_cache(maxsize=4096)
+def _agree(said: str, found: str) -> bool:
+    """Whether a formula that somebody wrote is another one's; what cannot be read might be."""
+    try:
+        counts = [np.bincount(parse_formula(text), minlength=101) for text in (said, found)]
+    except ValueError:
+        return True
+    return np.array_equal(*(count / count.sum() for count in counts))
 
 
 def _dataset(
@@ -284,6 +353,13 @@ def _split_by(table: pd.DataFrame) -> str:
     return "formula" if table["formula"].nunique() >= MIN_FORMULAS else "material_id"
 
 
+def _common_split(label: object) -> str:
+    """A label without differences that mean nothing; empty where there is none."""
+    text = "" if label is None or label != label else str(label).strip()
+    common = SPLIT_NAMES.get(text.lower(), text.lower())
+    return common if common in SPLITS else text
+
+
 def _check_split(split: str | None, valid: list[str]) -> None:
     if split is not None and split not in valid:
         raise ValueError(f"split must be one of {valid} or None, got {split!r}")
@@ -308,7 +384,7 @@ def _chosen(table: pd.DataFrame, split: str | None, by: str, max_atoms: int | No
     """Which rows belong to a split and are not too large, shape (rows,)."""
     keep = table["n_atoms"].to_numpy() <= (max_atoms or np.inf)
     if split is not None:
-        labels = table[by] if by == "split" else table[by].map(split_of)
+        labels = table[by].map(_common_split if by == "split" else split_of)
         keep &= (labels == split).to_numpy(dtype=bool)
     return keep
 

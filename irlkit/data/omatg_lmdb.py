@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from irlkit.data._text import Unusable, check_head
 from irlkit.data._unpickling import loads
 from irlkit.data.readers import (
     ID_COLUMNS,
@@ -49,6 +50,10 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
     file = path / "data.mdb" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path} is a folder without data.mdb")
+    try:
+        check_head(file.open("rb").read(64))
+    except Unusable as error:
+        raise ValueError(f"cannot read {file} as an LMDB file: {error}") from error
     if file.stat().st_size < HEADER + 136:
         raise ValueError(f"cannot read {file} as an LMDB file: it has too few bytes")
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -26,7 +26,8 @@ RENAMED = {
     "spacegroup.number": "spacegroup",
     "spacegroup_number": "spacegroup",
     "space_group": "spacegroup",
-}
+} | {name: name for name in (*ID_COLUMNS, "split")}
+"""Common names of columns, whatever their case."""
 
 
 class Arrays(NamedTuple):
@@ -111,9 +112,8 @@ def _tidy(table: pd.DataFrame, path: Path, start: int) -> pd.DataFrame:
     """Numbers the rows, names the records and gives common columns their common names."""
     unnamed = [column for column in table.columns if str(column).startswith("Unnamed:")]
     table = table.drop(columns=unnamed).reset_index(drop=True)
-    table = table.rename(
-        columns={old: new for old, new in RENAMED.items() if new not in table.columns}
-    )
+    common = {name: RENAMED.get(str(name).lower(), name) for name in table.columns}
+    table = table.rename(columns={a: b for a, b in common.items() if b not in table.columns})
     stem = path.name.split(".")[0]
     ids = [f"{stem}-{start + row}" for row in range(len(table))]
     if named := next((column for column in ID_COLUMNS if column in table.columns), None):

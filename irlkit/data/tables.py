@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from irlkit.data import readers
-from irlkit.data.readers import Arrays, RawRecords, register_reader
+from irlkit.data._text import BROKEN, check_head, open_text
+from irlkit.data.readers import ID_COLUMNS, Arrays, RawRecords, register_reader
 
 STRUCTURE_COLUMNS = ("cif", "structure")
 """Columns that may hold the structure, the preferred one first."""
@@ -39,16 +39,17 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
         ValueError: the file is not a CSV table, or has no column of structures.
     """
     try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if compressed else path.open("rb") as file:
+        with open_text(path, newline="") as file:
             # pandas takes a millisecond per column.
-            if (n_columns := file.readline(1 << 20).count(b",") + 1) > MAX_COLUMNS:
+            header = file.readline(1 << 20)
+            if (n_columns := header.count(",") + 1) > MAX_COLUMNS:
                 raise _Unsuitable(f"{path} has {n_columns} columns, more than {MAX_COLUMNS}")
             file.seek(0)
+            names = next(csv.reader([header]), [])
             # pandas takes "NA" or "NaN" for missing, but the latter is also sodium nitride.
             chunks = pd.read_csv(
                 file,
+                dtype={name: str for name in names if name.lower() in (*ID_COLUMNS, "split")},
                 low_memory=False,
                 keep_default_na=False,
                 na_values=["", "nan"],
@@ -59,7 +60,7 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
                 yield RawRecords(table.pop(column).tolist(), table)
     except _Unsuitable as error:
         raise ValueError(str(error)) from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (*BROKEN, ValueError) as error:
         raise ValueError(
             f"cannot read {path} as a CSV table, gzipped or not: {error}; "
             "check that the file is complete and of that kind"
@@ -91,6 +92,8 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
     import pyarrow.parquet as pq
 
     try:
+        with path.open("rb") as head:
+            check_head(head.read(64))
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             arrays = next((c for c in ARRAY_COLUMNS if set(c) <= set(names)), None)
@@ -111,6 +114,8 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
                     payloads = [_without_missing(entry) for entry in columns[0]]
                 table = batch.select(others).to_pandas()
                 table.index = range(len(payloads))
+                for name in set(ID_COLUMNS) & set(others):  # Numbers with gaps become floats.
+                    table[name] = batch.column(name).to_pylist()
                 yield RawRecords(payloads, table)
     except _Unsuitable as error:
         raise ValueError(str(error)) from error
@@ -131,5 +136,4 @@ def _without_missing(entry: Any) -> Any:
 
 
 register_reader(".csv", read_csv)
-register_reader(".csv.gz", read_csv)
 register_reader(".parquet", read_parquet)

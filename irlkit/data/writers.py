@@ -167,11 +167,19 @@ def _xyz(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     text = str(value)
-    if re.fullmatch(r"[A-Za-z][\w.+:/()-]+", text, re.ASCII):
+    if re.fullmatch(r"[A-Za-z][\w.+:/()-]+", text, re.ASCII) and not _is_number(text):
         return text
     # Anything else could be taken for numbers or lists, except as JSON.
     quoted = f"_JSON {json.dumps(text)}".replace("\\", "\\\\").replace('"', '\\"')
     return f'"{quoted}"'
+
+
+def _is_number(text: str) -> bool:
+    """Whether readers take a text such as NaN or True for a value."""
+    try:
+        return text.lower() in ("true", "false") or bool(float(text) or True)
+    except ValueError:
+        return False
 
 
 def _write_parquet(path: Path, structures: CrystalBatch, rows: pd.DataFrame) -> None:

@@ -1,0 +1,90 @@
+"""Text of any origin: how it is opened and decoded, and what it is not."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+MAX_CHARACTERS = 10_000_000
+"""Most characters of a structure's text; what has more is none."""
+
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises that is missing, truncated or damaged."""
+
+COMPRESSED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+ENDINGS = (".gz", ".bz2", ".xz")
+
+FOREIGN = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML",
+    b"pk\x03\x04": "a zip archive: unpack it",
+    b"%pdf": "a PDF",
+    b"\x89hdf": "an HDF5 file",
+    b"sqlite format": "a database",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+}
+"""What files are that begin so, in lower case."""
+
+
+class Unusable(ValueError):
+    """Why a record or a file gives no structures, in words."""
+
+
+def check_head(head: bytes) -> None:
+    """Raise an error if something is known by its first bytes and none of our formats."""
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    for signature, words in FOREIGN.items():
+        if start.startswith(signature):
+            raise Unusable(f"it is {words}")
+
+
+def open_text(path: Path, newline: str | None = None) -> IO[str]:
+    """Open a text file, compressed or not: UTF-8 or UTF-16 with or without a mark, or Latin-1.
+
+    Raises:
+        Unusable: its first bytes are those of something else.
+        OSError, EOFError, zlib.error, lzma.LZMAError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    opener = next((o for magic, o in COMPRESSED.items() if head.startswith(magic)), open)
+    stream = opener(path, "rb")
+    try:
+        head = stream.read(64)
+        stream.seek(0)
+        check_head(head)
+    except BaseException:
+        stream.close()
+        raise
+    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if wide else "utf-8-sig"
+    return io.TextIOWrapper(stream, encoding, errors="irlkit_latin1", newline=newline)
+
+
+def decode(data: bytes) -> str:
+    """Decode bytes in UTF-8; those that are none are taken as Latin-1."""
+    check_head(data[:64])
+    return data.decode("utf-8-sig", errors="irlkit_latin1")
+
+
+def _as_latin1(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error("irlkit_latin1", _as_latin1)
