@@ -39,6 +39,9 @@ TIME_LIMIT = 5.0
 MAX_LENGTH = 1000.0
 """Longest lattice vector in Å; far beyond it, cell reduction need not end."""
 
+MAX_CELLS = 1e6
+"""How many cells away an atom may be said to be; farther away, digits are lost."""
+
 SAME_PLACE = 0.05
 """Atoms that are closer than this are at one place, Å."""
 
@@ -171,8 +174,8 @@ def _check(structure: Structure) -> None:
         )
     if symbols & {"D", "T"}:
         raise Unusable("it holds isotopes, which are not told apart: write H")
-    if not (np.isfinite(structure.frac_coords).all() and np.isfinite(structure.volume)):
-        raise Unusable("a position or lattice vector is not finite")
+    if not (np.abs(structure.frac_coords).max() < MAX_CELLS and np.isfinite(structure.volume)):
+        raise Unusable("a position or lattice vector is not finite, or far beyond the cell")
     if max(structure.lattice.abc) > MAX_LENGTH:
         raise Unusable(f"a lattice vector is longer than {MAX_LENGTH:g} Å")
     if structure.volume < 1e-6:

@@ -50,8 +50,8 @@ def read_poscar(text: str) -> Structure:
     n_atoms, at = sum(counts), at + 1
     if not counts or min(counts) < 1 or (symbols and len(symbols) != len(counts)):
         raise Unusable(f"its numbers of atoms are {_line(lines, at - 1)!r} for {symbols}")
-    if _line(lines, at)[:1] in ("S", "s"):
-        at += 1
+    selective = _line(lines, at)[:1] in ("S", "s")
+    at += selective
     mode = _line(lines, at)[:1].lower()
     if not mode or mode not in "dck":
         raise Unusable(f"{_line(lines, at)[:40]!r} is neither Direct nor Cartesian")
@@ -62,7 +62,8 @@ def read_poscar(text: str) -> Structure:
     rest = _line(lines, at + 1 + n_atoms)
     if rest.lower().startswith("direct") or len(_floats(" ".join(rest.split()[:3])) or ()) == 3:
         raise Unusable(f"more positions follow those of its {n_atoms} atoms")
-    numbers = _elements(symbols, counts, atoms, lines[0])
+    labels = [(words + [""] * 7)[6 if selective else 3] for words in atoms]
+    numbers = _elements(symbols, counts, labels, lines[0])
     return Structure(
         cell * scale,
         numbers,
@@ -90,12 +91,12 @@ def _is_counts(line: str) -> bool:
 
 
 def _elements(
-    symbols: list[str] | None, counts: list[int], atoms: list[list[str]], comment: str
+    symbols: list[str] | None, counts: list[int], labels: list[str], comment: str
 ) -> np.ndarray:
-    """Atomic number of each atom."""
-    # What stands behind an atom's coordinates, other than the flags of selective dynamics.
-    words = [next((w for w in line[3:] if w not in ("T", "F")), "") for line in atoms]
-    behind = [match[0] if (match := re.match(r"[A-Z][a-z]?(?![a-z])", w)) else "" for w in words]
+    """Atomic number of each atom; its label stands behind its coordinates, if anything does."""
+    behind = [match[0] if (match := re.match(r"[A-Z][a-z]?(?![a-z])", w)) else "" for w in labels]
+    if any(behind) and not all(behind):
+        raise Unusable("only some of its atoms are followed by their element")
     if symbols is None:
         symbols = comment.split()
         if len(symbols) != len(counts) or not all(re.fullmatch(r"[A-Z][a-z]?", s) for s in symbols):

@@ -77,14 +77,13 @@ def load(
     | `.cif`, `.vasp`, `POSCAR`, or a folder of these | one structure per file or data block |
     | `.txt`, or a list of strings | formulas, to predict without a reference (`from_formulas`) |
 
-    Text may be compressed (`.gz`, `.bz2`, `.xz`), and a list may be written as one text,
-    `'["NaCl", "MgO"]'` or `"NaCl, MgO"`, where papermill passes it.
+    Text may be compressed (`.gz`, `.bz2`, `.xz`); a list may be one text, `"NaCl, MgO"` or as JSON.
 
     A file without a `split` column is split 80/10/10 by a hash of the reduced formula, so that
     polymorphs stay together, on every machine alike. Only where the file has fewer than 10
     formulas (carbon has one) are its records split by a hash of their `material_id` instead.
 
-    Records that give no ordered structure of elements 1 to 100, or that contradict themselves, are
+    Records that give no ordered structure of elements 1 to 100, or contradict themselves, are
     skipped: a warning names the first ones, `CrystalDataset.skipped` all of them.
 
     >>> load(["TiO2"], max_atoms=7).batch.formulas()
@@ -105,14 +104,11 @@ def load(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the name of no known set; a file that cannot be read, is empty or has no
-            structures; an unknown or empty split; max_atoms < 1 or below every structure; z for
-            something that is no list of formulas.
+        ValueError: an unknown set, file or split; nothing that can be read, or nothing is left.
     """
     if max_atoms is not None:
         check_count("max_atoms", max_atoms)
-    formulas = _formulas(source, z)
-    if formulas is not None:
+    if formulas := _formulas(source, z):
         if split is not None:
             raise ValueError("formulas have no splits")
         name, texts, units = formulas
@@ -122,17 +118,15 @@ def load(
     if z is not None:
         raise ValueError(f"z is for formulas only, got z={z!r} for {source!r}")
     path, reader = _find(source)  # type: ignore[arg-type]
-    split = None if split is None else _common_split(split)
+    split = split and _common_split(split)
     batch, table, skipped = _parsed(path, reader, niggli, cache, progress)
     _warn_about(skipped, len(skipped) + len(batch), path)
     dataset = _dataset(path, split, batch, table, skipped, dtype)
-    by = _split_by(table)
-    if split is not None and by == "split":
+    by = _split_by(table) if split is not None else ""
+    if by == "split":
         labels = table["split"].map(_common_split)
         _warn_about_gaps(int((labels == "").sum()), path)
-        _check_split(split, sorted(set(labels) - {""}))
-    else:
-        _check_split(split, list(SPLITS))
+    _check_split(split, sorted(set(labels) - {""}) if by == "split" else list(SPLITS))
     keep = _chosen(table, split, by, max_atoms)
     if not keep.any():
         raise ValueError(
@@ -166,7 +160,7 @@ def load_parts(
         FileNotFoundError, ValueError: as `load`.
     """
     path, reader = _find(source)
-    split = None if split is None else _common_split(split)
+    split = split and _common_split(split)
     by = _read_split_by(path, reader) if split is not None else ""
     if by != "split":  # That column is not known before the end.
         _check_split(split, list(SPLITS))

@@ -51,7 +51,8 @@ def read_lmdb(path: Path) -> Iterator[RawRecords]:
     if not file.is_file():
         raise ValueError(f"{path} is a folder without data.mdb")
     try:
-        check_head(file.open("rb").read(64))
+        with file.open("rb") as stream:
+            check_head(stream.read(64))
     except Unusable as error:
         raise ValueError(f"cannot read {file} as an LMDB file: {error}") from error
     if file.stat().st_size < HEADER + 136:

@@ -115,7 +115,7 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
                 table = batch.select(others).to_pandas()
                 table.index = range(len(payloads))
                 for name in set(ID_COLUMNS) & set(others):  # Numbers with gaps become floats.
-                    table[name] = batch.column(name).to_pylist()
+                    table[name] = pd.Series(batch.column(name).to_pylist(), dtype=object)
                 yield RawRecords(payloads, table)
     except _Unsuitable as error:
         raise ValueError(str(error)) from error
