@@ -111,10 +111,7 @@ def load(
     if formulas := _formulas(source, z):
         if split is not None:
             raise ValueError("formulas have no splits")
-        name, texts, units = formulas
-        dataset = from_formulas(texts, units, max_atoms, name=name, dtype=dtype)
-        _warn_about(dataset.skipped, len(texts), name)
-        return dataset
+        return _load_formulas(*formulas, max_atoms, dtype)
     if z is not None:
         raise ValueError(f"z is for formulas only, got z={z!r} for {source!r}")
     path, reader = _find(source)  # type: ignore[arg-type]
@@ -199,6 +196,18 @@ def _formulas(
     if z is None and any(units):
         return path.stem, texts, [unit or 1 for unit in units]
     return path.stem, texts, z
+
+
+def _load_formulas(
+    name: str,
+    formulas: list[str],
+    units: int | Sequence[int | None] | None,
+    max_atoms: int | None,
+    dtype: torch.dtype,
+) -> CrystalDataset:
+    dataset = from_formulas(formulas, units, max_atoms, name=name, dtype=dtype)
+    _warn_about(dataset.skipped, len(formulas), name)
+    return dataset
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> tuple[Path, Reader]:
