@@ -18,8 +18,7 @@ from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import load
 from irlkit.potentials import ASEPotential, CHGNetPotential, MACEPotential
-from irlkit.potentials import chgnet as chgnet_module
-from irlkit.potentials.neighbors import find_neighbors, reduced, slices
+from irlkit.potentials._neighbors import find_neighbors, reduced, slices
 from irlkit.utils.workers import WorkersLostError
 from tests.tiny_mace import write_mace
 from tests.toy_calculators import Troubled, missing_calculator
@@ -89,7 +88,7 @@ def test_neighbors_in_needles_after_reduction():
 def test_neighbors_do_not_depend_on_how_many_are_tried_at_once(monkeypatch):
     batch = random_crystals()
     whole = find_neighbors(batch, 6.0)
-    monkeypatch.setattr("irlkit.potentials.neighbors._MAX_CANDIDATES", 100)
+    monkeypatch.setattr("irlkit.potentials._neighbors._MAX_CANDIDATES", 100)
     parts = find_neighbors(batch, 6.0)
     for name in ("first", "second", "shift"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
@@ -305,7 +304,7 @@ def test_chgnet_derivatives():
 def test_chgnet_does_not_depend_on_how_much_is_computed_at_once(chgnet, monkeypatch):
     batch = random_crystals()
     expected = chgnet(batch).energy_per_atom
-    monkeypatch.setattr(chgnet_module, "_CHUNK", {"cpu": 1})
+    monkeypatch.setattr(chgnet, "_max_cost", 1)
     np.testing.assert_allclose(chgnet(batch).energy_per_atom, expected, atol=5e-6, rtol=0)
 
 
@@ -465,8 +464,8 @@ class TestMACE:
 
     @pytest.mark.parametrize(("max_ell", "correlation"), [(1, 1), (2, 2), (3, 3)])
     def test_polynomials_are_the_symmetric_contraction(self, max_ell, correlation):
+        from irlkit.potentials._mace_contraction import PolynomialContractions
         from irlkit.potentials.mace import _mace
-        from irlkit.potentials.mace_contraction import PolynomialContractions
 
         with _mace():
             from e3nn import o3
@@ -494,7 +493,7 @@ class TestMACE:
         torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
 
     def test_every_contraction_of_a_model_is_replaced(self, tiny_mace):
-        from irlkit.potentials.mace_contraction import PolynomialContractions
+        from irlkit.potentials._mace_contraction import PolynomialContractions
 
         model = MACEPotential(path=tiny_mace, trust=True)._model
         assert len(model.products) == 2
@@ -502,7 +501,7 @@ class TestMACE:
             assert isinstance(product.symmetric_contractions, PolynomialContractions)
 
     def test_default_bound_follows_from_the_channels(self, tiny_mace):
-        assert MACEPotential(path=tiny_mace, trust=True).max_edges == (1 << 17) // 8
+        assert MACEPotential(path=tiny_mace, trust=True)._max_cost == (1 << 17) // 8
 
     def test_memory_bound_changes_nothing(self, tiny_mace):
         batch = random_crystals()

@@ -33,7 +33,7 @@ def output(monkeypatch):
 
 
 def test_what_is_saved_is_the_end(output, capsys):
-    with progress.NotebookBar(total=3, desc="name", unit="step") as bar:
+    with progress._NotebookBar(total=3, desc="name", unit="step") as bar:
         assert "0/3" in output.saved[0]
         for _ in range(3):
             bar.update()
@@ -44,7 +44,7 @@ def test_what_is_saved_is_the_end(output, capsys):
 
 
 def test_a_disabled_bar_shows_nothing(output):
-    with progress.NotebookBar(total=3, disable=True) as bar:
+    with progress._NotebookBar(total=3, disable=True) as bar:
         bar.update()
     assert not output.saved
 
@@ -54,7 +54,7 @@ def test_a_disabled_bar_shows_nothing(output):
     [
         (None, tqdm),
         (SimpleNamespace(), tqdm),
-        (SimpleNamespace(kernel=object()), progress.NotebookBar),
+        (SimpleNamespace(kernel=object()), progress._NotebookBar),
     ],
 )
 def test_the_bar_suits_the_place(output, monkeypatch, shell, kind):

@@ -24,7 +24,7 @@ from irlkit.rewards import (
     RewardResult,
     SymmetryReward,
 )
-from irlkit.rewards.parts import cut, grouping, runs
+from irlkit.rewards._parts import cut, grouping, runs
 from irlkit.utils.workers import WorkersLostError
 from tests.test_grpo import make_trainer
 from tests.test_sweeps import NAMES, PARAMETERS, Parabola, make, run

@@ -5,8 +5,8 @@ import time
 import torch
 
 from irlkit.potentials._derivatives import differentiate
+from irlkit.potentials._neighbors import find_neighbors, reduced
 from irlkit.potentials.base import Potential
-from irlkit.potentials.neighbors import find_neighbors, reduced
 
 
 class LennardJonesToy(Potential):

@@ -15,7 +15,7 @@ pymatgen's default matcher calls different, it takes one pair in a hundred for e
 
 @checked
 def fingerprints(batch: CrystalBatch, n_neighbours: int = N_NEIGHBOURS) -> np.ndarray:
-    """Vectors that are equal for equal structures, whatever their cell, origin and order of atoms.
+    """Return vectors that are equal for equal structures, whatever their cell, origin and order.
 
     The distances of an atom to its nearest neighbours, and to the nearest of its own element, in
     units of (V/N)^(1/3), averaged over the atoms of a structure. It changes continuously with the
@@ -77,10 +77,13 @@ def _nearest(distance: np.ndarray, n: int) -> np.ndarray:
 
 @checked
 def count_distinct(prints: np.ndarray, group_size: int, tolerance: float = SAME) -> np.ndarray:
-    """How many different structures every group has.
+    """Count the different structures of every group.
+
+    >>> count_distinct(np.array([[0.0], [0.01], [1.0], [1.5]]), 2)
+    array([1, 2])
 
     Args:
-        prints: of ``fingerprints``, shape (n_groups * group_size, F), groups adjacent; structures
+        prints: of `fingerprints`, shape (n_groups * group_size, F), groups adjacent; structures
             with nan are not counted.
         group_size: structures per group.
         tolerance: largest difference of equal structures.

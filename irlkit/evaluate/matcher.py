@@ -93,7 +93,7 @@ class RmsdMatcher:
         self.stol, self.ltol, self.angle_tol = float(stol), float(ltol), float(angle_tol)
 
     def prepare(self, numbers: np.ndarray, pos: np.ndarray, lattice: Lattice) -> PreparedStructure:
-        """Brings one structure to its primitive Niggli cell.
+        """Bring one structure to its primitive Niggli cell.
 
         Args:
             numbers: Atomic numbers, shape (n,).
@@ -124,7 +124,7 @@ class RmsdMatcher:
     def rmsds(
         self, structures: Sequence[PreparedStructure], reference: PreparedStructure
     ) -> np.ndarray:
-        """Displacements between several structures and one reference.
+        """Return displacements between several structures and one reference.
 
         Args:
             structures: With the same atomic numbers in the same order.
@@ -157,7 +157,7 @@ class RmsdMatcher:
     def possible(
         self, numbers: np.ndarray, lattice: Lattice, references: Sequence[PreparedStructure]
     ) -> list[int]:
-        """References that may match, judged before the structure is prepared.
+        """Return references that may match, judged before the structure is prepared.
 
         Args:
             numbers: Atomic numbers of the structure, shape (n,).

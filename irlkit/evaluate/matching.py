@@ -141,7 +141,13 @@ class MatchPool:
         references: References | CrystalBatch | Sequence[Structure],
         pairs: np.ndarray | Sequence[Any],
     ) -> np.ndarray:
-        """Return displacements of pairs, shape (n_pairs,), nan where unmatched; see `match`."""
+        """Return displacements of pairs, shape (n_pairs,), nan where unmatched; see `match`.
+
+        >>> from pymatgen.core import Lattice, Structure
+        >>> small, large = (Structure(Lattice.cubic(a), ["Cs"], [[0, 0, 0]]) for a in (6.0, 6.1))
+        >>> MatchPool(n_workers=0).rmsd([small], [large], [(0, 0)])
+        array([0.])
+        """
         return self.match(generated, references, pairs).rmsd
 
     @checked

@@ -77,7 +77,7 @@ class Metrics:
     table: pd.DataFrame
 
     def summary(self) -> dict[str, float | int]:
-        """All but the table."""
+        """Return all but the table."""
         return {name: value for name, value in vars(self).items() if name != "table"}
 
 
@@ -87,7 +87,7 @@ def evaluate(
     references: CrystalDataset | CrystalBatch,
     pool: MatchPool | None = None,
 ) -> Metrics:
-    """Computes all metrics of one generated structure per reference structure.
+    """Compute all metrics of one generated structure per reference structure.
 
     Args:
         generated: `generated[i]` was generated for the composition of reference i; composition
@@ -166,7 +166,7 @@ class EnergyMetrics:
     table: pd.DataFrame
 
     def summary(self) -> dict[str, float | int | str]:
-        """All but the table."""
+        """Return all but the table."""
         return {name: value for name, value in vars(self).items() if name != "table"}
 
 
@@ -177,7 +177,7 @@ def evaluate_energies(
     potential: Potential,
     reference_energies: Energies | None = None,
 ) -> EnergyMetrics:
-    """Computes energies of one generated structure per reference structure, relative to it.
+    """Compute energies of one generated structure per reference structure, relative to it.
 
     The energies of the references come from the same potential, never from a table of the data
     set, which may be another potential's.
@@ -279,11 +279,6 @@ def _table(
     references: CrystalDataset | CrystalBatch, formulas: np.ndarray, **columns: np.ndarray
 ) -> pd.DataFrame:
     """One row per reference, what is known of the reference first."""
-    if isinstance(references, CrystalDataset) and not references.has_structures:
-        raise ValueError(
-            f"references: data set {references.name!r} holds compositions alone, nothing to "
-            "compare with"
-        )
     batch = references if isinstance(references, CrystalBatch) else references.batch
     table = pd.DataFrame({"formula": formulas, "n_atoms": batch.n_atoms.cpu().numpy(), **columns})
     if isinstance(references, CrystalDataset):
@@ -294,7 +289,10 @@ def _table(
 def best_per_group(
     groups: np.ndarray, members: np.ndarray, rmsd: np.ndarray, n_groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest displacement of each group of pairs, and whose it is.
+    """Return the smallest displacement of each group of pairs, and whose it is.
+
+    >>> best_per_group(np.array([0, 0, 1]), np.array([7, 8, 9]), np.array([0.2, 0.1, np.nan]), 2)
+    (array([0.1, nan]), array([ 8, -1]))
 
     Args:
         groups: Group of each pair, shape (n_pairs,).

@@ -34,6 +34,9 @@ __all__ = [
 def get(potential: str | Path | Potential, **options: Any) -> Potential:
     """Return the potential of a name.
 
+    >>> get("chgnet").name
+    'chgnet-0.3.0'
+
     Args:
         potential: "chgnet", "chgnet-r2scan", "7net-0", "mace-mpa-0", the name of any other MACE
             foundation model, or the path of a `.model` file of MACE (with `trust=True`). A

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.potentials._neighbors import Neighbors
 from irlkit.potentials.base import Computed
-from irlkit.potentials.neighbors import Neighbors
 
 
 def differentiate(

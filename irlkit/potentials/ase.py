@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.potentials._ase_worker import prepare
 from irlkit.potentials.base import Computed, Potential
 from irlkit.utils.checks import checked
 from irlkit.utils.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 class ASEPotential(Potential):
@@ -49,34 +51,38 @@ class ASEPotential(Potential):
             listed = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
             name = f"ase:{getattr(factory, '__name__', type(factory).__name__)}({listed})"
         self.name = name
-        self._pool = WorkerPool(partial(prepare, factory, arguments), n_workers, timeout)
+        self._pool = WorkerPool(partial(_prepare, factory, arguments), n_workers, timeout)
 
     def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
-        items = [
-            (atoms.numbers, atoms.positions, atoms.cell.array, forces, stress)
-            for atoms in batch.to_ase()
-        ]
+        items = [(atoms, forces, stress) for atoms in batch.to_ase()]
         outcomes = self._pool.map(items)
-        reasons = {i: outcome.error for i, outcome in enumerate(outcomes) if outcome.error}
         values = [
-            outcome.value or _nothing(len(item[0]), forces, stress)
+            outcome.value or (np.nan, np.full((len(item[0]), 3), np.nan), np.full((3, 3), np.nan))
             for item, outcome in zip(items, outcomes, strict=True)
         ]
+        energy, force, virial = zip(*values, strict=True)
         return Computed(
-            torch.tensor([value[0] for value in values], dtype=torch.float64),
-            torch.from_numpy(np.concatenate([value[1] for value in values])) if forces else None,
-            torch.from_numpy(np.stack([value[2] for value in values])) if stress else None,
-            reasons,
+            torch.tensor(energy, dtype=torch.float64),
+            torch.from_numpy(np.concatenate(force)) if forces else None,
+            torch.from_numpy(np.stack(virial)) if stress else None,
+            {i: outcome.error for i, outcome in enumerate(outcomes) if outcome.error},
         )
 
     def close(self) -> None:
-        """Ends the worker processes; the next call starts new ones."""
+        """End the worker processes; the next call starts new ones."""
         self._pool.close()
 
 
-def _nothing(n: int, forces: bool, stress: bool) -> tuple[Any, ...]:
+def _prepare(factory: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[Any], Any]:
+    return partial(_calculate, factory(**arguments))
+
+
+def _calculate(calculator: Any, item: tuple[Atoms, bool, bool]) -> tuple[Any, ...]:
+    """Energy per atom, forces and stress, (3, 3); None where they are not wanted."""
+    atoms, forces, stress = item
+    atoms.calc = calculator
     return (
-        np.nan,
-        np.full((n, 3), np.nan) if forces else None,
-        np.full((3, 3), np.nan) if stress else None,
+        float(atoms.get_potential_energy()) / len(atoms),
+        np.asarray(atoms.get_forces(), dtype=np.float64) if forces else None,
+        np.asarray(atoms.get_stress(voigt=False), dtype=np.float64) if stress else None,
     )

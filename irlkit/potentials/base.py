@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch, validity
+from irlkit.potentials._neighbors import (
+    Neighbors,
+    find_neighbors,
+    reduced,
+    select_structures,
+    slices,
+)
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
 from irlkit.utils.workers import WorkersLostError
@@ -80,7 +87,7 @@ class Potential(ABC):
     @checked
     @torch_settings(plain=True)
     def __call__(self, batch: CrystalBatch, forces: bool = False, stress: bool = False) -> Energies:
-        """Energies of all structures that are valid (Appendix B).
+        """Compute energies of all structures that are valid (Appendix B).
 
         Args:
             batch: Structures on any device, positions wrapped or not.
@@ -121,7 +128,7 @@ class Potential(ABC):
         return Energies(**{**vars(energies), "reasons": dict(sorted(reasons.items()))})
 
     def _fill(self, energies: Energies, batch: CrystalBatch, rows: np.ndarray) -> dict[int, str]:
-        """Computes some structures into `energies`; where that fails, one half after the other.
+        """Compute some structures into `energies`; where that fails, one half after the other.
 
         Returns:
             Why structures have no energy, by number.
@@ -150,13 +157,13 @@ class Potential(ABC):
 
     @abstractmethod
     def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
-        """Computes valid structures, at least one."""
+        """Compute valid structures, at least one."""
 
     def check(self, compositions: CrystalBatch) -> None:  # noqa: B027
-        """Raises a ValueError that names elements that the potential does not know."""
+        """Raise a ValueError that names elements that the potential does not know."""
 
     def close(self) -> None:  # noqa: B027
-        """Ends processes and frees memory."""
+        """End processes and frees memory."""
 
     def __enter__(self) -> Potential:
         return self
@@ -165,8 +172,50 @@ class Potential(ABC):
         self.close()
 
 
+class BatchedPotential(Potential):
+    """A network that takes many structures at once, up to a cost that memory or caches bound."""
+
+    device: torch.device
+    _cutoff: float
+    _max_cost: int
+
+    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
+        batch = reduced(batch.to(self.device))
+        neighbors = find_neighbors(batch, self._cutoff)
+        costs, kinds, reasons = self._costs(batch, neighbors)
+        energy = torch.full((len(batch),), torch.nan, dtype=torch.float64, device=self.device)
+        force = energy.new_full((len(batch.species), 3), torch.nan) if forces else None
+        virial = energy.new_full((len(batch), 3, 3), torch.nan) if stress else None
+        rows = torch.tensor([i for i in range(len(batch)) if i not in reasons], dtype=torch.int64)
+        rows = rows.to(self.device)
+        rows = rows[kinds[rows].argsort(stable=True)]
+        for part in slices(costs[rows], self._max_cost):
+            chosen = rows[part].sort().values
+            few, pairs = select_structures(batch, neighbors, chosen)
+            with torch.set_grad_enabled(forces or stress):
+                result = self._energies(few, pairs, forces, stress)
+            energy[chosen] = result.energy_per_atom
+            if force is not None and result.forces is not None:
+                force[batch.atom_indices(chosen)] = result.forces
+            if virial is not None and result.stress is not None:
+                virial[chosen] = result.stress
+        return Computed(energy, force, virial, reasons)
+
+    @abstractmethod
+    def _costs(
+        self, batch: CrystalBatch, neighbors: Neighbors
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """What structures cost, (b,); what goes well together, (b,); why some are not computed."""
+
+    @abstractmethod
+    def _energies(
+        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
+    ) -> Computed:
+        """Compute structures together, with all pairs of atoms below the cut-off."""
+
+
 def check_elements(name: str, compositions: CrystalBatch, known: Tensor) -> None:
-    """Raises a ValueError that names the elements of a batch that are not known.
+    """Raise a ValueError that names the elements of a batch that are not known.
 
     Args:
         name: Of the potential.

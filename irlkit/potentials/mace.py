@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.potentials.base import Computed, Potential, check_elements
-from irlkit.potentials.mace_contraction import use_polynomials
-from irlkit.potentials.neighbors import (
-    Neighbors,
-    find_neighbors,
-    reduced,
-    select_structures,
-    slices,
-)
+from irlkit.potentials._mace_contraction import use_polynomials
+from irlkit.potentials._neighbors import Neighbors
+from irlkit.potentials.base import BatchedPotential, Computed, check_elements
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
 
@@ -36,7 +30,7 @@ MAX_STRUCTURE_EDGES = 1 << 16
 """Edges of a structure above which it counts as failed: far denser than any crystal."""
 
 
-class MACEPotential(Potential):
+class MACEPotential(BatchedPotential):
     """A MACE model: a published foundation model or one of your own.
 
     All structures of a batch go through the model together, up to a number of edges that bounds
@@ -86,7 +80,17 @@ class MACEPotential(Potential):
         if path is None:
             file, self.name = _foundation_file(model, download), model
         else:
-            file = _own_file(Path(path).expanduser(), trust)
+            file = Path(path).expanduser()
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"no MACE model at {file}; path must be a local .model file, "
+                    "or be left out for a foundation model by name"
+                )
+            if not trust:
+                raise ValueError(
+                    f"{file} is a pickle: loading it runs whatever code it holds. "
+                    "Pass trust=True if you know where the file comes from"
+                )
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             self.name = f"mace:{file.stem}-{digest[:8]}"
         self.device = torch.device(device)
@@ -95,9 +99,10 @@ class MACEPotential(Potential):
             loaded = torch.load(file, map_location=self.device, weights_only=False)
             use_polynomials(loaded)
         self._model = loaded.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self.max_edges = max_edges or _MAX_EDGES
+        self._cutoff = float(self._model.r_max)
+        self._max_cost = max_edges or _MAX_EDGES
         if max_edges is None and self.device.type == "cpu":
-            self.max_edges = max(_MAX_CPU_NUMBERS // _channels(self._model), 1)
+            self._max_cost = max(_MAX_CPU_NUMBERS // _channels(self._model), 1)
         self._numbers = self._model.atomic_numbers.cpu()
         self._column = torch.full((int(self._numbers.max()) + 1,), -1, device=self.device)
         self._column[self._numbers] = torch.arange(len(self._numbers), device=self.device)
@@ -106,36 +111,31 @@ class MACEPotential(Potential):
             self.name = f"{self.name}/{head}"
 
     def check(self, compositions: CrystalBatch) -> None:
-        """Raises a ValueError that names elements that the model was not trained on."""
+        """Raise a ValueError that names elements that the model was not trained on."""
         check_elements(self.name, compositions, self._numbers)
 
-    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
-        batch = reduced(batch.to(self.device))
-        neighbors = find_neighbors(batch, float(self._model.r_max))
-        energy = torch.full((len(batch),), torch.nan, dtype=torch.float64, device=self.device)
-        force = energy.new_full((len(batch.species), 3), torch.nan) if forces else None
-        virial = energy.new_full((len(batch), 3, 3), torch.nan) if stress else None
+    def _costs(
+        self, batch: CrystalBatch, neighbors: Neighbors
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
         n_edges = 2 * torch.bincount(batch.batch[neighbors.first], minlength=len(batch))
-        dense = n_edges > MAX_STRUCTURE_EDGES
-        rows = (~dense).nonzero().flatten()
-        # An isolated atom has no edges but takes memory as well.
-        for part in slices((n_edges + batch.n_atoms)[rows], self.max_edges):
-            chosen = rows[part]
-            few, pairs = select_structures(batch, neighbors, chosen)
-            with torch.set_grad_enabled(forces or stress):
-                output = self._model(
-                    self._graph(few, pairs), compute_force=forces, compute_stress=stress
-                )
-            energy[chosen] = output["energy"].detach().double() / few.n_atoms
-            if force is not None:
-                force[batch.atom_indices(chosen)] = output["forces"].detach().double()
-            if virial is not None:
-                virial[chosen] = output["stress"].detach().double()
         reasons = {
             i: f"too dense: {int(n_edges[i])} edges, more than {MAX_STRUCTURE_EDGES}"
-            for i in dense.nonzero().flatten().tolist()
+            for i in (n_edges > MAX_STRUCTURE_EDGES).nonzero().flatten().tolist()
         }
-        return Computed(energy, force, virial, reasons)
+        # An isolated atom has no edges but takes memory as well.
+        return n_edges + batch.n_atoms, torch.zeros_like(n_edges), reasons
+
+    def _energies(
+        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
+    ) -> Computed:
+        output = self._model(
+            self._graph(batch, neighbors), compute_force=forces, compute_stress=stress
+        )
+        return Computed(
+            output["energy"].detach().double() / batch.n_atoms,
+            output["forces"].detach().double() if forces else None,
+            output["stress"].detach().double() if stress else None,
+        )
 
     def _graph(self, batch: CrystalBatch, pairs: Neighbors) -> dict[str, Tensor]:
         """A batch as MACE models take it: each pair in both directions."""
@@ -162,7 +162,7 @@ class MACEPotential(Potential):
 
 @contextmanager
 def _mace() -> Iterator[None]:
-    """Imports mace, and keeps to this block what it does to the whole process.
+    """Import mace, and keeps to this block what it does to the whole process.
 
     mace sets an environment variable that lets every torch.load of the process run pickled code;
     its e3nn needs that while it is imported. (mace's own calculators need it as well: whoever uses
@@ -186,20 +186,6 @@ def _mace() -> Iterator[None]:
             os.environ.pop(_FORCE_PICKLES, None)
         else:
             os.environ[_FORCE_PICKLES] = before
-
-
-def _own_file(path: Path, trust: bool) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no MACE model at {path}; path must be a local .model file, "
-            "or be left out for a foundation model by name"
-        )
-    if not trust:
-        raise ValueError(
-            f"{path} is a pickle: loading it runs whatever code it holds. "
-            "Pass trust=True if you know where the file comes from"
-        )
-    return path
 
 
 def _foundation_file(model: str, download: bool) -> Path:

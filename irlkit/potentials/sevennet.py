@@ -22,15 +22,8 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials._derivatives import differentiate
-from irlkit.potentials.base import Computed, Potential, check_elements
-from irlkit.potentials.neighbors import (
-    Neighbors,
-    count_up,
-    find_neighbors,
-    reduced,
-    select_structures,
-    slices,
-)
+from irlkit.potentials._neighbors import Neighbors, count_up
+from irlkit.potentials.base import BatchedPotential, Computed, check_elements
 from irlkit.utils.checks import checked
 
 WEIGHTS = "pretrained_potentials/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth"
@@ -49,7 +42,7 @@ _SILU_SCALE = 1.6791767923989418
 """Makes the second moment of silu(z) one, for z of a standard normal distribution."""
 
 
-class SevenNetPotential(Potential):
+class SevenNetPotential(BatchedPotential):
     """SevenNet-0, a universal potential trained on the same relaxations as CHGNet.
 
     Its architecture and its training are others, so that it serves as a judge of what CHGNet or
@@ -79,40 +72,32 @@ class SevenNetPotential(Potential):
         self.name = model
         self.device = torch.device(device)
         self._network = _Network(_weights_file(), self.device, dtype)
+        self._cutoff = self._network.cutoff
+        self._max_cost = _CHUNK.get(self.device.type, _CHUNK["cpu"])
 
     def check(self, compositions: CrystalBatch) -> None:
         """Raise a ValueError that names elements that SevenNet-0 was not trained on."""
         check_elements(self.name, compositions, self._network.known)
 
-    def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
-        batch = reduced(batch.to(self.device))
-        neighbors = find_neighbors(batch, self._network.cutoff)
+    def _costs(
+        self, batch: CrystalBatch, neighbors: Neighbors
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
         ends = torch.cat([neighbors.first, neighbors.second])
         degree = torch.bincount(ends, minlength=len(batch.species))
         most = degree.new_ones(len(batch)).scatter_reduce(0, batch.batch, degree, "amax")
         slots = batch.n_atoms * most
-        energy = torch.full((len(batch),), torch.nan, dtype=torch.float64, device=self.device)
-        force = energy.new_full((len(batch.species), 3), torch.nan) if forces else None
-        virial = energy.new_full((len(batch), 3, 3), torch.nan) if stress else None
-        rows = (slots <= MAX_SLOTS).nonzero().flatten()
-        # Structures with similar numbers of neighbours go together: every atom gets as many slots.
-        rows = rows[most[rows].argsort(stable=True)]
-        limit = _CHUNK.get(self.device.type, _CHUNK["cpu"])
-        for part in slices(slots[rows], limit):
-            chosen = rows[part].sort().values
-            few, pairs = select_structures(batch, neighbors, chosen)
-            energies = partial(self._network.energies, few, pairs)
-            result = differentiate(energies, few, pairs, forces, stress)
-            energy[chosen] = result.energy_per_atom
-            if force is not None and result.forces is not None:
-                force[batch.atom_indices(chosen)] = result.forces
-            if virial is not None and result.stress is not None:
-                virial[chosen] = result.stress
         reasons = {
-            i: f"too dense: an atom has {int(most[i])} neighbours within {self._network.cutoff:g} Å"
+            i: f"too dense: an atom has {int(most[i])} neighbours within {self._cutoff:g} Å"
             for i in (slots > MAX_SLOTS).nonzero().flatten().tolist()
         }
-        return Computed(energy, force, virial, reasons)
+        # Structures with similar numbers of neighbours go together: every atom gets as many slots.
+        return slots, most, reasons
+
+    def _energies(
+        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
+    ) -> Computed:
+        energies = partial(self._network.energies, batch, neighbors)
+        return differentiate(energies, batch, neighbors, forces, stress)
 
 
 class _Network:

@@ -10,8 +10,8 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.potentials import Potential, get
+from irlkit.rewards._parts import runs
 from irlkit.rewards.base import Reward, RewardResult
-from irlkit.rewards.parts import runs
 from irlkit.utils.checks import checked
 
 

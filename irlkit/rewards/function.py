@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.rewards._parts import joined, on_cpu
 from irlkit.rewards.base import ReturnError, Reward, RewardResult, ask
-from irlkit.rewards.parts import joined, on_cpu
 from irlkit.utils.checks import checked
 from irlkit.utils.workers import WorkerPool
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.rewards._parts import cut, grouping, joined, on_cpu, runs
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.function import as_reward
-from irlkit.rewards.parts import cut, grouping, joined, on_cpu, runs
 from irlkit.utils.checks import check_count, checked
-from irlkit.utils.cluster import connect, import_ray
+from irlkit.utils.cluster import connect
 from irlkit.utils.workers import WorkersLostError
 
 _TRIES = 2
-"""How often a part is tried whose workers are lost: a node may go; twice is no chance."""
+"""How often a part is tried whose worker is lost: a node may go; twice is no chance."""
 
 
 class RayReward(Reward):
@@ -30,7 +31,7 @@ class RayReward(Reward):
     stay whole. A worker that is free takes the next part, so that slow parts hold up nobody.
 
     The structures of a worker that dies (its node goes, or a structure ends its process) are given
-    to another one, once. If that dies as well, they have no result: their reward is `on_failure`,
+    to its successor, once. If that dies as well, they have no result: their reward is `on_failure`,
     their information is nan, False, -1 or None, and `info` has an entry ``lost``, True for them.
     While `on_failure` is nan, a trainer stops with an error that names them. An error that the
     reward raises is raised here. There is no time limit beyond what the reward itself keeps.
@@ -75,45 +76,32 @@ class RayReward(Reward):
         for name, amount in (("cpus", cpus), ("gpus", gpus)):
             if not (math.isfinite(amount) and amount >= 0):
                 raise ValueError(f"{name} must not be negative, got {amount!r}")
-        self._ray = import_ray()
-        self._owns_cluster = connect(self._ray, address, n_workers, cpus, gpus)
+        self._ray, self._owns_cluster = connect(address, n_workers, cpus, gpus)
         self.n_workers = n_workers
         self.parts_per_worker = parts_per_worker
         self.on_failure = float(on_failure)
-        self._factory = self._ray.put(factory)
-        self._threads = max(round(cpus), 1)
-        self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus)(_Worker)
-        self._idle: list[Any] = []
-        self._starting: dict[Any, Any] = {}
-        self._busy: dict[Any, tuple[int, Any]] = {}
-        self._lost_starts = 0
-        self._by_runs = True
+        # What a worker that dies was at is tried once more, in its successor.
+        options = {"max_restarts": -1, "max_task_retries": _TRIES - 1}
+        actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, **options)(_Worker)
+        self._make = partial(actor.remote, factory, max(round(cpus), 1))
+        self._workers: list[Any] = []
         try:
-            self._idle.append(self._take())
+            self.group_size, self._by_runs = self._ask_one("grouping")
         except BaseException:
             self.close()
             raise
+        self.compares = self._by_runs or self.group_size is not None
 
     def check(self, compositions: CrystalBatch) -> None:
         """Raise what the reward raises if it cannot judge structures of these compositions."""
-        compositions = on_cpu(compositions)
-        for attempt in range(_TRIES):
-            actor = self._take()
-            try:
-                self._get(actor.check.remote(compositions))
-            except self._ray.exceptions.RayActorError as error:
-                if attempt + 1 == _TRIES:
-                    raise WorkersLostError(f"a Ray worker does not stay alive: {error}") from error
-            else:
-                self._idle.append(actor)
-                return
+        self._ask_one("check", on_cpu(compositions))
 
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Judge all structures.
 
         Raises:
             Exception: what the reward raises.
-            WorkersLostError: no structure has a result, or no worker stays alive.
+            WorkersLostError: no structure has a result.
         """
         begins = runs(batch) if self._by_runs else np.ones(len(batch), dtype=bool)
         if self.group_size is not None:
@@ -122,9 +110,17 @@ class RayReward(Reward):
 
     def in_groups(self, batch: CrystalBatch, group_size: int) -> RewardResult:
         """Judge all structures; groups are cut only where the reward does not compare in them."""
-        compares = self._by_runs or self.group_size is not None
-        begins = np.arange(len(batch)) % (group_size if compares else 1) == 0
+        begins = np.arange(len(batch)) % (group_size if self.compares else 1) == 0
         return self._judge(batch, begins, group_size)
+
+    def close(self) -> None:
+        """End the workers, and the cluster if this reward has started it."""
+        self._stop()
+        if self._owns_cluster:
+            self._ray.shutdown()
+            self._owns_cluster = False
+
+    # ----------------------------------------------------------------------------------------------
 
     def _judge(
         self, batch: CrystalBatch, begins: np.ndarray, group_size: int | None
@@ -135,26 +131,21 @@ class RayReward(Reward):
         batch = on_cpu(batch)
         parts = cut(batch, self.n_workers * self.parts_per_worker, begins)
         results: list[RewardResult | None] = [None] * len(parts)
-        attempts = [0] * len(parts)
         waiting = deque(range(len(parts)))
+        busy: dict[Any, tuple[int, Any]] = {}
         try:
-            while waiting or self._busy:
-                n_alive = len(self._idle) + len(self._starting) + len(self._busy)
-                self._start(min(self.n_workers, len(waiting) + len(self._busy)) - n_alive)
-                while waiting and self._idle:
-                    part, actor = waiting.popleft(), self._idle.pop()
-                    attempts[part] += 1
-                    self._busy[actor.judge.remote(batch[parts[part]], group_size)] = part, actor
-                future = self._wait()
-                if future is None:
-                    continue
-                part, actor = self._busy.pop(future)
+            idle = list(self._started(min(self.n_workers, len(parts))))
+            while waiting or busy:
+                while waiting and idle:
+                    part, worker = waiting.popleft(), idle.pop()
+                    busy[worker.judge.remote(batch[parts[part]], group_size)] = part, worker
+                (future,), _ = self._ray.wait(list(busy), num_returns=1)
+                part, worker = busy.pop(future)
+                idle.append(worker)
                 try:
                     results[part] = self._get(future)
-                    self._idle.append(actor)
                 except self._ray.exceptions.RayActorError:
-                    if attempts[part] < _TRIES:
-                        waiting.append(part)
+                    pass  # lost, as often as it was tried
         except BaseException:
             self._stop()
             raise
@@ -169,52 +160,22 @@ class RayReward(Reward):
             result.info["lost"] = np.repeat([part is None for part in results], sizes)
         return result
 
-    def close(self) -> None:
-        """End the workers, and the cluster if this reward has started it."""
-        self._stop()
-        if self._owns_cluster:
-            self._ray.shutdown()
-            self._owns_cluster = False
+    def _ask_one(self, question: str, *content: Any) -> Any:
+        """What a worker answers."""
+        worker, *_ = self._started(1)
+        try:
+            return self._get(getattr(worker, question).remote(*content))
+        except self._ray.exceptions.RayActorError as error:
+            raise WorkersLostError(f"a Ray worker does not stay alive: {error}") from error
 
-    # ----------------------------------------------------------------------------------------------
-
-    def _start(self, n: int) -> None:
-        """Starts workers. They get no structures before they are ready, should there be no room."""
-        for _ in range(n):
-            actor = self._actor.remote(self._factory, self._threads)
-            self._starting[actor.prepare.remote()] = actor
+    def _started(self, n: int) -> list[Any]:
+        """Workers, of which there are at least n."""
+        self._workers += [self._make() for _ in range(n - len(self._workers))]
+        return self._workers
 
     def _stop(self) -> None:
-        for actor in [*self._idle, *self._starting.values(), *(a for _, a in self._busy.values())]:
-            self._ray.kill(actor)
-        self._idle.clear()
-        self._starting.clear()
-        self._busy.clear()
-
-    def _take(self) -> Any:
-        """A worker that is ready, which is waited for."""
-        while not self._idle:
-            if not self._starting:
-                self._start(1)
-            self._wait()
-        return self._idle.pop()
-
-    def _wait(self) -> Any:
-        """What a worker has judged; None if a new one is ready, or lost."""
-        (future,), _ = self._ray.wait([*self._busy, *self._starting], num_returns=1)
-        if future not in self._starting:
-            return future
-        actor = self._starting.pop(future)
-        try:
-            self.group_size, self._by_runs = self._get(future)
-        except self._ray.exceptions.RayActorError as error:
-            self._lost_starts += 1
-            if self._lost_starts > _TRIES * self.n_workers:
-                raise WorkersLostError(f"Ray workers do not start: {error}") from error
-        else:
-            self._lost_starts = 0
-            self._idle.append(actor)
-        return None
+        while self._workers:
+            self._ray.kill(self._workers.pop())
 
     def _get(self, future: Any) -> Any:
         """The answer; errors are raised as the worker raised them."""
@@ -231,9 +192,12 @@ class _Worker:
         torch.set_num_threads(threads)
         self._factory = factory
 
-    def prepare(self) -> tuple[int | None, bool]:
+    @cached_property
+    def _reward(self) -> Reward:
         # Not when the actor is made: the reward's own errors arrive from a call only.
-        self._reward = as_reward(self._factory())
+        return as_reward(self._factory())
+
+    def grouping(self) -> tuple[int | None, bool]:
         return grouping(self._reward)
 
     def check(self, compositions: CrystalBatch) -> None:

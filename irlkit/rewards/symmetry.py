@@ -19,6 +19,11 @@ Kind = Literal["not_triclinic", "not_centrosymmetric"]
 class SymmetryReward(Reward):
     """1 for structures with the wanted symmetry, 0 for all others, as found by spglib.
 
+    >>> from pymatgen.core import Lattice, Structure
+    >>> batch = CrystalBatch.from_structures([Structure(Lattice.cubic(6), ["Cs"], [[0, 0, 0]])])
+    >>> SymmetryReward("not_triclinic")(batch).info["spacegroup"]
+    array([221])
+
     Invalid structures and those that spglib finds no symmetry of have a reward of 0.
 
     The result's `info` holds `spacegroup` (number, 0 if unknown), `centrosymmetric`, `valid` and

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.evaluate.diversity import count_distinct, fingerprints
+from irlkit.rewards._parts import joined
 from irlkit.rewards.base import Reward, RewardResult, ask
-from irlkit.rewards.parts import joined
 from irlkit.rl.process import Process, State
 from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.system import write_atomically

@@ -14,22 +14,22 @@ from tqdm.std import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A bar for where this runs: text in the output of a notebook's cell, or the terminal.
+    """Return a bar for where this runs: text in the output of a notebook's cell, or the terminal.
 
     Args:
         **options: of ``tqdm``.
     """
-    return (NotebookBar if in_notebook() else tqdm)(**options)
+    return (_NotebookBar if in_notebook() else tqdm)(**options)
 
 
 def in_notebook() -> bool:
-    """Whether this runs in the kernel of a notebook."""
+    """Return whether this runs in the kernel of a notebook."""
     ipython = sys.modules.get("IPython")  # A notebook's kernel has imported it.
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
-class NotebookBar(tqdm):
+class _NotebookBar(tqdm):
     """A tqdm bar that is a line of text in the output of a cell, updated in place.
 
     Args:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from irlkit.lab.sweeps.study import Sweep, trials_table
 from irlkit.rl.trainer import CHECKPOINT, NonFiniteRewardError
 from irlkit.utils.checks import checked
-from irlkit.utils.cluster import connect, import_ray
+from irlkit.utils.cluster import connect
 from irlkit.utils.progress import progress_bar
 
 Report = Callable[[int, float], None]
@@ -139,8 +139,7 @@ def run_ray(
         RuntimeError: the first three trials all failed.
     """
     _check_positive(n_trials=n_trials, n_workers=n_workers)
-    ray = import_ray()
-    connected = connect(ray, address, n_workers, cpus_per_trial, gpus_per_trial)
+    ray, connected = connect(address, n_workers, cpus_per_trial, gpus_per_trial)
     # A worker whose node is lost is begun anew elsewhere, with the trial that it has left.
     options = {"max_restarts": 3, "max_task_retries": 3}
     make = ray.remote(num_cpus=cpus_per_trial, num_gpus=gpus_per_trial, **options)(_Worker)

@@ -104,7 +104,7 @@ class PolynomialContractions(nn.Module):
 
 
 def use_polynomials(model: nn.Module) -> int:
-    """Replaces the symmetric contractions of a MACE model; returns how many.
+    """Replace the symmetric contractions of a MACE model; returns how many.
 
     Those of other libraries (cuEquivariance, OpenEquivariance), which models can be converted to,
     are left as they are.

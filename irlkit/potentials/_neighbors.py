@@ -35,7 +35,7 @@ class Neighbors:
 
 
 def reduced(batch: CrystalBatch) -> CrystalBatch:
-    """The same crystals, unrotated, with Minkowski-reduced cells and wrapped positions, float64.
+    """Return the same crystals, unrotated, with Minkowski-reduced cells, wrapped, float64.
 
     Few images have to be searched for neighbours in such a cell, however skewed it was.
 
@@ -50,7 +50,7 @@ def reduced(batch: CrystalBatch) -> CrystalBatch:
 
 
 def find_neighbors(batch: CrystalBatch, cutoff: float) -> Neighbors:
-    """Finds all pairs of atoms closer than the cut-off, periodic images included.
+    """Find all pairs of atoms closer than the cut-off, periodic images included.
 
     Args:
         batch: Structures with regular cells, as `reduced` returns them: for skewed cells the
@@ -108,7 +108,7 @@ def find_neighbors(batch: CrystalBatch, cutoff: float) -> Neighbors:
 def select_structures(
     batch: CrystalBatch, neighbors: Neighbors, rows: Tensor
 ) -> tuple[CrystalBatch, Neighbors]:
-    """Some structures of a batch with their pairs.
+    """Return some structures of a batch with their pairs.
 
     Args:
         batch: All structures.
@@ -126,13 +126,13 @@ def select_structures(
 
 
 def count_up(counts: Tensor) -> Tensor:
-    """0 ... c - 1 for each count c, one after the other."""
+    """Return 0 ... c - 1 for each count c, one after the other."""
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     return torch.arange(len(starts), device=counts.device) - starts
 
 
 def slices(costs: Tensor, limit: int) -> list[slice]:
-    """Consecutive ranges of items that cost at most `limit` together, or hold one item.
+    """Return consecutive ranges of items that cost at most `limit` together, or hold one item.
 
     Args:
         costs: Cost of each item, not negative, int64, shape (n,).
