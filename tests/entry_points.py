@@ -574,16 +574,13 @@ def entries(kit):
         "experiments.AnnealingPreset": vars(PRESET),
         "experiments.NoisePreset": vars(experiments.presets("noise")["quick"]),
         "experiments.EnergyPreset": vars(experiments.presets("energy")["quick"]),
-        "experiments.SweepPreset": vars(experiments.SWEEP_PRESETS["quick"]),
+        "experiments.SweepPreset": vars(experiments.presets("sweep")["quick"]),
         "experiments.Variant": dict(
             policy="velocity", noise="medium", ref_noise=None, grpo={}, n_seeds=1
         ),
         "experiments.Rung": vars(Rung(1, 2, 3)),
         "experiments.presets": dict(kind="noise"),
         "experiments.resolve": dict(kind="energy", preset="quick"),
-        "experiments.resolve_sweep": dict(
-            preset="quick", n_steps=2, n_trials=2, iterations=2, seeds=(0,)
-        ),
         "experiments.VelocityAnnealing": dict(**source, preset=PRESET, **where),
         "experiments.NoiseSchedules": dict(
             **source,
@@ -598,7 +595,7 @@ def entries(kit):
         "experiments.SweepExperiment": dict(
             policy="annealing",
             **source,
-            preset=experiments.SWEEP_PRESETS["quick"],
+            preset=experiments.presets("sweep")["quick"],
             reward="crmse",
             potential="chgnet",
             backend="optuna",

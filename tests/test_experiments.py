@@ -16,8 +16,9 @@ from irlkit.data import CrystalDataset
 from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
 from irlkit.lab import experiments
-from irlkit.lab.experiments import claims, handcrafted, results
-from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_conclusion
+from irlkit.lab.experiments import _handcrafted as handcrafted
+from irlkit.lab.experiments import claims, records
+from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_remark
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
@@ -168,20 +169,22 @@ def test_claims_table_is_readable():
 def test_the_conclusion_is_computed():
     table = evaluation(learned_10=(0.7, 0.75, 0.8), learned_5=0.1).assign(n_structures=100)
     preset = presets("annealing")["laptop"]
-    text = annealing_conclusion(table, preset, judge(table))
-    assert "| learned, 10 steps | 0.750 (0.700 to 0.800) |" in text
-    assert "| none, 10 steps | not measured | not measured |" in text
     judged = judge(table)
+    text = claims._held_in_words(judged)
     n_required = sum(claim.required for claim in judged)
     n_held = sum(claim.holds for claim in judged if claim.required)
     assert f"**{n_held} of {n_required} claims hold.**" in text
     failing = [i for i, claim in enumerate(judged, start=1) if not claim.holds]
     assert failing and all(f"{i} (" in text for i in failing) and "6 (aim)" in text
+    assert claims._held_in_words(judge(evaluation())) == "**9 of 9 claims hold.**"
+    text = annealing_remark(table, preset)
     assert "With 100 test structures" in text and "4.3 percentage points" in text
-    assert "quick" not in text
-    assert "quick" in annealing_conclusion(table, presets("annealing")["quick"], judged)
-    good = evaluation().assign(n_structures=100)
-    assert "9 of 9 claims hold.** With" in annealing_conclusion(good, preset, judge(good))
+
+
+def test_means_have_their_range():
+    assert claims._with_range(pd.Series([0.7, 0.75, np.nan, 0.8])) == "0.750 (0.700 to 0.800)"
+    assert claims._with_range(pd.Series([0.7, np.nan])) == "0.700"
+    assert claims._with_range(pd.Series([np.nan])) == ""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,7 +200,8 @@ def test_json_is_strict(tmp_path):
         "array": np.array([True, False]),
         "path": tmp_path,
     }
-    path = results.write_json(data, tmp_path / "new" / "r.json")
+    path = tmp_path / "new" / "r.json"
+    records._write_json(data, path)
     assert json.loads(path.read_text()) == {
         "nan": None,
         "inf": None,
@@ -208,7 +212,7 @@ def test_json_is_strict(tmp_path):
 
 
 def test_environment_names_versions():
-    found = results.environment("cpu")
+    found = records._environment("cpu")
     assert found["versions"]["torch"] == torch.__version__
     assert found["device"] == "cpu" and found["n_cores"] >= 1
 
@@ -354,8 +358,13 @@ def test_every_schedule_is_evaluated_for_every_seed_and_number_of_steps(finished
     assert set(rows["n_steps"]) == {2, 3, 4, 6}
     assert set(rows["n_structures"]) == {len(finished.test)}
     assert len(finished.structures) == len(rows) * len(finished.test)
-    assert len(finished.metrics_table()) == 4 + 4 + 4 + 1
-    assert len(finished.metrics_table(3)) == 4
+    table = finished.table()
+    assert len(table) == 4 + 4 + 4 + 1
+    assert len(table.query("steps == 3")) == 4
+    mean = rows[(rows["schedule"] == "none") & (rows["n_steps"] == 2)]["crmse"].mean()
+    assert table.loc[("none", 2), "cRMSE"].startswith(f"{mean:.3f} (")
+    with pytest.raises(ValueError, match=r"name must be one of \['metrics'\], got 'metric'"):
+        finished.table("metric")
 
 
 def test_a_cell_that_is_run_again_replaces_what_was_there(finished):
@@ -401,13 +410,16 @@ def test_example_starts_from_one_noise_and_ends_at_the_evaluated_structure(finis
 
 
 def test_some_structures_to_play_with(finished):
-    assert len(finished.few_structures(3)) == 3
-    assert len(finished.few_structures(99)) == len(finished.test)
-    assert next(iter(finished.named_schedules())) == "learned"
+    assert len(finished.finished(3).structures) == 3
+    found = finished.finished(99)
+    assert len(found.structures) == len(finished.test) and found.n_steps == 3
+    assert next(iter(found.schedules)) == "learned"
 
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
+    text = finished.conclusion(judged)
+    assert "claims hold.**" in text and "standard error" in text and "quick" in text
     paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
@@ -438,7 +450,7 @@ def test_results_are_complete_and_strict(finished):
 
 def test_figures_are_written_without_a_network(tmp_path):
     go = pytest.importorskip("plotly.graph_objects")
-    (path,) = results.write_figures({"a": go.Figure()}, tmp_path)
+    (path,) = records._write_figures({"a": go.Figure()}, tmp_path)
     assert (tmp_path / "plotly.min.js").is_file()
     assert "cdn" not in path.read_text()
 

@@ -23,13 +23,9 @@ from irlkit.flows.schedules import (
 from irlkit.lab import experiments, runs
 from irlkit.lab.experiments import _changes as changes
 from irlkit.lab.experiments import _training as training
-from irlkit.lab.experiments._energy_claims import (
-    ANNEALED,
-    PRETRAINED,
-    energy_claims,
-    energy_conclusion,
-)
+from irlkit.lab.experiments._energy_claims import ANNEALED, PRETRAINED, energy_claims
 from irlkit.lab.experiments._training import file_name
+from irlkit.lab.experiments.claims import _held_in_words
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
 from irlkit.rl.policies import load_dynamics
 from irlkit.rl.trainer import GRPOTrainer
@@ -186,8 +182,6 @@ def test_what_the_annealing_gains_is_not_a_gain_of_energies(energy, expected):
     table = evaluation(velocity={"energy_above_reference": 0.41})
     table = with_annealing(table, energy)
     assert failing(table, 25) == expected
-    text = energy_conclusion(table, PRESET, "toy", [])
-    assert f"| pretrained, learned annealing, 50 steps | {energy:.3f}" in text
 
 
 def test_what_was_not_measured_does_not_hold():
@@ -200,15 +194,10 @@ def test_what_was_not_measured_does_not_hold():
     }
 
 
-def test_the_conclusion_is_computed():
+def test_failing_claims_and_aims_are_told_apart():
     table = evaluation(velocity={"energy_above_reference": 0.46})
-    text = energy_conclusion(table, PRESET, "toy", energy_claims(table, PRESET))
-    assert "**8 of 9 claims hold.** Those that do not: number 16 (aim), 23 (claim)." in text
-    assert "| velocity-based, 50 steps | 0.460 (0.460 to 0.460) |" in text
-    assert "| pretrained, no annealing, 500 steps | 0.950 |" in text
-    without = energy_conclusion(table[table["policy"] != PRETRAINED], PRESET, "toy", [])
-    assert "| pretrained, no annealing, 500 steps | not measured |" in without
-    assert "toy's, on 100 test structures" in text and "quick" not in text
+    text = _held_in_words(energy_claims(table, PRESET))
+    assert text == "**8 of 9 claims hold.** Those that do not: number 16 (aim), 23 (claim)."
 
 
 # --------------------------------------------------------------------------------------------------
@@ -351,7 +340,7 @@ def test_evaluations_are_labelled(finished):
         "velocity-based": 2,
         "score-based, large noise": 1,
     }
-    assert len(finished.metrics_table()) == 6 + 3
+    assert len(finished.table()) == 6 + 3
     # Each policy is measured in one of two calls; the time of both is noted.
     policies = rows[rows["policy"] != PRETRAINED]
     assert finished.seconds["evaluation of policies"] >= policies["seconds"].sum()
@@ -359,7 +348,7 @@ def test_evaluations_are_labelled(finished):
 
 
 def test_validation_curves_have_what_the_paper_shows(finished):
-    curves = finished.validation_curves(TINY.policies)
+    curves, lines = finished.curves(TINY.policies)
     assert len(curves) == 2 * 2 * 3
     assert curves["polymorph_match_rate"].between(0, 1).all()
     assert curves["invalid_rate"].between(0, 1).all()
@@ -367,14 +356,13 @@ def test_validation_curves_have_what_the_paper_shows(finished):
     start = curves[curves["iteration"] == 0]
     energy = start.groupby("policy")["energy_above_lowest"]
     assert (energy.nunique(dropna=False) == 1).all()
-    lines = finished.test_lines(TINY.policies)
     assert list(lines["policy"]) == ["pretrained, annealed, 4 steps", *TINY.policies]
 
 
 def test_matches_are_told_apart_by_polymorph(finished):
-    table = finished.polymorphs()
+    table = finished.table("polymorphs")
     rows = finished.structures
-    assert len(table) == len(finished.metrics_table())
+    assert len(table) == len(finished.table())
     for (policy, schedule, n_steps), values in table.iterrows():
         of = (rows["policy"] == policy) & (rows["n_steps"] == n_steps)
         of &= rows["schedule"] == schedule
@@ -395,8 +383,8 @@ def test_validation_is_drawn_beside_the_test_split(finished):
     pytest.importorskip("plotly")
     from irlkit.lab.plots.reinforcement import validation_curves
 
-    curves = finished.validation_curves(TINY.policies)
-    tests = finished.test_lines(TINY.policies).fillna(0.5)
+    curves, tests = finished.curves(TINY.policies)
+    tests = tests.fillna(0.5)
     figure = validation_curves(curves.fillna(1.0), tests, ("polymorph_match_rate", "invalid_rate"))
     solid = [trace for trace in figure.data if trace.fill is None and trace.line.dash is None]
     dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
@@ -410,7 +398,7 @@ def test_validation_is_drawn_beside_the_test_split(finished):
 
 
 def test_every_run_is_judged(finished):
-    findings = finished.findings()
+    findings = finished.table("findings")
     assert {"policy", "seed", "severity", "finding", "advice"} <= set(findings)
     runs = findings[["policy", "seed"]].drop_duplicates()
     known = {*finished.policies, ("annealing", 0)}
@@ -448,6 +436,7 @@ def test_diversity_is_counted_for_all_policies(finished):
 
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
+    assert "toy's, on" in finished.conclusion(judged)
     paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
@@ -470,7 +459,7 @@ def test_learned_weights_generate_what_the_policy_generates(finished):
     for name in TINY.policies:
         path = finished.out_dir / f"{file_name(name)}_seed_1.safetensors"
         loaded = load_dynamics(path, finished.model)
-        expected = finished.generate(batch, 3, finished.deployed(name, 1), 0)
+        expected = finished.generate(batch, 3, finished._deployed(name, 1), 0)
         found = finished.generate(batch, 3, loaded, 0)
         torch.testing.assert_close(found.pos, expected.pos)
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from irlkit.lab.experiments.finished import SHIPPED, load_finished, some_found
+from irlkit.lab.experiments.finished import SHIPPED, _some_found, load_finished
 
 
 def test_shipped_results_are_whole():
@@ -24,10 +24,10 @@ def test_shipped_results_are_whole():
 
 def test_half_of_some_were_found_as_far_as_there_are():
     found = np.array([True, False, False, True, False, True])
-    assert some_found(found, 4).tolist() == [0, 1, 2, 3]
-    assert some_found(found[:4], 6).tolist() == [0, 1, 2, 3]
-    assert some_found(np.array([True, False, False, False]), 4).tolist() == [0, 1, 2, 3]
-    assert some_found(np.ones(5, bool), 2).tolist() == [0, 1]
+    assert _some_found(found, 4).tolist() == [0, 1, 2, 3]
+    assert _some_found(found[:4], 6).tolist() == [0, 1, 2, 3]
+    assert _some_found(np.array([True, False, False, False]), 4).tolist() == [0, 1, 2, 3]
+    assert _some_found(np.ones(5, bool), 2).tolist() == [0, 1]
 
 
 def test_what_is_missing_or_foreign_is_said(tmp_path):

@@ -12,7 +12,7 @@ from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab import experiments
 from irlkit.lab.experiments._noise_claims import noise_claims
-from irlkit.lab.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, scale_at
+from irlkit.lab.experiments.noise_schedules import KINDS, LINE, PERTURBED, SDE, _scale_at
 from irlkit.lab.experiments.presets import Rung, presets
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
@@ -51,10 +51,10 @@ def test_parameters_that_make_no_sense(arguments, message):
 
 def test_a_scale_lies_between_those_that_were_tried():
     scales, losses = np.array([0.0, 0.1, 0.4]), np.array([0.0, 0.1, 0.5])
-    assert scale_at(scales, losses, 0.05) == pytest.approx(0.05), "linear from 0 on"
-    assert scale_at(scales, losses, 0.1) == pytest.approx(0.1)
-    assert scale_at(scales, losses, 0.3) == pytest.approx(0.2), "half way of the logarithm"
-    assert scale_at(scales, losses, 0.6) == np.inf
+    assert _scale_at(scales, losses, 0.05) == pytest.approx(0.05), "linear from 0 on"
+    assert _scale_at(scales, losses, 0.1) == pytest.approx(0.1)
+    assert _scale_at(scales, losses, 0.3) == pytest.approx(0.2), "half way of the logarithm"
+    assert _scale_at(scales, losses, 0.6) == np.inf
 
 
 # --------------------------------------------------------------------------------------------------
@@ -173,7 +173,8 @@ def finished(files, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IRLKIT_CACHE", str(files / "cache"))
         experiment = make(files, tmp_path_factory.mktemp("results"))
-    experiment.scan()
+    scanned = experiment.scan()
+    pd.testing.assert_frame_equal(scanned, experiment._scanned())
     experiment.sweep_reference()
     experiment.compare_annealing()
     return experiment
@@ -193,7 +194,7 @@ def test_every_way_schedule_and_scale_is_evaluated(finished):
 
 
 def test_lines_begin_without_noise(finished):
-    rows = finished.scanned()
+    rows = finished._scanned()
     assert rows["line"].nunique() == 6
     for _, line in rows[rows["seed"] == 0].groupby("line"):
         assert sorted(line["scale"]) == [0.0, 0.1, 1.0]
@@ -260,9 +261,9 @@ def test_results_are_complete_and_strict(finished):
 
 
 def test_tables_for_people(finished):
-    table = finished.scales_table()
+    table = finished.table("scales")
     assert len(table) == 6 and next(iter(table.columns)).startswith("small")
-    assert finished.annealing_table().index.names == ["integration", "annealing", "steps"]
+    assert finished.table("annealing").index.names == ["integration", "annealing", "steps"]
     assert "perturbed ODE only" in finished.summary().to_string()
 
 

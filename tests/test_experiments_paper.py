@@ -9,9 +9,9 @@ import torch
 
 from irlkit import potentials
 from irlkit.lab import experiments
+from irlkit.lab.experiments._splits import load_splits
 from irlkit.lab.experiments.estimate import _count_work, _in_words
 from irlkit.lab.experiments.presets import Rung, presets
-from irlkit.lab.experiments.splits import load_splits
 from irlkit.networks.cspnet import CSPNet
 from tests.tiny_experiments import write_files
 from tests.tiny_mace import write_mace

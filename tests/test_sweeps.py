@@ -18,8 +18,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from irlkit.flows.schedules import LearnedAnnealing
-from irlkit.lab import plots
-from irlkit.lab.experiments import sweep_experiment
+from irlkit.lab import experiments, plots
 from irlkit.lab.sweeps import (
     SPACES,
     PolicyObjective,
@@ -508,17 +507,13 @@ def test_missing_optuna_is_named():
 
 
 def test_presets_of_the_notebook_resolve():
-    for name, preset in sweep_experiment.SWEEP_PRESETS.items():
-        assert sweep_experiment.resolve_sweep(name) == preset
+    known = experiments.presets("sweep")
+    for name, preset in known.items():
+        assert experiments.resolve("sweep", name) == preset
         json.dumps(preset.to_dict())
-    changed = sweep_experiment.resolve_sweep("quick", n_trials=3, seeds="4,5", n_steps=7)
-    assert changed == replace(
-        sweep_experiment.SWEEP_PRESETS["quick"],
-        n_trials=3,
-        seeds=(4, 5),
-        n_steps=7,
-    )
+    changed = experiments.resolve("sweep", "quick", n_trials=3, seeds="4,5", n_steps=7)
+    assert changed == replace(known["quick"], n_trials=3, seeds=(4, 5), n_steps=7)
     with pytest.raises(ValueError, match="preset must be one of"):
-        sweep_experiment.resolve_sweep("huge")
+        experiments.resolve("sweep", "huge")
     with pytest.raises(ValueError, match="seeds must be different"):
-        sweep_experiment.resolve_sweep("quick", seeds=(1, 1))
+        experiments.resolve("sweep", "quick", seeds=(1, 1))

@@ -9,20 +9,15 @@ from irlkit.lab.experiments.presets import (
     EnergyPreset,
     NoisePreset,
     Rung,
+    SweepPreset,
     Variant,
     presets,
     resolve,
 )
-from irlkit.lab.experiments.sweep_experiment import (
-    SWEEP_PRESETS,
-    SweepExperiment,
-    SweepPreset,
-    resolve_sweep,
-)
+from irlkit.lab.experiments.sweep_experiment import SweepExperiment
 from irlkit.lab.experiments.velocity_annealing import VelocityAnnealing
 
 __all__ = [
-    "SWEEP_PRESETS",
     "AnnealingPreset",
     "Claim",
     "EnergyPreset",
@@ -38,5 +33,4 @@ __all__ = [
     "estimate",
     "presets",
     "resolve",
-    "resolve_sweep",
 ]

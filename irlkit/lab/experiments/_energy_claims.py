@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
-from irlkit.lab.experiments.claims import Claim, _conclude, _markdown, _rows
+from irlkit.lab.experiments.claims import Claim, _rows
 from irlkit.lab.experiments.presets import EnergyPreset
 
 PRETRAINED = "pretrained"
@@ -15,7 +13,7 @@ ANNEALED = "pretrained, annealed"
 
 
 def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]:
-    """Judge the paper's claims about energy reinforcement (section 4.2), on means over seeds.
+    """The paper's claims about energy reinforcement (section 4.2), on means over seeds.
 
     The claims are about the model that reinforcement begins with, integrated as the policies are.
     The same about this model with the annealing and the many steps that suit its structures best,
@@ -26,11 +24,6 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
     very reference that the structure was generated for are an aim: where this is not the lowest
     polymorph, an energy below it is not to be had without leaving it. Where no two references
     share a composition, both are the same.
-
-    Args:
-        evaluation: columns policy, schedule, n_steps, seed, energy_above_reference, invalid_rate,
-            match_rate, polymorph_match_rate, rmse.
-        preset: names the policies, and says which steps are few and many.
     """
     few, many = preset.n_steps, preset.reference_steps
     metrics = (
@@ -91,49 +84,6 @@ def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]
         )
     )
     return [Claim.check(*entry) for entry in entries]
-
-
-def energy_conclusion(
-    evaluation: pd.DataFrame, preset: EnergyPreset, potential: str, claims: Sequence[Claim]
-) -> str:
-    """Say in Markdown what the numbers say.
-
-    Args:
-        evaluation: as for ``energy_claims``, with n_structures.
-        preset: names the policies, and says which steps are few and many.
-        potential: name of the potential of all energies.
-        claims: of ``energy_claims``.
-    """
-    few, many = preset.n_steps, preset.reference_steps
-    schedules = {
-        "best handcrafted annealing": ("handcrafted", (many,)),
-        "no annealing": ("none", (few, many)),
-        "learned annealing": ("learned", (few, many)),
-    }
-    rows = {
-        f"pretrained, {words}, {k} steps": _rows(
-            evaluation, policy=PRETRAINED, n_steps=k, schedule=schedule
-        )
-        for words, (schedule, counts) in schedules.items()
-        for k in counts
-    }
-    rows = {label: table for label, table in rows.items() if len(table) or "learned" not in label}
-    rows |= {
-        f"{name}, {few} steps": _rows(evaluation, policy=name, n_steps=few)
-        for name in preset.policies
-    }
-    columns = {
-        "energy_above_reference": "energy above reference, eV/atom",
-        "match_rate": "match rate",
-        "polymorph_match_rate": "polymorph match rate",
-        "rmse": "RMSE",
-        "invalid_rate": "invalid",
-    }
-    text = (
-        f" All energies are {potential}'s, on {int(evaluation['n_structures'].max())} test "
-        "structures; brackets have the range over seeds."
-    )
-    return _conclude([*_markdown("", columns, rows), ""], claims, preset, text)
 
 
 def _share(value: float, of: float) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
-from irlkit.lab.experiments.claims import Claim, _conclude, _ratio, _rows
+from irlkit.lab.experiments.claims import Claim, _ratio, _rows
 from irlkit.lab.experiments.presets import NoisePreset
 
 
@@ -16,11 +16,10 @@ def noise_claims(
     medium: Mapping[tuple[str, str], float],
     reached: bool,
 ) -> list[Claim]:
-    """Judge the paper's claims about noise and annealing (section 4.2, Appendix C).
+    """The paper's claims about noise and annealing (section 4.2, Appendix C), for one model.
 
     Args:
-        evaluation: of one model, with the columns integration, noise, scale, schedule, n_steps,
-            seed, match_rate and crmse.
+        evaluation: of that model.
         preset: says which steps are few and many.
         medium: (integration, schedule) -> medium scale; the largest that was tried, if it is
             larger than that.
@@ -78,33 +77,6 @@ def noise_claims(
         ),
     ]
     return [Claim.check(*entry) for entry in entries]
-
-
-def noise_conclusion(
-    scales: pd.DataFrame, annealing: pd.DataFrame, preset: NoisePreset, claims: Sequence[Claim]
-) -> str:
-    """Say in Markdown what the numbers say.
-
-    Args:
-        scales: line -> small, medium and large scale, as text.
-        annealing: means with and without annealing, as text.
-        preset: says which split was generated for.
-        claims: of ``noise_claims``.
-    """
-    lines = [f"| {' | '.join(['noise', *scales.columns])} |", f"|:--|{'--:|' * scales.shape[1]}"]
-    lines += [f"| {' | '.join([str(name), *row])} |" for name, row in scales.T.items()]
-    words = []
-    for schedule, name in (
-        ("handcrafted", "with the best handcrafted annealing"),
-        ("none", "without"),
-    ):
-        there = annealing.xs(("ODE", schedule), level=(0, 1)) if len(annealing) else annealing
-        rates = ", ".join(f"{k} steps {row['match rate']}" for k, row in there.iterrows())
-        words.append(f"{name}: {rates}")
-    tuned = f"The annealing was tuned for {preset.reference_steps} steps."
-    lines += ["", f"Match rate of the ODE {'; '.join(words)}. {tuned}", ""]
-    on_test = ' A scale for a training is better chosen on the validation split: `split = "val"`.'
-    return _conclude(lines, claims, preset, on_test if preset.split == "test" else "")
 
 
 def _paired(values: pd.DataFrame, others: pd.DataFrame) -> float:

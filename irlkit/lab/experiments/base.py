@@ -1,4 +1,4 @@
-"""What all experiments share: model, data, base samples, evaluations, sweeps, training, results.
+"""What all experiments share: model, data, base samples, evaluations, training, results.
 
 Base samples depend on nothing but seed and compositions. Everything that is compared starts from
 the same x_0, and differences are paired.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,17 +22,11 @@ from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import Annealing, LinearAnnealing
+from irlkit.lab.experiments._splits import load_splits
 from irlkit.lab.experiments._training import Run, Trainings
-from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.handcrafted import SWEEP_RANGE, best_of, sweep
-from irlkit.lab.experiments.presets import Rung, Settings
-from irlkit.lab.experiments.results import (
-    environment,
-    write_figures,
-    write_json,
-    write_table,
-)
-from irlkit.lab.experiments.splits import load_splits
+from irlkit.lab.experiments.claims import Claim, _held_in_words, _with_range
+from irlkit.lab.experiments.presets import _Preset
+from irlkit.lab.experiments.records import write_records
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, Reward
@@ -40,10 +34,7 @@ from irlkit.rl.policies import Policy
 from irlkit.utils.checks import check_kind, checked
 from irlkit.utils.progress import progress_bar
 
-P = TypeVar("P", bound=Settings)
-
-SWEEP_SEED = 1_000_003
-"""Seed of the base samples of sweeps: another one than those of evaluations."""
+P = TypeVar("P", bound=_Preset)
 
 NOISE_SEED = 2_000_003
 """Added to a seed for the noise: its stream is not that of the base samples."""
@@ -76,7 +67,6 @@ class Experiment(Generic[P]):
     Attributes:
         model: the pretrained model, frozen.
         train, validation, test: splits; the evaluation and the sweeps use parts of the latter two.
-        sweeps: number of steps -> trials of the handcrafted sweep for it.
         policies: name of a training run -> its best policy.
         best_iteration: name of a training run -> iteration of its best policy.
         seconds: what -> how long it took.
@@ -87,7 +77,7 @@ class Experiment(Generic[P]):
             for results that cannot be made.
     """
 
-    preset_kind: type = object
+    preset_kind: type
     folder = "runs"
     metric_names: Mapping[str, str] = {
         "metre": "METRe",
@@ -119,7 +109,6 @@ class Experiment(Generic[P]):
         self.split_sizes = {s.split: len(s) for s in splits}
         self.test = whole_test.subset(preset.test_size)
         self.pool = metrics.MatchPool(preset.n_workers)
-        self.sweeps: dict[int, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
         self.policies: dict[Any, Policy] = {}
@@ -249,46 +238,54 @@ class Experiment(Generic[P]):
                 bar.update(n_steps)
         return pd.DataFrame(rows)
 
-    def _means(self, rows: pd.DataFrame, *by: str) -> pd.DataFrame:
-        """Means over seeds as text, and how many there are, by these columns."""
-        groups = rows.groupby(list(by), sort=False)
-        table = groups[list(self.metric_names)].mean().rename(columns=dict(self.metric_names))
-        table = table.map(lambda value: "" if np.isnan(value) else f"{value:.3f}")
-        names: dict[str | int, str] = {"n_steps": "steps", "schedule": "annealing"}
-        return table.assign(seeds=groups.size()).rename_axis(index=names)
-
     # ----------------------------------------------------------------------------------------------
-    # Handcrafted annealing
+    # What it says
     # ----------------------------------------------------------------------------------------------
 
-    def sweep_reference(self) -> pd.DataFrame:
-        """Seek the best handcrafted annealing for many steps (Appendix H)."""
-        return self._sweep(self.preset.reference_sweep)
+    def table(self, name: str = "metrics") -> pd.DataFrame:
+        """Return a table of what was measured so far, for people.
 
-    def _sweep(self, rungs: Sequence[Rung]) -> pd.DataFrame:
-        n_steps = rungs[-1].n_steps
-
-        def measure(data: CrystalDataset, k: int, annealing: Annealing) -> metrics.Metrics:
-            return self.measure(data, k, annealing, SWEEP_SEED)
-
-        with self._timed(f"sweep at {n_steps} steps"):
-            self.sweeps[n_steps] = sweep(
-                measure, self.validation, rungs, self.preset.candidates, self.progress
-            )
-        return self.sweeps[n_steps]
-
-    def best_handcrafted(self, n_steps: int) -> LinearAnnealing:
-        """Return the best of the sweep for so many steps.
+        Args:
+            name: "metrics", means over seeds with the range in brackets, or another table that the
+                class names.
 
         Raises:
-            ValueError: that sweep was not run.
+            ValueError: there is no such table.
         """
-        if n_steps not in self.sweeps:
-            raise ValueError(
-                f"there was no sweep for {n_steps} steps (there are {sorted(self.sweeps)}); call "
-                "sweep_reference, or another method that sweeps for this number"
-            )
-        return best_of(self.sweeps[n_steps])
+        tables = self._shown()
+        if name not in tables:
+            raise ValueError(f"name must be one of {[*tables]}, got {name!r}")
+        return tables[name]()
+
+    def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
+        """What ``table`` returns, by name."""
+        raise NotImplementedError
+
+    def _means(self, rows: pd.DataFrame, *by: str) -> pd.DataFrame:
+        """Means over seeds as text, with their range and number, by these columns."""
+        groups = rows.groupby(list(by), sort=False)
+        table = groups[list(self.metric_names)].agg(_with_range)
+        names: dict[str | int, str] = {"n_steps": "steps", "schedule": "annealing"}
+        table = table.rename(columns=dict(self.metric_names)).rename_axis(index=names)
+        return table.assign(seeds=groups.size())
+
+    def claims(self) -> list[Claim]:
+        """Judge the claims of the experiment by what was measured."""
+        return self._claims()
+
+    def _claims(self) -> list[Claim]:
+        raise NotImplementedError
+
+    def conclusion(self, claims: Sequence[Claim]) -> str:
+        """Say in Markdown how many claims hold, and what else the numbers say."""
+        text = f"{_held_in_words(claims)} {self._remark()}"
+        if self.preset.name == "quick":
+            text += " The preset *quick* only shows that everything works: judge nothing by it."
+        return text
+
+    def _remark(self) -> str:
+        """What ``conclusion`` says besides."""
+        raise NotImplementedError
 
     # ----------------------------------------------------------------------------------------------
     # Training
@@ -354,36 +351,25 @@ class Experiment(Generic[P]):
         Returns:
             The files.
         """
-        paths = self._save_learned()
-        for name, table in self._tables().items():
-            if len(table):
-                paths.append(write_table(table, self.out_dir / f"{name}.parquet"))
-        paths += write_figures(figures or {}, self.out_dir / "figures")
-        data = {
-            "parameters": self._parameters(),
-            "environment": {**environment(self.device), "seconds": self.seconds},
-            "dataset": {
-                "name": self.dataset,
-                "split_sizes": self.split_sizes,
-                "n_test_structures": len(self.test),
-                "n_skipped": len(self.test.skipped),
-                "checkpoint": self.checkpoint,
-            },
-            "evaluation": _evaluation_records(self.evaluation),
-            "handcrafted_sweep": [
-                {
-                    "n_steps": n_steps,
-                    "split": "val",
-                    "range": [0.0, SWEEP_RANGE],
-                    "best": asdict(self.best_handcrafted(n_steps)),
-                    "trials": trials.to_dict("records"),
-                }
-                for n_steps, trials in self.sweeps.items()
-            ],
-            **self._results(),
-            "claims": [asdict(claim) for claim in claims],
+        dataset = {
+            "name": self.dataset,
+            "split_sizes": self.split_sizes,
+            "n_test_structures": len(self.test),
+            "n_skipped": len(self.test.skipped),
+            "checkpoint": self.checkpoint,
         }
-        paths.append(write_json(data, self.out_dir / "results.json"))
+        paths = self._save_learned() + write_records(
+            self.out_dir,
+            parameters=self._parameters(),
+            device=self.device,
+            dataset=dataset,
+            claims=claims,
+            tables=self._tables(),
+            figures=figures or {},
+            seconds=self.seconds,
+            evaluation=_evaluation_records(self.evaluation),
+            **self._results(),
+        )
         self._trainings.finish()
         return paths
 
@@ -421,7 +407,7 @@ def make_job(
     dynamics: Dynamics | None = None,
     **labels: Any,
 ) -> Job:
-    """Return an evaluation whose columns say how the velocity was annealed.
+    """Make an evaluation whose columns say how the velocity was annealed.
 
     Args:
         n_steps: integration steps.

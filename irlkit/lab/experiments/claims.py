@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from irlkit.lab.experiments.presets import Settings
 from irlkit.utils.checks import checked
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -77,8 +76,8 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------
 
 
-def held_in_words(claims: Sequence[Claim]) -> str:
-    """Say in Markdown how many claims hold, and which do not."""
+def _held_in_words(claims: Sequence[Claim]) -> str:
+    """How many claims hold, and which do not, in Markdown."""
     required = [claim for claim in claims if claim.required]
     text = f"**{sum(claim.holds for claim in required)} of {len(required)} claims hold.**"
     failing = [
@@ -89,29 +88,11 @@ def held_in_words(claims: Sequence[Claim]) -> str:
     return f"{text} Those that do not: number {', '.join(failing)}." if failing else text
 
 
-def _conclude(lines: Sequence[str], claims: Sequence[Claim], preset: Settings, text: str) -> str:
-    """What the numbers say, in Markdown: lines, which claims hold, and a text."""
-    if preset.name == "quick":
-        text += (
-            " The preset *quick* only shows that everything works: do not judge the method by it."
-        )
-    return "\n".join([*lines, held_in_words(claims) + text])
-
-
-def _markdown(
-    title: str, columns: Mapping[str, str], rows: Mapping[str, pd.DataFrame]
-) -> list[str]:
-    """A table of means over seeds, with the range where there are several."""
-    lines = [f"| {' | '.join([title, *columns.values()])} |", f"|:--|{'--:|' * len(columns)}"]
-    for label, of_seeds in rows.items():
-        cells = [_with_range(of_seeds[column].dropna()) for column in columns]
-        lines.append(f"| {' | '.join([label, *cells])} |")
-    return lines
-
-
 def _with_range(values: pd.Series) -> str:
+    """The mean as text, with the range where there are several numbers."""
+    values = values.dropna()
     if not len(values):
-        return "not measured"
+        return ""
     text = f"{values.mean():.3f}"
     return text if len(values) == 1 else f"{text} ({values.min():.3f} to {values.max():.3f})"
 

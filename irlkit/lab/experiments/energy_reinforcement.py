@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,18 +25,12 @@ from irlkit.flows.schedules import (
 )
 from irlkit.lab.diagnostics import judge
 from irlkit.lab.experiments._changes import atom_changes, count_distinct
-from irlkit.lab.experiments._energy_claims import (
-    ANNEALED,
-    PRETRAINED,
-    energy_claims,
-    energy_conclusion,
-)
+from irlkit.lab.experiments._energies import EnergyExperiment, energy_rewards
+from irlkit.lab.experiments._energy_claims import ANNEALED, PRETRAINED, energy_claims
 from irlkit.lab.experiments._training import Run, annealing_policy, file_name
 from irlkit.lab.experiments.base import make_job
 from irlkit.lab.experiments.claims import Claim, _rows
-from irlkit.lab.experiments.energies import EnergyExperiment, energy_rewards
-from irlkit.lab.experiments.presets import EnergyPreset
-from irlkit.rewards import EnergyReward, Reward
+from irlkit.lab.experiments.presets import ANNEALING, EnergyPreset
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.utils.system import available_cores
 
@@ -44,9 +38,6 @@ _POLICIES: Mapping[str, type[ScorePolicy] | type[VelocityPolicy]] = {
     "score": ScorePolicy,
     "velocity": VelocityPolicy,
 }
-ANNEALING = "annealing"
-"""What the training of the annealing is called beside those of the policies."""
-
 POLYMORPH_TOLERANCE = 1e-3
 """eV/atom above the lowest polymorph that count as none."""
 VALIDATION_COLUMNS = {
@@ -64,14 +55,22 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     """Trains score- and velocity-based policies on energies, and compares them.
 
     All start from the same pretrained model, with a denoiser for the reinforced fields, and all
-    energies are of one potential. See ``EnergyExperiment`` for the arguments.
+    energies are of one potential. See ``Experiment`` for other arguments.
+
+    Its ``table`` are "metrics"; "polymorphs", which of them the structures of the test split match;
+    and "findings", what the diagnostics say of each training run.
+
+    Args:
+        potential: a potential, or its name for ``potentials.get``.
 
     Attributes:
         policies: (name, seed) -> trained policy.
         annealing: that the policies keep; None: it is to be learned and was not yet.
 
     Raises:
-        ValueError: see ``EnergyExperiment``; or a policy does not fit the model.
+        FileNotFoundError: see ``Experiment``; or weights of the potential are missing.
+        ValueError: see ``Experiment``; an element that the potential does not know, or a policy
+            that does not fit the model.
     """
 
     preset_kind = EnergyPreset
@@ -120,7 +119,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         seed, training = self.preset.seeds[0], self.preset.annealing_training
         key = (ANNEALING, seed)
         make = partial(annealing_policy, self.model, training.schedule, training.noise, seed)
-        labels, config = {"policy": ANNEALING, "seed": seed}, self.preset.annealing_config()
+        labels, config = {"policy": ANNEALING, "seed": seed}, self.preset.config(ANNEALING, seed)
         run = Run(key, ANNEALING, labels, make, config)
         self._train_annealings([run], self._learned, "training of the annealing")
         learned = cast(AnnealingPolicy, self._learned[key]).annealing
@@ -182,39 +181,31 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         kept_ref = None if variant.ref_noise is None else ref_noise
         return _POLICIES[variant.policy](self.model, noise, kept_ref, self.annealing)
 
-    def reward(self) -> Reward:
-        """Make the reward of the training: low energies."""
-        return EnergyReward(self.potential, self.preset.grpo.get("group_size"))
-
-    def validation_curves(self, names: Iterable[str]) -> pd.DataFrame:
-        """Return metrics of the validations during training (Figs. 3, 6).
+    def curves(self, names: Iterable[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return metrics of the validations, and on the test split beside (Figs. 3, 6).
 
         Args:
             names: of policies.
 
         Returns:
-            Columns policy, seed, iteration, energy_above_lowest (eV/atom above the composition's
-            lowest polymorph), polymorph_match_rate, polymorph_rmse and invalid_rate.
+            A row per policy, seed and iteration of a validation, and a row per policy on the test
+            split, means over seeds, to which the annealed pretrained model is added; with the
+            columns energy_above_lowest (eV/atom above the composition's lowest polymorph),
+            polymorph_match_rate, polymorph_rmse and invalid_rate.
         """
+        names = list(names)
         table = self.history
-        table = table[table["policy"].isin(list(names)) & table["validation_reward"].notna()]
+        table = table[table["policy"].isin(names) & table["validation_reward"].notna()]
         table = table.rename(columns=VALIDATION_COLUMNS)
         table = table.assign(invalid_rate=1.0 - table["valid_rate"])
-        return table[["policy", "seed", "iteration", *CURVES]].reset_index(drop=True)
-
-    def findings(self) -> pd.DataFrame:
-        """Return what the diagnostics say of each run, worst first.
-
-        Returns:
-            Columns policy, seed, severity, finding and advice.
-        """
-        rows = []
-        for (name, seed), history in self._histories.items():
-            learned = name == ANNEALING
-            config = self.preset.annealing_config() if learned else self.preset.config(name, seed)
-            for found in judge(history, config):
-                rows.append({"policy": name, "seed": seed, **vars(found)})
-        return pd.DataFrame(rows)
+        validations = table[["policy", "seed", "iteration", *CURVES]].reset_index(drop=True)
+        many, table = self.preset.reference_steps, self.evaluation
+        best = _rows(table, policy=PRETRAINED, n_steps=many, schedule="handcrafted")
+        rows = {f"pretrained, annealed, {many} steps": best}
+        for name in names:
+            rows[name] = _rows(table, policy=name, n_steps=self.preset.n_steps)
+        means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
+        return validations, pd.DataFrame(means).T.rename_axis("policy").reset_index()
 
     # ----------------------------------------------------------------------------------------------
     # Evaluation
@@ -271,23 +262,14 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         names = self.preset.policies if names is None else names
         few, kept = self.preset.n_steps, (self._schedule, self.annealing)
         jobs = [
-            make_job(few, seed, *kept, dynamics=self.deployed(name, seed), policy=name)
+            make_job(few, seed, *kept, dynamics=self._deployed(name, seed), policy=name)
             for name in names
             for seed in self.preset.seeds_of(name)
         ]
         return self._run("policies", jobs)
 
-    def deployed(self, name: str, seed: int) -> Dynamics:
-        """Return what generates with a policy.
-
-        Args:
-            name: of a policy; "pretrained", without annealing; or "pretrained, annealed", with the
-                annealing that the policies keep.
-            seed: of training.
-
-        Raises:
-            ValueError: it was not trained yet.
-        """
+    def _deployed(self, name: str, seed: int) -> Dynamics:
+        """What generates with a policy, or with what it was before training; see ``_start``."""
         if name in (PRETRAINED, ANNEALED):
             annealing = NoAnnealing() if name == PRETRAINED else self._kept_annealing()
             return Dynamics(self.model, annealing)
@@ -298,20 +280,22 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             )
         return self.policies[name, seed].deploy()
 
-    def metrics_table(self) -> pd.DataFrame:
-        """Return means over seeds, for people."""
-        return self._means(self.evaluation, "policy", "schedule", "n_steps")
+    # ----------------------------------------------------------------------------------------------
+    # What it says
+    # ----------------------------------------------------------------------------------------------
 
-    def polymorphs(self) -> pd.DataFrame:
-        """Tell which polymorphs the structures of the test split match, for people.
+    def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
+        return {
+            "metrics": lambda: self._means(self.evaluation, "policy", "schedule", "n_steps"),
+            "polymorphs": self._polymorphs,
+            "findings": self._findings,
+        }
+
+    def _polymorphs(self) -> pd.DataFrame:
+        """Match rates, means over seeds, by whether the reference is the lowest polymorph.
 
         A model that seeks low energies may generate a composition's lowest polymorph where the
         reference is another one. Then the match rate with other polymorphs falls.
-
-        Returns:
-            A row per policy, annealing and number of steps, means over seeds: match rates of
-            references that are the lowest polymorph of their composition in the test split, and of
-            other references; and the share of structures that match any polymorph.
         """
         table = self.structures
         lowest = table.groupby("formula")["reference_energy"].transform("min")
@@ -326,22 +310,13 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         groups = table[list(keys)].rename(columns=keys).assign(**columns)
         return groups.groupby(list(keys.values()), sort=False).mean().round(4)
 
-    def test_lines(self, names: Iterable[str]) -> pd.DataFrame:
-        """Return means over seeds on the test split, to be compared with the validation (Fig. 3).
-
-        Args:
-            names: of policies; the annealed pretrained model is added.
-
-        Returns:
-            A row per policy, with the column "policy" and the metrics.
-        """
-        many, table = self.preset.reference_steps, self.evaluation
-        best = _rows(table, policy=PRETRAINED, n_steps=many, schedule="handcrafted")
-        rows = {f"pretrained, annealed, {many} steps": best}
-        for name in names:
-            rows[name] = _rows(table, policy=name, n_steps=self.preset.n_steps)
-        means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
-        return pd.DataFrame(means).T.rename_axis("policy").reset_index()
+    def _findings(self) -> pd.DataFrame:
+        """What the diagnostics say of each run, worst first."""
+        return pd.DataFrame(
+            {"policy": name, "seed": seed, **vars(found)}
+            for (name, seed), history in self._histories.items()
+            for found in judge(history, self.preset.config(name, seed))
+        )
 
     # ----------------------------------------------------------------------------------------------
     # What has changed
@@ -385,8 +360,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             name: of a policy that was evaluated; of its first seed.
 
         Returns:
-            Title -> structure (before, after and reference of each), and a row per atom; see
-            ``changes.atom_changes``.
+            Title -> structure (before, after and reference of each), and a row per atom: how far
+            it moved, and the distance to the nearest atom, in Å.
 
         Raises:
             ValueError: fewer than three structures have an energy before and after.
@@ -397,7 +372,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         x_0 = self.base_sample(self.test.batch, seed)[rows]
         generated = {}
         for when, policy in (("before", self._start), ("after", name)):
-            dynamics = self.deployed(policy, seed)
+            dynamics = self._deployed(policy, seed)
             new = self.generate(data.batch, self.preset.n_steps, dynamics, seed, x_0=x_0)
             generated[when] = new.to("cpu")
         reference = self._energies_of_references(data).energy_per_atom
@@ -427,7 +402,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         tables = []
         with self._timed("diversity"):
             for name in (self._start, *self.preset.policies):
-                dynamics = self.deployed(name, seed)
+                dynamics = self._deployed(name, seed)
                 generated = self.generate(groups, self.preset.n_steps, dynamics, seed).to("cpu")
                 energy = self.potential(generated).energy_per_atom.reshape(-1, size)
                 table = count_distinct(generated, size, self.pool)
@@ -442,13 +417,12 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     # Results
     # ----------------------------------------------------------------------------------------------
 
-    def claims(self) -> list[Claim]:
-        """Judge the paper's claims."""
+    def _claims(self) -> list[Claim]:
         return energy_claims(self.evaluation, self.preset)
 
-    def conclusion(self, claims: Sequence[Claim]) -> str:
-        """Say in Markdown what was learned."""
-        return energy_conclusion(self.evaluation, self.preset, self.potential.name, claims)
+    def _remark(self) -> str:
+        size = int(self.evaluation["n_structures"].max())
+        return f"All energies are {self.potential.name}'s, on {size} test structures."
 
     def _save_learned(self) -> list[Path]:
         paths = []
@@ -458,7 +432,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             paths.append(path)
         if isinstance(self.annealing, LearnedAnnealing):
             path = self.out_dir / "annealing.safetensors"
-            steps = list(self.preset.annealing_config().step_choices)
+            steps = list(self.preset.config(ANNEALING, 0).step_choices)
             metadata = {"checkpoint": self.checkpoint, "dataset": self.dataset}
             save_annealing(self.annealing, path, {**metadata, "train_steps": steps})
             paths.append(path)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from irlkit.lab.experiments.base import Experiment
-from irlkit.lab.experiments.presets import AnnealingPreset, EnergyPreset, Rung
+from irlkit.lab.experiments.presets import ANNEALING, AnnealingPreset, EnergyPreset, Rung
 from irlkit.networks.cspnet import PairTopology
 from irlkit.rl.config import TrainerConfig
 
@@ -79,7 +79,7 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
         counts = [k for k in (few, many) for _ in preset.seeds_for(k)]
         stages["evaluation, pretrained"] = 2 * _generated(n_test, counts)
         if preset.annealing == "learn":
-            learning = _training(preset.annealing_config(), n)
+            learning = _training(preset.config(ANNEALING, 0), n)
             stages["learning the annealing"] = learning + _generated(n_test, counts)
         for name in preset.variants:
             run = _training(preset.config(name, 0), n, networks)

@@ -46,7 +46,7 @@ def load_finished(
 
     Args:
         results: its ``out_dir``; None: ``SHIPPED``.
-        n_structures: how many test structures, as ``some_found`` chooses them.
+        n_structures: how many test structures, half of which the learned schedule finds.
         device: of the network.
 
     Raises:
@@ -81,22 +81,14 @@ def load_finished(
     learned = load_annealing(folder / f"schedule_seed_{seed}.safetensors")
     return FinishedAnnealing(
         load_pretrained(checkpoint, device),
-        test.select(some_found(found, n_structures)),
+        test.select(_some_found(found, n_structures)),
         {"learned": learned, **handcrafted, "none": NoAnnealing()},
         few,
     )
 
 
-def some_found(found: np.ndarray, size: int) -> torch.Tensor:
-    """Choose numbers of some structures: half that were found, half others, as far as there are.
-
-    Args:
-        found: whether each structure was matched, shape (n,).
-        size: how many.
-
-    Returns:
-        Sorted, at most `size`.
-    """
+def _some_found(found: np.ndarray, size: int) -> torch.Tensor:
+    """Numbers of at most `size` structures, sorted: half that were found, as far as there are."""
     good, bad = np.flatnonzero(found), np.flatnonzero(~found)
     n_bad = min(len(bad), max(size // 2, size - len(good)))
     rows = np.concatenate([good[: size - n_bad], bad[:n_bad]])

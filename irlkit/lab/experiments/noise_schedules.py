@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from scipy.optimize import isotonic_regression
 
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
-from irlkit.lab.experiments._noise_claims import noise_claims, noise_conclusion
+from irlkit.lab.experiments._energies import EnergyExperiment
+from irlkit.lab.experiments._noise_claims import noise_claims
 from irlkit.lab.experiments.base import Job, make_job
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.energies import EnergyExperiment
 from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import checked
@@ -33,14 +33,18 @@ LINE = ["model", "integration", "noise"]
 class NoiseSchedules(EnergyExperiment[NoisePreset]):
     """Compares SDE and perturbed ODE under noise schedules of several scales.
 
+    Its ``table`` are "scales", small, medium and large ones of every line of Fig. 2, and
+    "annealing", means over seeds with and without it (Table 1).
+
     Args:
-        *arguments: of ``EnergyExperiment``; the model with a denoiser for the fields that get
-            noise, which the SDE needs.
+        checkpoint: has a denoiser for the fields that get noise, which the SDE needs.
         velocity_checkpoint: a second model, integrated as a perturbed ODE; None: none.
-        **options: of ``EnergyExperiment``.
+        potential: a potential, or its name for ``potentials.get``; see ``Experiment`` for the rest.
 
     Raises:
-        ValueError: see ``EnergyExperiment``; or the model has no denoiser for a field.
+        FileNotFoundError: see ``Experiment``; or weights of the potential are missing.
+        ValueError: see ``Experiment``; an element that the potential does not know, or a model
+            without denoiser.
     """
 
     preset_kind = NoisePreset
@@ -85,7 +89,8 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         """Evaluate every way to integrate under every schedule and scale (Fig. 2).
 
         Returns:
-            The new rows of ``evaluation``.
+            The new rows of ``evaluation``, those without noise once for each line of the figure
+            that begins there; the column "line" names it.
         """
         ways = [(self.model, SDE), (self.model, PERTURBED)]
         if self.second is not None:
@@ -101,7 +106,8 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
                     for kind in KINDS
                     for scale in self.preset.scales
                 ]
-        return self._run("noise", jobs)
+        self._run("noise", jobs)
+        return self._scanned()
 
     def compare_annealing(self) -> pd.DataFrame:
         """Evaluate with and without annealing at several numbers of steps (Table 1).
@@ -157,11 +163,8 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     # What it says
     # ----------------------------------------------------------------------------------------------
 
-    def scanned(self) -> pd.DataFrame:
-        """Return the rows of ``scan``, those without noise once for each line that begins there.
-
-        A column "line" says of which figure's line a row is a point.
-        """
+    def _scanned(self) -> pd.DataFrame:
+        """What ``scan`` returns."""
         rows = self.evaluation
         if not len(rows):
             raise ValueError("nothing was evaluated yet; call scan")
@@ -177,15 +180,12 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         return pd.concat(parts, ignore_index=True)
 
     def _losses(self) -> pd.DataFrame:
-        """Which share of the quality without noise a scale costs, mean over seeds.
+        """Which share of the quality without noise, stol - cRMSE, a scale costs, mean over seeds.
 
-        Quality is stol - cRMSE. A loss never falls with the scale: what dips is averaged with its
-        neighbours (isotonic regression).
-
-        Returns:
-            Columns model, integration, noise, line, scale and loss.
+        A loss never falls with the scale: what dips is averaged with its neighbours (isotonic
+        regression).
         """
-        rows = self.scanned()
+        rows = self._scanned()
         rows = rows.assign(quality=self.pool.stol - rows["crmse"])
         means = rows.groupby([*LINE, "line", "scale"], sort=False)["quality"].mean().reset_index()
         means = means.sort_values("scale", kind="stable")
@@ -196,17 +196,12 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         return means.drop(columns="quality")
 
     def _scales(self) -> pd.DataFrame:
-        """At which scales the loss reaches that of each level, between those that were tried.
-
-        Returns:
-            Columns model, integration, noise, line, and one per level: the scale, inf where even
-            the largest one that was tried costs less.
-        """
+        """At which scales the loss reaches that of each level; inf where the largest costs less."""
         rows = []
         for key, of_line in self._losses().groupby([*LINE, "line"], sort=False):
             scales, losses = of_line["scale"].to_numpy(), of_line["loss"].to_numpy()
             found = {
-                level: scale_at(scales, losses, loss) for level, loss in self.preset.levels.items()
+                level: _scale_at(scales, losses, loss) for level, loss in self.preset.levels.items()
             }
             rows.append({**dict(zip([*LINE, "line"], key, strict=True)), **found})
         return pd.DataFrame(rows)
@@ -217,13 +212,23 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         chosen = (table[LINE] == [self.checkpoint, integration, noise]).all(axis=1)
         return min(float(table.loc[chosen, level].iloc[0]), self.preset.scales[-1])
 
-    def scales_table(self) -> pd.DataFrame:
-        """Return small, medium and large scale of every line, for people."""
+    def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
+        return {"scales": self._scales_in_words, "annealing": self._annealed}
+
+    def _scales_in_words(self) -> pd.DataFrame:
         largest = self.preset.scales[-1]
         table = self._scales().set_index("line")[list(self.preset.levels)]
         text = table.map(lambda x: f"{x:.3f}" if np.isfinite(x) else f"above {largest:g}")
         names = {level: f"{level} ({loss:.0%} lost)" for level, loss in self.preset.levels.items()}
         return text.rename(columns=names).rename_axis(index=None)
+
+    def _annealed(self) -> pd.DataFrame:
+        rows = self.evaluation
+        rows = rows[rows["model"] == self.checkpoint]
+        rows = rows[(rows["noise"] == "none") | (rows["schedule"] != "none")]
+        order = ["integration", "schedule", "n_steps"]
+        rows = rows.sort_values(order, ascending=[False, True, False])
+        return self._means(rows, "integration", "schedule", "n_steps")
 
     def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
         """Return energies above the reference (eV/atom), without noise and with each scale.
@@ -248,26 +253,11 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
             chosen[f"scale {scale:g}"] = table[same & (table["scale"] == scale)]
         return {name: rows["energy_above_reference"].to_numpy() for name, rows in chosen.items()}
 
-    def annealing_rows(self) -> pd.DataFrame:
-        """Return the rows of ``compare_annealing`` without noise."""
-        rows = self.evaluation
-        return rows[(rows["noise"] == "none") & (rows["model"] == self.checkpoint)]
-
-    def annealing_table(self) -> pd.DataFrame:
-        """Return means over seeds with and without annealing (Table 1), for people."""
-        rows = self.evaluation
-        rows = rows[rows["model"] == self.checkpoint]
-        rows = rows[(rows["noise"] == "none") | (rows["schedule"] != "none")]
-        order = ["integration", "schedule", "n_steps"]
-        rows = rows.sort_values(order, ascending=[False, True, False])
-        return self._means(rows, "integration", "schedule", "n_steps")
-
     # ----------------------------------------------------------------------------------------------
     # Results
     # ----------------------------------------------------------------------------------------------
 
-    def claims(self) -> list[Claim]:
-        """Judge the paper's claims."""
+    def _claims(self) -> list[Claim]:
         medium = {
             (way, kind): self._scale(way, kind, "medium")
             for way in (SDE, PERTURBED)
@@ -277,9 +267,11 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         rows = self.evaluation
         return noise_claims(rows[rows["model"] == self.checkpoint], self.preset, medium, reached)
 
-    def conclusion(self, claims: Sequence[Claim]) -> str:
-        """Say in Markdown what was learned."""
-        return noise_conclusion(self.scales_table(), self.annealing_table(), self.preset, claims)
+    def _remark(self) -> str:
+        text = f"The annealing was tuned for {self.preset.reference_steps} steps."
+        if self.preset.split == "test":
+            text += ' A scale for a training is better chosen with `split = "val"`.'
+        return text
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         return {**super()._tables(), "losses": self._losses()}
@@ -298,19 +290,11 @@ def _monotonic(losses: pd.Series) -> np.ndarray:
     return np.maximum(isotonic_regression(losses.to_numpy()).x, 0.0)
 
 
-def scale_at(scales: np.ndarray, losses: np.ndarray, level: float) -> float:
-    """Find where a loss that does not fall reaches a level.
+def _scale_at(scales: np.ndarray, losses: np.ndarray, level: float) -> float:
+    """Where a loss that does not fall reaches a level above 0; inf if it does not.
 
-    Between two scales the loss is taken as linear in the logarithm of the scale, between 0 and the
-    first one as linear in the scale.
-
-    Args:
-        scales: ascending, the first one 0.
-        losses: not falling, the first one 0.
-        level: above 0.
-
-    Returns:
-        The scale; inf if the level is not reached.
+    Scales ascend from 0, losses begin at 0. Between two scales the loss is taken as linear in the
+    logarithm of the scale, between 0 and the first one as linear in the scale.
     """
     above = np.flatnonzero(losses >= level)
     if not len(above):

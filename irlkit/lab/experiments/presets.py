@@ -1,4 +1,4 @@
-"""How large the experiments of notebooks 02 to 04 are: presets, and parameters in their place.
+"""How large the experiments of notebooks 02 to 05 are: presets, and parameters in their place.
 
 The numbers are in ``presets.yaml``; here is what they mean, and what is refused.
 """
@@ -6,7 +6,7 @@ The numbers are in ``presets.yaml``; here is what they mean, and what is refused
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,13 @@ from irlkit.flows.schedules import FIELD_NAMES, check_n_steps
 from irlkit.rl.config import TrainerConfig
 from irlkit.utils.checks import check_kind, checked, is_number
 
-SPLITS = ("val", "test")
+ANNEALING = "annealing"
+"""What the training of the annealing is called beside those of the policies, in notebook 03."""
+
+
+def _to_tuples(value: Any) -> Any:
+    """Lists as tuples, in lists and on the outside."""
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Rung(_Checked):
     """A round of a sweep: the best so far are tried again, with more effort.
 
     Attributes:
-        n_trials: how many coefficients, the best of the round before.
+        n_trials: how many coefficients.
         n_structures: of the validation split, about.
         n_steps: integration steps.
     """
@@ -49,13 +55,53 @@ class Rung(_Checked):
 
 
 @dataclass(frozen=True)
-class Settings(_Checked):
-    """What the presets of all experiments share.
+class _Preset(_Checked):
+    """What all presets share; see ``Settings`` for the fields."""
+
+    kind: ClassVar[str]
+
+    name: str
+    n_steps: int | None = None
+    test_size: int | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    max_batch: int | None = 64
+    n_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_steps", "reference_steps", "train_steps", "step_counts"):
+            counts = getattr(self, name, None)
+            for n_steps in counts if isinstance(counts, tuple | list) else (counts,):
+                if n_steps is not None:
+                    check_n_steps(n_steps, name)
+        if len(set(self.seeds)) < max(len(self.seeds), 1) or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds must be different non-negative integers, at least one, got {self.seeds}"
+            )
+
+    @classmethod
+    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> _Preset:
+        """Build a preset from what the file says."""
+        entries = {key: _to_tuples(value) for key, value in data.items()}
+        if "reference_sweep" in entries:
+            entries["reference_sweep"] = tuple(Rung(*rung) for rung in entries["reference_sweep"])
+        return cls(name, **entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON can hold them."""
+        return {**asdict(self), **self._resolved()}
+
+    def _resolved(self) -> dict[str, Any]:
+        """What ``to_dict`` has in place of fields: settings with their defaults."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Settings(_Preset):
+    """What the presets of notebooks 02 to 04 share.
 
     Attributes:
-        name: of the preset.
-        checkpoint: model: what ``load_pretrained`` takes.
-        dataset: what it predicts: a name, or a path.
+        checkpoint, dataset: names or paths of the model, and of what it predicts.
         n_steps: few integration steps, where the claims are tested.
         reference_steps: many steps, which the handcrafted annealing is tuned for.
         test_size: structures of the test split, about; None: all.
@@ -69,28 +115,16 @@ class Settings(_Checked):
             None: one per core, 0: in this process.
     """
 
-    kind: ClassVar[str]
-
-    name: str
     checkpoint: str = "linear-ode"
     dataset: str = "prototypes"
     n_steps: int = 50
     reference_steps: int = 500
-    test_size: int | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
     n_seeds_at_reference: int | Mapping[str, int] | None = None
     reference_sweep: tuple[Rung, ...] = (Rung(24, 128, 100), Rung(4, 256, 500))
     candidates: tuple[tuple[float, float], ...] = ((2, 0), (2, 2), (4, 0), (5, 5), (10, 2))
-    max_batch: int | None = 64
-    n_workers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_steps", "reference_steps", "train_steps", "step_counts"):
-            counts = getattr(self, name, None)
-            for n_steps in counts if isinstance(counts, tuple | list) else (counts,):
-                if n_steps is not None:
-                    check_n_steps(n_steps, name)
         if self.n_steps >= self.reference_steps:
             raise ValueError(
                 f"n_steps must be smaller than reference_steps, {self.reference_steps}, "
@@ -98,21 +132,9 @@ class Settings(_Checked):
             )
         for rung in self.reference_sweep:
             check_n_steps(rung.n_steps, "reference_sweep")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be non-negative integers, got {self.seeds}")
         names = getattr(self, "fields", FIELD_NAMES)
         if not names or set(names) - set(FIELD_NAMES):
             raise ValueError(f"fields must be one or more of {FIELD_NAMES}, got {names}")
-
-    @classmethod
-    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
-        """Build a preset from what the file says."""
-        entries = {key: _to_tuples(value) for key, value in data.items()}
-        if "reference_sweep" in entries:
-            entries["reference_sweep"] = tuple(Rung(*rung) for rung in entries["reference_sweep"])
-        return cls(name, **entries)
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
@@ -127,23 +149,19 @@ class Settings(_Checked):
             limit = limit.get(schedule)
         return self.seeds[:limit] if n_steps >= self.reference_steps else self.seeds
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON can hold them."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class AnnealingPreset(Settings):
     """Size and settings of notebook 04; see also ``Settings``.
 
     Attributes:
-        train_steps: further numbers of steps of rollouts; each iteration draws one.
-        train_at_n_steps: rollouts have n_steps as well.
+        train_steps: numbers of steps of rollouts besides n_steps; each iteration draws one.
+        train_at_n_steps: n_steps is one of them.
         step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
         iterations: of GRPO, per seed.
         grpo: further settings of ``TrainerConfig``.
         annealing: arguments of ``LearnedAnnealing``.
-        noise: field -> constant noise scale of rollouts.
+        noise: field -> constant noise scale of rollouts (no unit for "pos", Å for "cell").
         few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
     """
 
@@ -180,8 +198,8 @@ class AnnealingPreset(Settings):
         }
         return TrainerConfig.from_settings(settings, seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "grpo": self.config(self.seeds[0]).to_settings()}
+    def _resolved(self) -> dict[str, Any]:
+        return {"grpo": self.config(self.seeds[0]).to_settings()}
 
 
 @dataclass(frozen=True)
@@ -189,9 +207,8 @@ class Variant(_Checked):
     """A policy to be trained.
 
     Attributes:
-        policy: "score" (7) or "velocity" (13).
-        noise: level of the exploration noise.
-        ref_noise: level of the reference policy's noise; None: the same.
+        policy: "score" (Eq. 7) or "velocity" (Eq. 13).
+        noise, ref_noise: levels of the noise of exploration and of the reference; None: the same.
         grpo: further settings of ``TrainerConfig``, before those of the preset.
         n_seeds: how many of the preset's seeds it is trained with; None: all.
     """
@@ -210,12 +227,9 @@ class Variant(_Checked):
 
 @dataclass(frozen=True)
 class AnnealingTraining(_Checked):
-    """How the annealing that the policies keep is learned, with cRMSE as the reward.
+    """How notebook 03 learns the annealing that the policies keep; see also ``AnnealingPreset``.
 
     Attributes:
-        iterations: of GRPO.
-        grpo: further settings of ``TrainerConfig``.
-        noise: field -> scale of the constant exploration noise (no unit for "pos", Å for "cell").
         schedule: arguments of ``LearnedAnnealing``.
     """
 
@@ -230,15 +244,13 @@ class EnergyPreset(Settings):
     """Size and settings of notebook 03; see also ``Settings``.
 
     Attributes:
-        potential: what computes all energies: a name for ``potentials.get``.
-        fields: that are reinforced: ("pos",), as in the paper, ("cell",) or both.
-        noise: level -> field -> scale of the square-root schedule (no unit for "pos", Å for
-            "cell"); the fields that are not reinforced are not looked at.
+        potential: of all energies: a name for ``potentials.get``.
+        fields: that are reinforced; the paper has ("pos",).
+        noise: level -> field -> scale of the square-root schedule (pos without unit, cell in Å).
         policies: name -> policy; those of the main comparison, one of each kind.
-        noise_study: name -> policies with other scales of the noise (Fig. 6); trained on request.
-        annealing: that the velocities of the policies keep: "none"; "learn": one is learned before
-            the policies are trained, see `annealing_training`; coefficients (pos, cell) of a
-            handcrafted one; or the path of a learned one (notebook 04).
+        noise_study: name -> policies with other noise (Fig. 6); trained on request.
+        annealing: that the velocities of the policies keep: "none"; "learn", before the policies
+            are; coefficients (pos, cell) of a handcrafted one; or the path of a learned one.
         annealing_training: how it is learned.
         train_steps: of the rollouts; None: n_steps.
         iterations: of GRPO, per policy and seed.
@@ -270,11 +282,10 @@ class EnergyPreset(Settings):
     train_steps: int | None = None
     iterations: int = 40
     grpo: Mapping[str, Any] = field(default_factory=dict)
-    n_seeds_at_reference: int | None = None
     diversity: tuple[int, int] = (8, 16)
 
     @classmethod
-    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> Settings:
+    def _from_dict(cls, name: str, data: Mapping[str, Any]) -> _Preset:
         built: dict[str, Any] = {}
         for group in ("policies", "noise_study"):
             if group in data:
@@ -304,7 +315,7 @@ class EnergyPreset(Settings):
                 f"learned one, got {self.annealing!r}"
             )
         if self.annealing == "learn":
-            self.annealing_config()
+            self.config(ANNEALING, self.seeds[0])
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -312,35 +323,30 @@ class EnergyPreset(Settings):
         return {**self.policies, **self.noise_study}
 
     def config(self, name: str, seed: int) -> TrainerConfig:
-        """Return the settings of a training run of a policy."""
-        more = {"iterations": self.iterations, **self.grpo, **self.variants[name].grpo}
-        return self._config(more, seed)
-
-    def annealing_config(self) -> TrainerConfig:
-        """Return the settings of the training of the annealing; its seed is the first."""
-        training = self.annealing_training
-        more = {"iterations": training.iterations, "shared_x_0": True, **training.grpo}
-        return self._config(more, self.seeds[0])
-
-    def _config(self, more: Mapping[str, Any], seed: int) -> TrainerConfig:
-        settings = {
+        """Return the settings of a training run of a policy, or of "annealing"."""
+        if name == ANNEALING:
+            training = self.annealing_training
+            own = {"iterations": training.iterations, "shared_x_0": True, **training.grpo}
+        else:
+            own = {"iterations": self.iterations, **self.grpo, **self.variants[name].grpo}
+        shared = {
             "n_steps": self.n_steps if self.train_steps is None else self.train_steps,
             "validation_n_steps": self.n_steps,
             "max_batch": self.max_batch,
-            **more,
         }
-        return TrainerConfig.from_settings(settings, seed)
+        return TrainerConfig.from_settings({**shared, **own}, seed)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Return the seeds that a policy is trained with."""
         return self.seeds[: self.variants[name].n_seeds]
 
-    def to_dict(self) -> dict[str, Any]:
+    def _resolved(self) -> dict[str, Any]:
         configs = {name: self.config(name, self.seeds[0]).to_settings() for name in self.variants}
-        learned = self.annealing_config().to_settings() if self.annealing == "learn" else {}
-        settings = asdict(self)
-        settings["annealing_training"]["grpo"] = learned
-        return {**settings, "grpo": configs}
+        learned = {}
+        if self.annealing == "learn":
+            learned = self.config(ANNEALING, self.seeds[0]).to_settings()
+        training = {**asdict(self.annealing_training), "grpo": learned}
+        return {"annealing_training": training, "grpo": configs}
 
 
 @dataclass(frozen=True)
@@ -348,8 +354,7 @@ class NoisePreset(Settings):
     """Size and settings of notebook 02; see also ``Settings``.
 
     Attributes:
-        split: that is generated for: "test", as in the paper, or "val", for choosing a scale that
-            a training shall use.
+        split: that is generated for: "test", as in the paper, or "val", to choose a scale with.
         fields: that get noise.
         scales: of the noise, ascending; no noise is added.
         levels: name -> which share of the quality without noise its scale costs; quality is 0.5
@@ -371,19 +376,44 @@ class NoisePreset(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
+        if self.split not in ("val", "test"):
+            raise ValueError(f"split must be one of ('val', 'test'), got {self.split!r}")
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] <= 0:
             raise ValueError(f"scales must be positive and ascending, got {self.scales}")
 
 
-def _to_tuples(value: Any) -> Any:
-    """Lists as tuples, in lists and on the outside."""
-    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
+@dataclass(frozen=True)
+class SweepPreset(_Preset):
+    """Size and settings of notebook 05; see also ``Settings``.
+
+    Attributes:
+        n_steps: integration steps; None: 10 of an annealing policy, 50 of others.
+        n_trials: configurations that are tried.
+        iterations: of GRPO, per trial.
+        retrain_iterations: of GRPO, per seed, when the best is trained again.
+        seeds: of that; other ones than the 0 of the trials.
+        narrowed: parameter -> choices or bounds other than those of Appendix F.
+        n_groups: compositions per iteration.
+        prune: end trials below the median early.
+        validate_every: iterations between validations.
+        validation_size: structures of the validation split, about.
+    """
+
+    kind: ClassVar[str] = "sweep"
+
+    n_trials: int = 20
+    iterations: int = 30
+    retrain_iterations: int = 60
+    seeds: tuple[int, ...] = (1, 2, 3)
+    narrowed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    n_groups: int = 16
+    prune: bool = True
+    validate_every: int = 5
+    validation_size: int = 128
 
 
-_KINDS: dict[str, type[Settings]] = {
-    kind.kind: kind for kind in (AnnealingPreset, EnergyPreset, NoisePreset)
+_KINDS: dict[str, type[_Preset]] = {
+    kind.kind: kind for kind in (AnnealingPreset, EnergyPreset, NoisePreset, SweepPreset)
 }
 
 
@@ -392,10 +422,7 @@ def presets(kind: str) -> Mapping[str, Any]:
     """Return the presets of a kind of experiment by name, the smallest first.
 
     Args:
-        kind: "annealing" (notebook 04), "energy" (03) or "noise" (02).
-
-    Raises:
-        ValueError: no such kind.
+        kind: "noise" (notebook 02), "energy" (03), "annealing" (04) or "sweep" (05).
 
     >>> presets("noise")["quick"].scales
     (0.05, 0.2, 0.8)
@@ -414,10 +441,7 @@ def resolve(kind: str, preset: str = "laptop", **given: Any) -> Any:
     Args:
         kind: see ``presets``.
         preset: a name in ``presets(kind)``.
-        **given: see ``choose``.
-
-    Raises:
-        ValueError: no such kind, preset or parameter, or a value that makes no sense.
+        **given: see ``choose``, also for what is refused.
 
     >>> resolve("annealing", "quick", seeds="4,5", group_size=16).config(4).group_size
     16
@@ -431,8 +455,8 @@ def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any
     Args:
         known: name -> preset, a dataclass.
         name: which.
-        given: field -> value or None, several values also as a command line has them: one number,
-            or a text such as "0,1,2"; n_groups, group_size and kl_weight go to its ``grpo``.
+        given: field -> value or None, several values also as one number or a text such as "0,1,2";
+            n_groups, group_size and kl_weight go to its ``grpo``.
 
     Raises:
         ValueError: no such preset or field, or a value that the preset refuses.

@@ -1,21 +1,29 @@
-"""What notebooks leave in their folders that are no experiments of the paper."""
+"""What notebooks leave in their folders: strict JSON, parquet, HTML."""
 
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import json
+import math
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.results import environment, write_figures, write_json, write_table
+from irlkit.utils.system import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+_PACKAGES = ("irlkit", "torch", "numpy", "pymatgen", "pandas", "plotly", "papermill")
 
 
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +62,7 @@ def write_records(
     claims: Sequence[Claim],
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, go.Figure],
+    seconds: Mapping[str, float] | None = None,
     **more: Any,
 ) -> list[Path]:
     """Write results.json, tables as parquet and figures as HTML; return the files.
@@ -64,19 +73,75 @@ def write_records(
         device: what it ran on.
         dataset: what it was about: name, sizes.
         claims: what was checked.
-        tables: name -> table.
+        tables: name -> table; empty ones are left out.
         figures: name -> figure.
+        seconds: what -> how long it took.
         **more: further entries of results.json.
     """
     folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [write_table(table, folder / f"{name}.parquet") for name, table in tables.items()]
-    paths += write_figures(figures, folder / "figures")
+    paths = []
+    for name, table in tables.items():
+        if len(table):
+            paths.append(folder / f"{name}.parquet")
+            write_atomically(paths[-1], table.to_parquet(index=False))
+    paths += _write_figures(figures, folder / "figures")
+    paths.append(folder / "results.json")
     results = {
         "parameters": dict(parameters),
-        "environment": environment(device),
+        "environment": {**_environment(device), **({"seconds": seconds} if seconds else {})},
         "dataset": dict(dataset),
         "claims": [asdict(claim) for claim in claims],
         **more,
     }
-    return [*paths, write_json(results, folder / "results.json")]
+    _write_json(results, paths[-1])
+    return paths
+
+
+def _environment(device: torch.device | str) -> dict[str, Any]:
+    """Versions and machine."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "n_cores": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    """What strict JSON can hold: numbers that are not finite as None, arrays as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_to_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write_json(data: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(_to_plain(data), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def _write_figures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:
+    """HTML that needs no network: plotly's script lies once beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.html" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.write_html(path, include_plotlyjs="directory", auto_play=False)
+    return paths

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
 from irlkit.lab.experiments.base import Experiment, make_job
-from irlkit.lab.experiments.claims import Claim, held_in_words
-from irlkit.lab.experiments.presets import Rung, choose
+from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.presets import SweepPreset
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import checked
@@ -22,127 +21,10 @@ from irlkit.utils.checks import checked
 BACKENDS = ("optuna", "ray")
 
 
-@checked
-@dataclass(frozen=True)
-class SweepPreset:
-    """Size and settings of notebook 05.
-
-    Attributes:
-        name: of the preset.
-        n_steps: integration steps; None: 10 of an annealing policy, 50 of others.
-        n_trials: configurations that are tried.
-        iterations: of GRPO, per trial.
-        retrain_iterations: of GRPO, per seed, when the best is trained again.
-        seeds: of that; other ones than the 0 of the trials.
-        narrowed: parameter -> choices or bounds other than those of Appendix F.
-        n_groups: compositions per iteration.
-        prune: end trials below the median early.
-        validate_every: iterations between validations.
-        validation_size: structures of the validation split, about.
-        test_size: structures of the test split, about; None: all.
-        max_batch: structures per network call.
-        n_workers: processes that match structures; None: one per core, 0: in this process.
-    """
-
-    name: str
-    n_steps: int | None = None
-    n_trials: int = 20
-    iterations: int = 30
-    retrain_iterations: int = 60
-    seeds: tuple[int, ...] = (1, 2, 3)
-    narrowed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    n_groups: int = 16
-    prune: bool = True
-    validate_every: int = 5
-    validation_size: int = 128
-    test_size: int | None = None
-    max_batch: int | None = 64
-    n_workers: int | None = None
-    reference_sweep: tuple[Rung, ...] = ()
-    candidates: tuple[tuple[float, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different and at least one, got {self.seeds}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON can hold them."""
-        return asdict(self)
-
-
-SWEEP_PRESETS: dict[str, SweepPreset] = {
-    preset.name: preset
-    for preset in (
-        # About a minute on two cores: shows that everything works, not which setting is good.
-        SweepPreset(
-            "quick",
-            n_trials=6,
-            iterations=4,
-            retrain_iterations=6,
-            seeds=(1,),
-            narrowed={"group_size": (8, 16)},
-            n_groups=4,
-            validate_every=2,
-            validation_size=32,
-            test_size=48,
-            n_workers=0,
-        ),
-        # Groups are half as large as in the paper, and trials shorter: large learning rates win.
-        SweepPreset(
-            "laptop",
-            n_trials=24,
-            iterations=30,
-            retrain_iterations=90,
-            seeds=(1, 2),
-            narrowed={"group_size": (16, 32)},
-            n_groups=8,
-            test_size=400,
-        ),
-        # The space of Appendix F as it is, for a GPU.
-        SweepPreset(
-            "paper",
-            n_trials=100,
-            iterations=200,
-            retrain_iterations=300,
-            validation_size=512,
-            max_batch=None,
-        ),
-    )
-}
-
-
-@checked
-def resolve_sweep(
-    preset: str = "laptop",
-    *,
-    n_steps: int | None = None,
-    n_trials: int | None = None,
-    iterations: int | None = None,
-    seeds: Iterable[int] | int | str | None = None,
-) -> SweepPreset:
-    """Return a preset with the parameters that were given; None keeps what the preset says.
-
-    Args:
-        preset: a name in ``SWEEP_PRESETS``.
-        n_steps: integration steps.
-        n_trials: configurations that are tried.
-        iterations: of GRPO, per trial.
-        seeds: of the training of the best; numbers, or a text such as "1,2".
-
-    Raises:
-        ValueError: no such preset, or a value that makes no sense.
-    """
-    given: dict[str, Any] = {
-        "n_steps": n_steps,
-        "n_trials": n_trials,
-        "iterations": iterations,
-        "seeds": seeds,
-    }
-    return choose(SWEEP_PRESETS, preset, given)
-
-
-class SweepExperiment(Experiment[Any]):
+class SweepExperiment(Experiment[SweepPreset]):
     """Sweeps the hyperparameters of one policy and trains the best configuration again.
+
+    Its ``table`` are "metrics", on the test split, and "best", first and best configuration.
 
     A sweep that is in the folder is continued; what is trained already is read.
 
@@ -170,6 +52,9 @@ class SweepExperiment(Experiment[Any]):
         ValueError: an argument is wrong, or `out_dir` holds a sweep with other settings.
     """
 
+    preset_kind = SweepPreset
+    folder = "runs/05"
+
     @checked
     def __init__(
         self,
@@ -182,7 +67,7 @@ class SweepExperiment(Experiment[Any]):
         potential: str = "chgnet",
         backend: str = "optuna",
         device: str | torch.device = "cpu",
-        out_dir: str | Path = "runs/05",
+        out_dir: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         if policy not in sweeps.SPACES:
@@ -250,8 +135,11 @@ class SweepExperiment(Experiment[Any]):
         study = self.sweep.study
         return {"first": study.get_trials(deepcopy=False)[0], "best": study.best_trial}
 
-    def best_table(self) -> pd.DataFrame:
-        """Return first and best configuration beside each other, for people."""
+    def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
+        return {"metrics": self._metrics, "best": self._best}
+
+    def _best(self) -> pd.DataFrame:
+        """First and best configuration beside each other."""
         return pd.DataFrame(
             {
                 f"{name}, trial {trial.number}": {
@@ -306,8 +194,7 @@ class SweepExperiment(Experiment[Any]):
                 jobs.append(make_job(n_steps, seed, name, dynamics=dynamics))
         return self._run("the test split", jobs)
 
-    def metrics_table(self) -> pd.DataFrame:
-        """Return means over seeds, for people: on the test split, and validation rewards."""
+    def _metrics(self) -> pd.DataFrame:
         table = self._means(self.evaluation, "schedule")
         rewards = {name: f"{values.mean():.4f}" for name, values in self._validated().items()}
         table["validation reward"] = pd.Series(rewards)
@@ -323,8 +210,7 @@ class SweepExperiment(Experiment[Any]):
             **{str(name): values.groupby("seed").max() for name, values in trained.items()},
         }
 
-    def claims(self) -> list[Claim]:
-        """Return what the sweep was good for."""
+    def _claims(self) -> list[Claim]:
         validated = self._validated()
         crmse = self.evaluation.pivot(index="seed", columns="schedule", values="crmse")
         values = sweeps.trials_table(self.sweep.study)["value"]
@@ -360,22 +246,16 @@ class SweepExperiment(Experiment[Any]):
             for text, value, target, required in found
         ]
 
-    def conclusion(self, claims: Sequence[Claim]) -> str:
-        """Say in Markdown what the numbers say."""
+    def _remark(self) -> str:
         counts = sweeps.trials_table(self.sweep.study)["state"].value_counts()
-        text = (
-            f"{held_in_words(claims)} Trials: "
-            f"{', '.join(f'{count} {state}' for state, count in counts.items())}. The best of many "
-            "noisy trials looks better than it is: what counts is the comparison of *best* and "
-            "*first*, which were trained with seeds that the sweep has not seen, on structures "
+        return (
+            f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}. The best "
+            "of many noisy trials looks better than it is: what counts is the comparison of *best* "
+            "and *first*, which were trained with seeds that the sweep has not seen, on structures "
             "that it has not seen either."
         )
-        if self.preset.name == "quick":
-            text += " The preset *quick* only shows that everything works: judge no setting by it."
-        return text
 
     def _save_learned(self) -> list[Path]:
-        """Write the policies that were trained again, as safetensors."""
         paths = []
         for (name, seed), policy in self.policies.items():
             path = self.out_dir / f"{name}_seed_{seed}.safetensors"
@@ -384,7 +264,6 @@ class SweepExperiment(Experiment[Any]):
         return paths
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables of every experiment, the trials and their validations."""
         validations = [
             (trial.number, iteration, value)
             for trial in self.sweep.study.get_trials(deepcopy=False)
@@ -397,7 +276,6 @@ class SweepExperiment(Experiment[Any]):
         }
 
     def _results(self) -> dict[str, Any]:
-        """Return what results.json has of the sweep and of the training after it."""
         study = self.sweep.study
         importance, trials = sweeps.importance(study), sweeps.trials_table(study)
         return {

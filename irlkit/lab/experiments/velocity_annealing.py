@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.flows.schedules import (
     FIELD_NAMES,
@@ -22,19 +21,22 @@ from irlkit.flows.schedules import (
     annealing_on_grid,
     time_grid,
 )
-from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_conclusion
+from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_remark
+from irlkit.lab.experiments._handcrafted import SWEEP_SEED, AnnealedExperiment, best_of
 from irlkit.lab.experiments._training import Run, annealing_policy
-from irlkit.lab.experiments.base import SWEEP_SEED, Experiment, make_job
+from irlkit.lab.experiments.base import make_job
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.finished import some_found
-from irlkit.lab.experiments.handcrafted import best_of
+from irlkit.lab.experiments.finished import FinishedAnnealing, _some_found
 from irlkit.lab.experiments.presets import AnnealingPreset, Rung
 from irlkit.rewards import CRMSEReward
 from irlkit.rl.policies import AnnealingPolicy
 
 
-class VelocityAnnealing(Experiment[AnnealingPreset]):
-    """Compares annealing schedules of one pretrained model on one data set; see ``Experiment``."""
+class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
+    """Compares annealing schedules of one pretrained model on one data set; see ``Experiment``.
+
+    Its ``table`` is "metrics".
+    """
 
     preset_kind = AnnealingPreset
     folder = "runs/04"
@@ -67,8 +69,6 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         self, schedule: str, n_steps: int | Iterable[int] | None = None, tuned_at: int | None = None
     ) -> pd.DataFrame:
         """Evaluate a schedule on the test split for every seed, and keep the results.
-
-        What was evaluated before is evaluated again and replaced.
 
         Args:
             schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
@@ -109,33 +109,30 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
             raise ValueError(f"schedule of seed {seed} is not learned yet; call train_schedules")
         return self.learned[seed]
 
-    def metrics_table(self, *n_steps: int) -> pd.DataFrame:
-        """Return mean metrics over seeds, for people.
+    def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
+        return {"metrics": self._metrics}
+
+    def _metrics(self) -> pd.DataFrame:
+        rows = self.evaluation
+        names = [
+            schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
+            for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
+        ]
+        return self._means(rows.assign(annealing=names), "annealing", "n_steps")
+
+    def finished(self, n_structures: int = 8) -> FinishedAnnealing:
+        """Return what an explorer needs, as ``load_finished`` reads it when results are written.
 
         Args:
-            *n_steps: numbers of steps; none: all.
+            n_structures: test structures, half of which the learned schedule finds in few steps.
         """
-        rows = self.evaluation
-        if n_steps:
-            rows = rows[rows["n_steps"].isin(n_steps)]
-        rows = rows.assign(
-            annealing=[
-                schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
-                for schedule, tuned_at in zip(rows["schedule"], rows["tuned_at"], strict=True)
-            ]
-        )
-        return self._means(rows, "annealing", "n_steps")
-
-    def named_schedules(self) -> dict[str, Annealing]:
-        """Return the schedules of the comparison by name, the learned one first."""
-        seed = self.preset.seeds[0]
-        handcrafted = {f"handcrafted, for {k} steps": best_of(t) for k, t in self.sweeps.items()}
-        return {"learned": self.learned[seed], **handcrafted, "none": NoAnnealing()}
-
-    def few_structures(self, size: int = 8) -> CrystalDataset:
-        """Select test structures, half of which the learned schedule finds in few steps."""
-        found = np.isfinite(self._rmsd("learned", self.preset.seeds[0]))
-        return self.test.select(some_found(found, size))
+        few, seed = self.preset.n_steps, self.preset.seeds[0]
+        found = np.isfinite(self._rmsd("learned", seed))
+        schedules: dict[str, Annealing] = {"learned": self.learned[seed]}
+        for n_steps, trials in self.sweeps.items():
+            schedules[f"handcrafted, for {n_steps} steps"] = best_of(trials)
+        chosen = self.test.select(_some_found(found, n_structures))
+        return FinishedAnnealing(self.model, chosen, schedules | {"none": NoAnnealing()}, few)
 
     # ----------------------------------------------------------------------------------------------
     # Handcrafted schedules
@@ -245,15 +242,13 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
             shown[f"{title}: {outcome}"] = [state.to("cpu") for state in states]
         return number, {**shown, "reference": [reference]}
 
-    def claims(self) -> list[Claim]:
-        """Judge the paper's claims."""
+    def _claims(self) -> list[Claim]:
         curves = self.schedule_curves(*self.preset.evaluation_steps)
         smallest = float(curves.loc[curves["schedule"] == "learned", "factor"].min())
         return annealing_claims(self.evaluation, self.preset, smallest)
 
-    def conclusion(self, claims: Sequence[Claim]) -> str:
-        """Say in Markdown what was learned."""
-        return annealing_conclusion(self.evaluation, self.preset, claims)
+    def _remark(self) -> str:
+        return annealing_remark(self.evaluation, self.preset)
 
     def _save_learned(self) -> list[Path]:
         paths = []
@@ -270,19 +265,14 @@ class VelocityAnnealing(Experiment[AnnealingPreset]):
         return paths
 
     def _results(self) -> dict[str, Any]:
-        rewards = self.history
-        return {
-            "training": {
-                "iterations": self.preset.iterations,
-                "seconds": self.seconds.get("training"),
-                "best_iteration": self.best_iteration,
-                "best_validation_reward": (
-                    rewards.groupby("seed")["validation_reward"].max().to_dict()
-                    if len(rewards)
-                    else {}
-                ),
-            }
+        rewards = {seed: table["validation_reward"] for seed, table in self._histories.items()}
+        training = {
+            "iterations": self.preset.iterations,
+            "seconds": self.seconds.get("training"),
+            "best_iteration": self.best_iteration,
+            "best_validation_reward": {seed: table.max() for seed, table in rewards.items()},
         }
+        return {**super()._results(), "training": training}
 
     # ----------------------------------------------------------------------------------------------
 

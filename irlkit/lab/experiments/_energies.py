@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,39 +13,28 @@ from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.evaluate.metrics import MatchPool
-from irlkit.lab.experiments.base import Experiment, P
+from irlkit.lab.experiments._handcrafted import AnnealedExperiment, S
 from irlkit.potentials import Energies, Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
 
-METRIC_NAMES = {
-    "match_rate": "match rate",
-    "rmse": "RMSE",
-    "polymorph_match_rate": "polymorph match rate",
-    "metre": "METRe",
-    "crmse": "cRMSE",
-    "energy_above_reference": "energy above reference, eV/atom",
-    "invalid_rate": "invalid",
-}
-"""Metric -> what people call it, in the order of tables."""
 
-
-class EnergyExperiment(Experiment[P]):
-    """An experiment with a potential; all energies of it are of this one.
-
-    Args:
-        *arguments: of ``Experiment``.
-        potential: a potential, or its name for ``potentials.get``.
-        **options: of ``Experiment``.
-
-    Attributes:
-        potential: computes all energies.
+class EnergyExperiment(AnnealedExperiment[S]):
+    """An experiment with a potential (itself, or its name), which computes all energies.
 
     Raises:
         FileNotFoundError: no such checkpoint, data file or weights of the potential.
         ValueError: see ``Experiment``; or an element that the potential does not know.
     """
 
-    metric_names = METRIC_NAMES
+    metric_names: Mapping[str, str] = {
+        "match_rate": "match rate",
+        "rmse": "RMSE",
+        "polymorph_match_rate": "polymorph match rate",
+        "metre": "METRe",
+        "crmse": "cRMSE",
+        "energy_above_reference": "energy above reference, eV/atom",
+        "invalid_rate": "invalid",
+    }
 
     def __init__(
         self, *arguments: Any, potential: Potential | str = "chgnet", **options: Any
@@ -85,7 +75,7 @@ class EnergyExperiment(Experiment[P]):
         return {**super()._parameters(), "potential": self.potential.name}
 
     def _results(self) -> dict[str, Any]:
-        return {"potential": self.potential.name}
+        return {**super()._results(), "potential": self.potential.name}
 
 
 def energy_rewards(
@@ -94,16 +84,10 @@ def energy_rewards(
     potential: Potential | str,
     pool: MatchPool | None = None,
 ) -> tuple[Reward, Reward]:
-    """Make the rewards of rollouts and of the validation.
+    """The rewards of rollouts and of the validation; without a pool, matched in this process.
 
     Only the energy counts; matches are there to be looked at. Validation structures are judged one
     by one: nothing is clipped.
-
-    Args:
-        group_size: structures per group.
-        validation: compositions of the validation.
-        potential: a potential, or its name for ``potentials.get``.
-        pool: matches structures; None does it in this process.
     """
     potential = potentials.get(potential)
     pool = MatchPool(0) if pool is None else pool
