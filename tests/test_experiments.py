@@ -375,7 +375,7 @@ def test_a_cell_that_is_run_again_replaces_what_was_there(finished):
 
 def test_base_samples_depend_on_the_seed_alone(finished):
     batch = finished.test.batch
-    first, again, other = (finished.base_sample(batch, seed) for seed in (0, 0, 1))
+    first, again, other = (finished._base_sample(batch, seed) for seed in (0, 0, 1))
     assert torch.equal(first.pos, again.pos) and not torch.equal(first.pos, other.pos)
     no, zero = (finished.measure(finished.test, 3, s, 0) for s in (None, LinearAnnealing()))
     assert no.summary() == pytest.approx(zero.summary(), nan_ok=True)

@@ -74,7 +74,7 @@ def test_variants_have_their_own_settings():
     preset = replace(presets("energy")["quick"], noise_study=variants)
     assert preset.config("other", 0).grpo.clip_eps == 0.07
     assert preset.config("score-based", 0).grpo.clip_eps != 0.07
-    assert preset.seeds_of("other") == (0,) and preset.seeds_of("score-based") == (0, 1)
+    assert preset._seeds_of("other") == (0,) and preset._seeds_of("score-based") == (0, 1)
 
 
 @pytest.mark.parametrize(

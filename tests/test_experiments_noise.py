@@ -226,7 +226,7 @@ def test_noise_changes_structures_and_the_score_matters(finished):
 
 def test_a_second_model_starts_from_its_own_base(finished):
     batch = finished.test.batch
-    own = finished.base_sample(batch, 3, finished.second)
+    own = finished._base_sample(batch, 3, finished.second)
     expected = finished.second.sample_base(batch, torch.Generator().manual_seed(3))
     assert torch.equal(own.cell, expected.cell)
 

@@ -15,12 +15,7 @@ from irlkit.evaluate.matching import MatchPool
 def atom_changes(
     before: CrystalBatch, after: CrystalBatch, references: CrystalBatch
 ) -> pd.DataFrame:
-    """Measure how each atom moved, and how far its nearest neighbour is.
-
-    Args:
-        before: structures as they were.
-        after: the same atoms as they are now, in the same order.
-        references: structures of the same compositions.
+    """How each atom moved, and how far its nearest neighbour is.
 
     Returns:
         One row per atom: structure (its number), formula, atom (number in it), element, moved
@@ -63,7 +58,7 @@ def atom_changes(
 
 
 def nearest_distances(crystal: CrystalBatch) -> np.ndarray:
-    """Return the distance (Å) of each atom of one structure to the nearest one, images included."""
+    """The distance (Å) of each atom of one structure to the nearest one, images included."""
     structure: Structure = crystal.to_structures()[0]
     lattice = structure.lattice
     distances = lattice.get_all_distances(structure.frac_coords, structure.frac_coords)
@@ -73,15 +68,10 @@ def nearest_distances(crystal: CrystalBatch) -> np.ndarray:
 
 
 def count_distinct(generated: CrystalBatch, group_size: int, pool: MatchPool) -> pd.DataFrame:
-    """Count how many structures of each group differ: those that match count as one.
+    """How many structures of each group differ: those that match count as one.
 
-    Args:
-        generated: groups of structures of one composition, adjacent.
-        group_size: structures per group.
-        pool: matches them.
-
-    Returns:
-        One row per group: formula, n_generated, n_valid and n_distinct (of the valid ones).
+    Groups have one composition and are adjacent. There is a row for each: formula, n_generated,
+    n_valid and n_distinct (of the valid ones).
     """
     valid = validity.check(generated).valid
     kept = np.flatnonzero(valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.data import CrystalDataset
 from irlkit.networks.omatg.download import local_folder
 
@@ -22,21 +22,17 @@ PLACED = {
 def load_splits(dataset: str | Path, progress: bool = True) -> list[CrystalDataset]:
     """Training, validation and test split.
 
-    Args:
-        dataset: what ``datasets.load`` splits; a folder with files `train`, `val` and `test` of a
-            format that it reads; or a name in ``PLACED``, whose files are such a folder in
-            `$IRLKIT_CACHE` (`~/.cache/irlkit`).
-        progress: show bars.
+    `dataset` is what ``data.load`` splits; a folder with files `train`, `val` and `test` that it
+    reads; or a name in ``PLACED``, whose files are such a folder in `$IRLKIT_CACHE`.
 
     Raises:
         FileNotFoundError: a file is missing; the message says what to place where.
-        ValueError: see ``datasets.load``.
     """
     folder = Path(dataset).expanduser()
     if str(dataset) in PLACED and not folder.exists():
         folder = local_folder(str(dataset))
     elif not folder.is_dir() or _file_of(folder, "train") is None:
-        return [datasets.load(dataset, split=name, progress=progress) for name in SPLITS]
+        return [data.load(dataset, split=name, progress=progress) for name in SPLITS]
     files = {name: _file_of(folder, name) for name in SPLITS}
     if missing := [name for name, file in files.items() if file is None]:
         source = PLACED.get(str(dataset), "the same data set")
@@ -48,7 +44,7 @@ def load_splits(dataset: str | Path, progress: bool = True) -> list[CrystalDatas
     splits = []
     for name, file in files.items():
         assert file is not None
-        whole = datasets.load(file, progress=progress)
+        whole = data.load(file, progress=progress)
         splits.append(replace(whole, name=folder.name, split=name))
     return splits
 

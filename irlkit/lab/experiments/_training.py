@@ -68,24 +68,17 @@ class Run:
 
 
 def file_name(name: str) -> str:
-    """Return a name as part of a file name.
-
-    >>> file_name("score-based, small noise")
-    'score_based_small_noise'
-    """
+    """A name as part of a file name."""
     return "_".join(re.findall("[a-z0-9]+", name.lower()))
 
 
 def annealing_policy(
     model: FlowModel, schedule: Mapping[str, Any], noise: Mapping[str, float], seed: int
 ) -> AnnealingPolicy:
-    """Make a policy that learns the annealing of a model.
+    """A policy that learns the annealing of a model.
 
-    Args:
-        model: that is annealed.
-        schedule: arguments of ``LearnedAnnealing``.
-        noise: field -> scale of the constant exploration noise.
-        seed: of the schedule's initial weights.
+    `schedule` are arguments of ``LearnedAnnealing``, whose initial weights are of this seed, and
+    `noise` the scales of the constant exploration noise by field.
     """
     generator = torch.Generator().manual_seed(seed)
     return AnnealingPolicy(
@@ -97,11 +90,6 @@ def annealing_policy(
 
 class Trainings:
     """Trains policies with GRPO, each in a folder of its own.
-
-    Args:
-        folder: for the files of all runs.
-        compositions: to train on.
-        progress: show bars.
 
     Attributes:
         histories: key of a run -> its history, with the run's labels.
@@ -140,10 +128,9 @@ class Trainings:
         Args:
             runs: what to train.
             rewards: of the rollouts, and of the validation.
-            validation: compositions of the validation.
+            validation: its compositions.
             kept: key of a run -> its policy, filled here.
-            n_processes: how many are trained at a time, in processes of their own which share as
-                many threads; 1 trains one after the other in this process.
+            n_processes: how many are trained at a time, in processes that share as many threads.
             make_rewards: makes both rewards, for these processes.
 
         Raises:
@@ -197,10 +184,7 @@ class Trainings:
         """The trainer of a run, new or where it was."""
 
         def make(resume: bool) -> GRPOTrainer:
-            assigned = _Assignment(
-                run.make(), run.config, self.folder / file_name(run.name), run.iterations, resume
-            )
-            return assigned.trainer(self.compositions, validation, rewards)
+            return self._assignment(run, resume).trainer(self.compositions, validation, rewards)
 
         if run.key in self.histories or not self._continues:
             return make(run.key in self.histories)

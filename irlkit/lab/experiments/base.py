@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -21,7 +19,8 @@ from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.flows.dynamics import Dynamics, VelocityField
-from irlkit.flows.schedules import Annealing, LinearAnnealing
+from irlkit.flows.schedules import Annealing
+from irlkit.lab.experiments._jobs import Job, evaluation_records
 from irlkit.lab.experiments._splits import load_splits
 from irlkit.lab.experiments._training import Run, Trainings
 from irlkit.lab.experiments.claims import Claim, _held_in_words, _with_range
@@ -40,19 +39,6 @@ NOISE_SEED = 2_000_003
 """Added to a seed for the noise: its stream is not that of the base samples."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One evaluation on the test split.
-
-    Attributes:
-        labels: columns that tell it from others; has n_steps and seed (of the base samples).
-        dynamics: what generates; an annealing stands for the pretrained model with it.
-    """
-
-    labels: Mapping[str, Any]
-    dynamics: Dynamics | Annealing | None = None
-
-
 class Experiment(Generic[P]):
     """A pretrained model on a data set, and what was measured with it.
 
@@ -65,7 +51,7 @@ class Experiment(Generic[P]):
         progress: show bars.
 
     Attributes:
-        model: the pretrained model, frozen.
+        model: the pretrained model, frozen, on `device`.
         train, validation, test: splits; the evaluation and the sweeps use parts of the latter two.
         policies: name of a training run -> its best policy.
         best_iteration: name of a training run -> iteration of its best policy.
@@ -105,6 +91,7 @@ class Experiment(Generic[P]):
         self.out_dir = _make_folder(self.folder if out_dir is None else out_dir)
         self.progress = progress
         self.model = self._load(checkpoint, torch.device(device))
+        self.device = self.model.device
         self.train, self.validation, whole_test = splits = load_splits(dataset, progress)
         self.split_sizes = {s.split: len(s) for s in splits}
         self.test = whole_test.subset(preset.test_size)
@@ -125,11 +112,6 @@ class Experiment(Generic[P]):
     # ----------------------------------------------------------------------------------------------
     # What is there
     # ----------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.model.device
 
     @property
     def history(self) -> pd.DataFrame:
@@ -168,7 +150,7 @@ class Experiment(Generic[P]):
     # Generation and evaluation
     # ----------------------------------------------------------------------------------------------
 
-    def base_sample(
+    def _base_sample(
         self, batch: CrystalBatch, seed: int, model: VelocityField | None = None
     ) -> CrystalBatch:
         """Draw x_0 of a seed, the same on every device; of another model if one is given."""
@@ -198,7 +180,7 @@ class Experiment(Generic[P]):
         if dynamics.noise:
             options["generator"] = torch.Generator().manual_seed(NOISE_SEED + seed)
         if options.get("x_0") is None:
-            options["x_0"] = self.base_sample(batch, seed, dynamics.model)
+            options["x_0"] = self._base_sample(batch, seed, dynamics.model)
         options.setdefault("max_batch", self.preset.max_batch)
         return dynamics.generate(batch.to(self.device), n_steps, **options)
 
@@ -367,7 +349,7 @@ class Experiment(Generic[P]):
             tables=self._tables(),
             figures=figures or {},
             seconds=self.seconds,
-            evaluation=_evaluation_records(self.evaluation),
+            evaluation=evaluation_records(self.evaluation),
             **self._results(),
         )
         self._trainings.finish()
@@ -395,50 +377,6 @@ class Experiment(Generic[P]):
     def _results(self) -> dict[str, Any]:
         """What results.json has besides parameters, data set, evaluation and claims."""
         return {}
-
-
-def make_job(
-    n_steps: int,
-    seed: int,
-    schedule: str = "none",
-    annealing: Annealing | None = None,
-    *,
-    tuned_at: int | None = None,
-    dynamics: Dynamics | None = None,
-    **labels: Any,
-) -> Job:
-    """Make an evaluation whose columns say how the velocity was annealed.
-
-    Args:
-        n_steps: integration steps.
-        seed: of the base samples.
-        schedule: what the annealing is called, such as "none", "handcrafted" or "learned".
-        annealing: of the velocity.
-        tuned_at: number of steps that a handcrafted one was tuned for.
-        dynamics: what generates; None: the pretrained model with the annealing.
-        **labels: columns before those.
-    """
-    linear = annealing if isinstance(annealing, LinearAnnealing) else None
-    annealed = {
-        "schedule": schedule,
-        "tuned_at": np.nan if tuned_at is None else tuned_at,
-        "pos": np.nan if linear is None else linear.pos,
-        "cell": np.nan if linear is None else linear.cell,
-    }
-    columns = {**labels, **annealed, "n_steps": n_steps, "seed": seed}
-    return Job(columns, annealing if dynamics is None else dynamics)
-
-
-def _evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
-    """The evaluations as results.json has them: coefficients only where something was tuned."""
-    records = []
-    for record in evaluation.to_dict("records"):
-        row = {str(name): value for name, value in record.items()}
-        coefficients = {name: row.pop(name) for name in ("pos", "cell")}
-        tuned = row["schedule"] == "handcrafted"
-        row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
-        records.append({**row, "coefficients": coefficients if tuned else None})
-    return records
 
 
 def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

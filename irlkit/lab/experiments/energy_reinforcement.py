@@ -27,8 +27,8 @@ from irlkit.lab.diagnostics import judge
 from irlkit.lab.experiments._changes import atom_changes, count_distinct
 from irlkit.lab.experiments._energies import EnergyExperiment, energy_rewards
 from irlkit.lab.experiments._energy_claims import ANNEALED, PRETRAINED, energy_claims
+from irlkit.lab.experiments._jobs import make_job
 from irlkit.lab.experiments._training import Run, annealing_policy, file_name
-from irlkit.lab.experiments.base import make_job
 from irlkit.lab.experiments.claims import Claim, _rows
 from irlkit.lab.experiments.presets import ANNEALING, EnergyPreset
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
@@ -155,7 +155,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         self._kept_annealing()  # Fails now if there is none yet.
         runs = []
         for name in names:
-            for seed in self.preset.seeds_of(name):
+            for seed in self.preset._seeds_of(name):
                 labels, config = {"policy": name, "seed": seed}, self.preset.config(name, seed)
                 make = partial(self.policy, name)
                 runs.append(Run((name, seed), f"{name}, seed {seed}", labels, make, config))
@@ -264,7 +264,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         jobs = [
             make_job(few, seed, *kept, dynamics=self._deployed(name, seed), policy=name)
             for name in names
-            for seed in self.preset.seeds_of(name)
+            for seed in self.preset._seeds_of(name)
         ]
         return self._run("policies", jobs)
 
@@ -369,7 +369,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         seed, rows = self.preset.seeds[0], torch.from_numpy(self._examples(name))
         data = self.test.select(rows)
         # Drawn for all of the split, so that it is that of the evaluation.
-        x_0 = self.base_sample(self.test.batch, seed)[rows]
+        x_0 = self._base_sample(self.test.batch, seed)[rows]
         generated = {}
         for when, policy in (("before", self._start), ("after", name)):
             dynamics = self._deployed(policy, seed)

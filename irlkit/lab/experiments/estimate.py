@@ -84,7 +84,7 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
         for name in preset.variants:
             run = _training(preset.config(name, 0), n, networks)
             run = run + _generated(n_test, [few], networks)
-            stages[f"training, {name}"] = len(preset.seeds_of(name)) * run
+            stages[f"training, {name}"] = len(preset._seeds_of(name)) * run
         compositions = min(preset.diversity[0], len(experiment.test.references()))
         size = compositions * preset.diversity[1]
         trained = len(preset.policies) * _generated(size, [few], networks)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import data as datasets
+from irlkit import data
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import Annealing, LinearAnnealing, NoAnnealing, load_annealing
 from irlkit.networks.flow_model import FlowModel
@@ -59,7 +59,7 @@ def load_finished(
         raise FileNotFoundError(f"no results of notebook 04 in {folder}: {path.name} is missing")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        settings, data = record["parameters"]["settings"], record["dataset"]
+        settings, source = record["parameters"]["settings"], record["dataset"]
         few, seed = int(settings["n_steps"]), int(settings["seeds"][0])
         handcrafted = {
             f"handcrafted, for {sweep['n_steps']} steps": LinearAnnealing(**sweep["best"])
@@ -68,11 +68,11 @@ def load_finished(
         table = pd.read_parquet(folder / "structures.parquet")
         rows = table[(table["schedule"] == "learned") & (table["n_steps"] == few)]
         found = np.isfinite(rows.loc[rows["seed"] == seed, "rmsd"].to_numpy())
-        names = data["checkpoint"], data["name"], settings["test_size"]
+        names = source["checkpoint"], source["name"], settings["test_size"]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} has no results of notebook 04: {error!r}") from error
     checkpoint, dataset, test_size = names
-    test = datasets.load(dataset, "test").subset(test_size)
+    test = data.load(dataset, "test").subset(test_size)
     if len(test) != len(found):
         raise ValueError(
             f"{folder} has results of {len(found)} structures, the test split of {dataset} has "

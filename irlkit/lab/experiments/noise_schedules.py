@@ -13,8 +13,8 @@ from scipy.optimize import isotonic_regression
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
 from irlkit.lab.experiments._energies import EnergyExperiment
+from irlkit.lab.experiments._jobs import Job, make_job
 from irlkit.lab.experiments._noise_claims import noise_claims
-from irlkit.lab.experiments.base import Job, make_job
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel

@@ -336,8 +336,8 @@ class EnergyPreset(Settings):
         }
         return TrainerConfig.from_settings({**shared, **own}, seed)
 
-    def seeds_of(self, name: str) -> tuple[int, ...]:
-        """Return the seeds that a policy is trained with."""
+    def _seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds that a policy is trained with."""
         return self.seeds[: self.variants[name].n_seeds]
 
     def _resolved(self) -> dict[str, Any]:

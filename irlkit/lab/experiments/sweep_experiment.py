@@ -11,7 +11,8 @@ import torch
 from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
-from irlkit.lab.experiments.base import Experiment, make_job
+from irlkit.lab.experiments._jobs import make_job
+from irlkit.lab.experiments.base import Experiment
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import SweepPreset
 from irlkit.lab.sweeps.objective import train_until

@@ -23,8 +23,8 @@ from irlkit.flows.schedules import (
 )
 from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_remark
 from irlkit.lab.experiments._handcrafted import SWEEP_SEED, AnnealedExperiment, best_of
+from irlkit.lab.experiments._jobs import make_job
 from irlkit.lab.experiments._training import Run, annealing_policy
-from irlkit.lab.experiments.base import make_job
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.finished import FinishedAnnealing, _some_found
 from irlkit.lab.experiments.presets import AnnealingPreset, Rung
@@ -231,7 +231,7 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         number = int(score.argmax())
         reference = self.test.batch[number]
         # Drawn for all of the split, so that it is that of the evaluation.
-        x_0 = self.base_sample(self.test.batch, seed)[number]
+        x_0 = self._base_sample(self.test.batch, seed)[number]
         shown = {}
         for schedule, title in (("none", "no annealing"), ("learned", "learned annealing")):
             states: list[CrystalBatch] = []
