@@ -50,8 +50,8 @@ def generate(
         n_structures: per formula and number of formula units.
         z: numbers of formula units per cell.
         model: what ``load_pretrained`` takes.
-        annealing: "learned" (with 10 steps, for linear-ode), "rule" (``EndpointAnnealing``), "none",
-            or the path of one.
+        annealing: "learned" (with 10 steps, for linear-ode), "rule" (``EndpointAnnealing``),
+            "none", or the path of one.
         n_steps: integration steps.
         relax: relax positions and cells before they are ranked.
         potential: of the energies.

@@ -1,0 +1,48 @@
+"""Formulas in, relaxed and ranked structures out."""
+
+import pandas as pd
+import pytest
+
+from irlkit.__main__ import main as irlkit
+from irlkit.data import load
+from irlkit.lab.generate import generate
+
+
+def test_textbook_structures_are_found(tmp_path, capsys):
+    """Rock salt and perovskite, from the command line, with files that are read again."""
+    folder = tmp_path / "out {braces}"
+    irlkit(["generate", "NaCl", "SrTiO3", "-n", "8", "--relax", "-o", str(folder)])
+    table = pd.read_csv(folder / "structures.csv")
+    best = table[table["rank"] == 1].set_index("formula")
+    assert best["space_group"].to_dict() == {"NaCl": "Fm-3m", "SrTiO3": "Pm-3m"}
+    assert (best["known"] == 0).all() and best["converged"].all()
+    assert (table["above_lowest"] >= 0).all() and len(table) == 16
+    for formula, rows in table.groupby("formula"):
+        assert rows["energy_per_atom"].is_monotonic_increasing, formula
+    again = load(folder / "structures.extxyz", "all", progress=False).batch
+    assert again.reduced_formulas() == ["NaCl"] * 8 + ["SrTiO3"] * 8
+    assert len(list((folder / "cifs").glob("*.cif"))) == 16
+    assert "16 structures" in capsys.readouterr().out
+
+
+def test_several_formula_units_and_no_relaxation():
+    found, table = generate(["MgO"], 3, z=(1, 2), annealing="rule", n_steps=5, relax=False)
+    assert sorted(found.n_atoms.tolist()) == [2, 2, 2, 4, 4, 4]
+    assert (table["z"] * 2).tolist() == found.n_atoms.tolist()
+    assert not table["converged"].any()
+    again, _ = generate(["MgO"], 3, z=(1, 2), annealing="rule", n_steps=5, relax=False)
+    assert found.cell.equal(again.cell) and found.pos.equal(again.pos)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Xx2"], "Xx2"),
+        (["NaCl", "--model", "nothing"], "neither a file nor"),
+        (["NaCl", "--annealing", "nothing"], "nothing"),
+    ],
+)
+def test_mistakes_in_words(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        irlkit(["generate", *arguments])
+    assert message in capsys.readouterr().err
