@@ -19,7 +19,7 @@ def test_textbook_structures_are_found(tmp_path, capsys):
     assert (table["above_lowest"] >= 0).all() and len(table) == 16
     for formula, rows in table.groupby("formula"):
         assert rows["energy_per_atom"].is_monotonic_increasing, formula
-    again = load(folder / "structures.extxyz", "all", progress=False).batch
+    again = load(folder / "structures.extxyz", progress=False).batch
     assert again.reduced_formulas() == ["NaCl"] * 8 + ["SrTiO3"] * 8
     assert len(list((folder / "cifs").glob("*.cif"))) == 16
     assert "16 structures" in capsys.readouterr().out

@@ -139,9 +139,8 @@ def _space_groups(batch: CrystalBatch) -> list[str]:
 
 def _known(batch: CrystalBatch) -> np.ndarray:
     """Which known structure of its formula each one matches, the lowest energy being 0."""
-    sets = [data.load("prototypes", split=split) for split in ("train", "val", "test")]
-    known = CrystalBatch.concatenate([part.batch for part in sets])
-    energy = np.concatenate([part.table["energy_per_atom"].to_numpy(float) for part in sets])
+    dataset = data.load("prototypes")
+    known, energy = dataset.batch, dataset.table["energy_per_atom"].to_numpy(float)
     formulas, ours = np.array(known.reduced_formulas()), batch.reduced_formulas()
     of_formula = {
         name: (rows := np.flatnonzero(formulas == name))[np.argsort(energy[rows])]
