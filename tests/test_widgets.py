@@ -14,6 +14,7 @@ from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LinearAnnealing, NoAnnealing, load_annealing
 from irlkit.lab import widgets
 from irlkit.lab.widgets import trajectory
+from irlkit.rewards import as_reward
 from irlkit.rl.policies import AnnealingPolicy
 from irlkit.rl.trainer import GRPOTrainer
 from tests.toys import ToyModel, crystals, trainer_config, volume_reward
@@ -352,7 +353,7 @@ def test_training_is_stopped_and_continued(toy):
         asked.set()
         return reward(structures)
 
-    trainer.reward = stop_at_once
+    trainer.reward = as_reward(stop_at_once)
     board.start()
     assert board.wait(60) and asked.is_set()
     assert trainer.iteration == 2 and board.go.description == "Continue"
