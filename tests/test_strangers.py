@@ -79,8 +79,10 @@ ROCK_SALT = dict(cell=(5.64, 5.64, 5.64, 90, 90, 90), atoms=("Na1 Na 0 0 0", "Cl
         "_symmetry_space_group_name_H-M 'F 4/m -3 2/m'",
         "_symmetry_space_group_name_H-M 'F m 3 m'",
         "_symmetry_space_group_name_H-M 'F m -3 m :1'",
+        "_symmetry_space_group_name_H-M 'F 4/m -3 2/m'\n_space_group_IT_number 225",
         "_space_group_name_Hall '-F 4 2 3'",
         "_space_group_IT_number 225",
+        "_space_group_IT_number 225\n_space_group_name_H-M_alt ?",
         "_space_group.IT_number 225",
     ],
 )

@@ -146,3 +146,14 @@ def test_errors(tmp_path, small_batch, table):
     with pytest.raises(ValueError, match="expected at least one state and as many times"):
         writers.write_trajectory(tmp_path / "t.xyz", [small_batch], times=[0.0, 1.0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifs", "file"]
+
+
+def test_the_file_that_was_asked_for(tmp_path, small_batch):
+    path = writers.write(tmp_path / "all.cif", small_batch)
+    assert path.is_file()
+    read = data.load(path, cache=False, niggli=False, progress=False)
+    assert read.batch.formulas() == small_batch.formulas()
+    assert read.table["material_id"].tolist() == [f"all-structure-{i}" for i in range(4)]
+    for name in ("a.vasp", "a.json", "a.cif.gz"):
+        with pytest.raises(ValueError, match="ends with none of"):
+            writers.write(tmp_path / name, small_batch)

@@ -23,7 +23,7 @@ from irlkit.crystals.batch import FIELDS
 from irlkit.data.dataset import Skipped
 from irlkit.utils.system import write_atomically
 
-FORMAT = 4
+FORMAT = 5
 """To be raised when what is stored, or how structures are parsed, changes."""
 
 Entry = tuple[CrystalBatch, pd.DataFrame, list[Skipped]]

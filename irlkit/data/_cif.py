@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?(\d*)|\.(\d+))(?:[eE][-+]?\d+)?)(?:\(\d+\))?", re.ASCII)
-_TERM = re.compile(r"([-+]?)(?:(\d+\.?\d*|\.\d+)(?:/(\d+))?|([xyz]))")
+_PART = r"(?:[-+]?(?:\d+\.?\d*(?:/\d+)?|\.\d+|[xyz]))+"
 _RESERVED = ("_", "loop_", "data_", "save_", "global_", "stop_")
 _NOTHING = ("?", ".", "")
 NAMES = tuple(
@@ -204,102 +204,89 @@ def _read_symmetries(tags: Tags) -> list[Operations]:
     listed = next((tags[n] for n in OPERATIONS if tags.get(n, ["?"])[0] not in _NOTHING), None)
     if listed is None:
         return [_operations_of(hall) for hall in halls or [1]]
-    parsed = [_parse_operation(text) for text in listed]
-    rotations, translations = (np.array(part) for part in zip(*parsed, strict=True))
-    if halls and len(parsed) not in {len(_operations_of(hall)[0]) for hall in halls}:
-        raise Unusable(f"its {len(parsed)} symmetry operations are not those of its space group")
-    shifts = np.rint(translations * 24).astype(int) % 24
-    given = {
-        (*r, *t) for r, t in zip(rotations.reshape(-1, 9).tolist(), shifts.tolist(), strict=True)
-    }
+    rotations, translations = _parse_operations(listed)
+    if halls and len(listed) not in {len(_operations_of(hall)[0]) for hall in halls}:
+        raise Unusable(f"its {len(listed)} symmetry operations are not those of its space group")
+    shifts = np.rint(translations * 24).astype(int)
+    given = np.hstack([rotations.reshape(-1, 9), shifts % 24])
     products = np.einsum("aij,bjk->abik", rotations, rotations).reshape(-1, 9)
     sums = np.einsum("aij,bj->abi", rotations, shifts) + shifts[:, None]
-    pairs = np.unique(np.hstack([products, sums.reshape(-1, 3) % 24]), axis=0)
-    if (
-        len(given) < len(parsed)
-        or len(pairs) != len(given)
-        or not given.issuperset(map(tuple, pairs.tolist()))
+    pairs = np.hstack([products, sums.reshape(-1, 3) % 24])
+    identity = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])
+    distinct = np.unique(given, axis=0)
+    if not (given == identity).all(axis=1).any() or not np.array_equal(
+        np.unique(pairs, axis=0), distinct
     ):
-        raise Unusable(f"its {len(parsed)} symmetry operations are no group")
-    return [(rotations, translations)]
+        raise Unusable(f"its {len(listed)} symmetry operations are no group")
+    if len(distinct) < len(listed) or np.abs(translations * 24 - shifts).max() > 0.05:
+        raise Unusable("its symmetry operations repeat, or shift by no fraction of the cell")
+    return [(rotations, shifts / 24)]
 
 
-def _parse_operation(text: str) -> tuple[np.ndarray, np.ndarray]:
-    parts = re.sub(r"\s", "", text).lower().split(",")
-    rotation, translation = np.zeros((3, 3), dtype=int), np.zeros(3)
-    for i, part in enumerate(parts):
-        terms = list(_TERM.finditer(part))
-        if len(parts) != 3 or not terms or "".join(term[0] for term in terms) != part:
+def _parse_operations(texts: list[str]) -> Operations:
+    from pymatgen.core import SymmOp
+
+    texts = [re.sub(r"\s", "", text).lower() for text in texts]
+    for text in texts:
+        # pymatgen leaves out what it cannot read.
+        if not re.fullmatch(f"{_PART},{_PART},{_PART}", text):
             raise Unusable(f"{text!r} is no symmetry operation")
-        for sign, number, divisor, axis in (term.groups() for term in terms):
-            factor = -1 if sign == "-" else 1
-            if axis:
-                rotation[i, "xyz".index(axis)] += factor
-            else:
-                translation[i] += factor * float(number) / float(divisor or 1)
-    return rotation, translation
+    operations = [SymmOp.from_xyz_str(text) for text in texts]
+    rotations = np.array([operation.rotation_matrix for operation in operations])
+    return rotations.astype(int), np.array([o.translation_vector for o in operations])
 
 
 def _find_groups(tags: Tags) -> list[int]:
     """Hall numbers of the space groups that the file can mean; none if it says nothing."""
-    types = _group_types()
-    said = [name for name in (*HALL_SYMBOLS, *NAMES, *NUMBERS) if name in tags]
     has_list = any(name in tags for name in OPERATIONS)
-    found: set[int] = set(range(1, len(types) + 1))
-    known = False
-    for names, kind in ((HALL_SYMBOLS, "hall"), (NAMES, "name"), (NUMBERS, "number")):
+    found: set[int] | None = None
+    for names, kind in ((HALL_SYMBOLS, "hall"), (NAMES, ""), (NUMBERS, "number")):
         text = _value(tags, *names)
-        if text is None:
-            continue
-        matches = _matching(text, kind)
-        if not matches and not has_list:
-            raise Unusable(f"its space group {text!r} is not known")
+        matches = _settings(text, kind) if text else set()
         if matches:
-            known, found = True, found & matches
-    if known and not found:
+            found = matches if found is None else found & matches
+        elif text and not has_list:
+            raise Unusable(f"its space group {text!r} is not known")
+    if found is None and not has_list and any(n in tags for n in (*HALL_SYMBOLS, *NAMES, *NUMBERS)):
+        raise Unusable("its space group is not said")
+    if found is not None and not found:
         raise Unusable("its names of the space group contradict each other")
-    if said and not known and not has_list:
-        raise Unusable(f"its space group is not said ({said[0]})")
-    return sorted(found) if known else []
+    return sorted(found or ())
 
 
-def _matching(text: str, kind: str) -> set[int]:
+def _settings(text: str, kind: str) -> set[int]:
     """Hall numbers of all settings that a name, a Hall symbol or a number can stand for."""
-    types = _group_types()
-    if kind == "number":
-        return {hall for hall, names in types.items() if f"#{text}" in names}
-    if kind == "hall":
-        return {
-            hall for hall, names in types.items() if "hall " + re.sub(r"[\s_]", "", text) in names
-        }
-    text, _, choice = text.partition(":")
-    if not choice and (match := re.fullmatch(r"(.*\S)\s*([HRZS])", text.strip())):
+    text, _, choice = text.strip().partition(":")
+    if not choice and (match := re.fullmatch(r"(.*\S)\s*([HRZS])", text)):
         text, choice = match[1], {"Z": "2", "S": "1"}.get(match[2], match[2])
-    text = re.sub(r"[\s_]", "", text)
+    text = kind + _squeeze(text)
     # Before 1983 the bar of m-3 and its kin was left out.
-    for name in (text, re.sub(r"(?<=[a-d,m,n])3", "-3", text)):
-        if found := {hall for hall, names in types.items() if name in names}:
-            exact = {hall for hall in found if f":{choice.strip()}" in types[hall]}
+    for name in (text, re.sub(r"(?<=[a-dmn])3", "-3", text)):
+        if found := {hall for hall, names in _group_names().items() if name in names}:
+            exact = {hall for hall in found if f":{choice.strip()}" in _group_names()[hall]}
             return exact if choice and exact else found
     return set()
 
 
+def _squeeze(name: str) -> str:
+    return re.sub(r"[\s_()]", "", name)
+
+
 @lru_cache(maxsize=1)
-def _group_types() -> dict[int, frozenset[str]]:
+def _group_names() -> dict[int, set[str]]:
     """All names of each setting of the space groups, without blanks, by Hall number."""
     import spglib
 
-    types: dict[int, frozenset[str]] = {}
+    found = {}
     for hall in range(1, 531):
         kind = spglib.get_spacegroup_type(hall)
         assert kind is not None
         names = [kind.international_full, *kind.international.split("=")]
         if 3 <= kind.number <= 15:  # "P 1 2_1/n 1" is called P21/n
             names.append(re.sub(r"\b1\b", "", kind.international_full))
-        bare = {re.sub(r"[\s_]", "", name) for name in names}
-        bare |= {"hall " + re.sub(r"[\s_]", "", kind.hall_symbol), f"#{kind.number}"}
-        types[hall] = frozenset(bare | {f":{kind.choice}"})
-    return types
+        names += [f"hall{kind.hall_symbol}", f"number{kind.number}", f":{kind.choice}"]
+        found[hall] = set(map(_squeeze, names))
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -50,10 +50,7 @@ TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 
 
 def loads(data: bytes) -> Any:
-    """What a pickle holds: tensors, numbers, strings, lists, tuples, dictionaries, None.
-
-    Args:
-        data: The pickle.
+    """Return what a pickle holds: tensors, numbers, strings, lists, tuples, dictionaries, None.
 
     Raises:
         ValueError: the pickle is broken, or holds anything else, which is named.

@@ -4,7 +4,8 @@
 |---|---|
 | `name.extxyz`, `name.xyz` | extended XYZ, one frame per structure |
 | `name.parquet` | table with arrays `species`, `pos` (fractional), `cell` (Å) |
-| any other | folder of CIF files with a table `table.csv` |
+| `name.cif` | one data block per structure, without the table |
+| `name` | folder of CIF files with a table `table.csv` |
 
 Each structure carries its row of a table (metrics, for instance) and the provenance of all, which
 is the same JSON text in the column `provenance` when it is read back.
@@ -52,17 +53,25 @@ def write(
 
     Raises:
         FileExistsError: the folder for CIF files has such files already.
-        ValueError: no structures, another number of rows, ids that occur twice, or provenance that
-            is no JSON.
+        ValueError: an unknown ending, no structures, another number of rows, ids that occur twice,
+            or provenance that is no JSON.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (*XYZ_SUFFIXES, ".parquet", ".cif", "") and not path.is_dir():
+        raise ValueError(
+            f"path: {path.name!r} ends with none of .extxyz, .xyz, .parquet and .cif, and is no "
+            "folder (for CIF files: a name without an ending)"
+        )
     rows = _rows(structures, table, provenance)
-    if path.suffix.lower() in XYZ_SUFFIXES:
+    if path.is_dir() or not suffix:
+        _write_folder(path, structures, rows)
+    elif suffix in XYZ_SUFFIXES:
         write_atomically(path, "".join(_frames(structures, rows)).encode())
-    elif path.suffix.lower() == ".parquet":
+    elif suffix == ".parquet":
         _write_parquet(path, structures, rows)
     else:
-        _write_cifs(path, structures, rows)
+        write_atomically(path, "".join(text for _, text in _cifs(structures, rows)).encode())
     return path
 
 
@@ -78,13 +87,10 @@ def write_trajectory(
 
     Args:
         path: File, `.extxyz` or `.xyz`.
-        states: From `integrate(..., record=True)`, the base sample first.
+        states: From `Dynamics.generate(..., record=True)`, the base sample first.
         structure: Which structure of the batches.
         times: Time of each state; None leaves them out.
         provenance: What made them: anything JSON can hold.
-
-    Returns:
-        The path.
 
     Raises:
         IndexError: no such structure.
@@ -196,9 +202,19 @@ def _write_parquet(path: Path, structures: CrystalBatch, rows: pd.DataFrame) -> 
     write_atomically(path, content)
 
 
-def _write_cifs(folder: Path, structures: CrystalBatch, rows: pd.DataFrame) -> None:
+def _cifs(structures: CrystalBatch, rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Name and text of each structure."""
     from pymatgen.io.cif import CifWriter
 
+    names = [re.sub(r"[^\w.+-]", "_", name) for name in rows["material_id"]]
+    if len(set(name.lower() for name in names)) < len(names):
+        names = [f"{i}-{name}" for i, name in enumerate(names)]
+    for name, structure in zip(names, structures.to_structures(), strict=True):
+        text = str(CifWriter(structure, significant_figures=10))
+        yield name, re.sub(r"(?m)^data_.*", f"data_{name}", text, count=1)
+
+
+def _write_folder(folder: Path, structures: CrystalBatch, rows: pd.DataFrame) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"path: {folder} is a file, not a folder for CIF files")
     if folder.is_dir() and any(folder.glob("*.cif")):
@@ -206,10 +222,8 @@ def _write_cifs(folder: Path, structures: CrystalBatch, rows: pd.DataFrame) -> N
             f"path: {folder} has CIF files already; give a new folder, so that none are mixed"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    names = [re.sub(r"[^\w.+-]", "_", name) for name in rows["material_id"]]
-    if len(set(name.lower() for name in names)) < len(names):
-        names = [f"{i}-{name}" for i, name in enumerate(names)]
-    for name, structure in zip(names, structures.to_structures(), strict=True):
-        text = str(CifWriter(structure, significant_figures=10))
+    names = []
+    for name, text in _cifs(structures, rows):
         (folder / f"{name}.cif").write_text(text, encoding="utf-8")
+        names.append(name)
     write_atomically(folder / TABLE, rows.assign(material_id=names).to_csv(index=False).encode())
