@@ -18,7 +18,7 @@ from irlkit.lab.plots._geometry import (
     spheres,
 )
 from irlkit.lab.plots._panels import add, add_player, colored
-from irlkit.lab.plots.structures import box_of, edge_trace, element_look, fixed_axes, mesh_trace
+from irlkit.lab.plots._scenes import box_of, edge_trace, element_look, fixed_axes, mesh_trace
 from irlkit.lab.plots.style import BLUE, GREY, RED, style
 from irlkit.utils.checks import as_numbers, check_count, checked
 
