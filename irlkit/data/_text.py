@@ -8,7 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,6 +73,18 @@ def open_text(path: Path, newline: str | None = None) -> IO[str]:
     wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "utf-16" if wide else "utf-8-sig"
     return io.TextIOWrapper(stream, encoding, errors="irlkit_latin1", newline=newline)
+
+
+def without_compression(name: str) -> str:
+    """Return a file's name without the ending of a compressed file: "a.cif" of "a.cif.gz"."""
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def shorten(items: Sequence[str], n: int = 5, separator: str = ", ") -> str:
+    """Return the first items in a row, and how many more there are: "a, b, and 1 more"."""
+    more = f"{separator}and {len(items) - n} more" if len(items) > n else ""
+    return separator.join(items[:n]) + more
 
 
 def decode(data: bytes) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.batch import Index
+from irlkit.data._text import shorten
 from irlkit.utils.checks import check_count, checked
 
 if TYPE_CHECKING:
@@ -153,13 +154,3 @@ class CrystalDataset:
                 f"{shorten(unknown)}; choose compositions of the set or add structures to it"
             )
         return [self._references[formula] for formula in formulas]
-
-
-def shorten(items: Sequence[str], n: int = 5, separator: str = ", ") -> str:
-    """Write the first items in a row, and how many more there are.
-
-    >>> shorten(["a", "b", "c"], n=2)
-    'a, b, and 1 more'
-    """
-    more = f"{separator}and {len(items) - n} more" if len(items) > n else ""
-    return separator.join(items[:n]) + more

@@ -14,7 +14,13 @@ from typing import IO, Any
 import pandas as pd
 
 from irlkit.data._cif import split_blocks
-from irlkit.data._text import BROKEN, ENDINGS, MAX_CHARACTERS, Unusable, open_text
+from irlkit.data._text import (
+    BROKEN,
+    MAX_CHARACTERS,
+    Unusable,
+    open_text,
+    without_compression,
+)
 from irlkit.data.readers import (
     ID_COLUMNS,
     Arrays,
@@ -48,16 +54,6 @@ def is_structure_file(path: Path) -> bool:
     """
     name = without_compression(path.name).lower()
     return name.endswith(SUFFIXES) or any(part in name for part in NAMES)
-
-
-def without_compression(name: str) -> str:
-    """Return a file's name without the ending of a compressed file.
-
-    >>> without_compression("a.cif.gz")
-    'a.cif'
-    """
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)]
 
 
 def read_structure_file(path: Path) -> Iterator[RawRecords]:
