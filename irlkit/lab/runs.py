@@ -222,9 +222,7 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# --------------------------------------------------------------------------------------------------
-# For people
-# --------------------------------------------------------------------------------------------------
+# --- For people ---
 
 
 def table(runs: Sequence[Run], root: str | Path = ".") -> pd.DataFrame:

@@ -36,16 +36,15 @@ def make_job(
     dynamics: Dynamics | None = None,
     **labels: Any,
 ) -> Job:
-    """An evaluation whose columns say how the velocity was annealed.
+    """An evaluation whose columns say how the velocity was annealed, after further labels.
 
     Args:
         n_steps: integration steps.
         seed: of the base samples.
-        schedule: what the annealing is called, such as "none", "handcrafted" or "learned".
+        schedule: what the annealing is called: "none", "handcrafted", "learned", ...
         annealing: of the velocity.
         tuned_at: number of steps that a handcrafted one was tuned for.
         dynamics: what generates; None: the pretrained model with the annealing.
-        **labels: columns before those.
     """
     linear = annealing if isinstance(annealing, LinearAnnealing) else None
     annealed = {

@@ -34,7 +34,7 @@ from irlkit.utils.system import write_atomically
 from irlkit.utils.workers import WorkerPool, WorkersLostError
 
 _YEAR = 365 * 86400.0
-"""Seconds that a run may take: it is the user who decides."""
+"""Seconds that a run may take."""
 _LOOK = 5.0
 """Seconds between two looks at the checkpoints, which takes a while."""
 
@@ -241,9 +241,7 @@ class Trainings:
         self._unfinished.unlink(missing_ok=True)
 
 
-# --------------------------------------------------------------------------------------------------
-# In other processes
-# --------------------------------------------------------------------------------------------------
+# --- In other processes ---
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,7 @@ class Experiment(Generic[P]):
         model.requires_grad_(False)
         return model
 
-    # ----------------------------------------------------------------------------------------------
-    # What is there
-    # ----------------------------------------------------------------------------------------------
+    # --- What is there ---
 
     @property
     def history(self) -> pd.DataFrame:
@@ -146,9 +144,7 @@ class Experiment(Generic[P]):
         """Further rows of ``summary``."""
         return {}
 
-    # ----------------------------------------------------------------------------------------------
-    # Generation and evaluation
-    # ----------------------------------------------------------------------------------------------
+    # --- Generation and evaluation ---
 
     def _base_sample(
         self, batch: CrystalBatch, seed: int, model: VelocityField | None = None
@@ -199,11 +195,7 @@ class Experiment(Generic[P]):
         return measured.summary(), measured.table
 
     def _run(self, name: str, jobs: Sequence[Job]) -> pd.DataFrame:
-        """Evaluate on the test split; what has the labels of an earlier evaluation replaces it.
-
-        Returns:
-            The new rows of ``evaluation``.
-        """
+        """Evaluate on the test split, in place of what has the same labels; the new rows."""
         rows: list[dict[str, Any]] = []
         total = sum(job.labels["n_steps"] for job in jobs)
         bar = progress_bar(total=total, disable=not self.progress, desc=name, unit="step")
@@ -220,9 +212,7 @@ class Experiment(Generic[P]):
                 bar.update(n_steps)
         return pd.DataFrame(rows)
 
-    # ----------------------------------------------------------------------------------------------
-    # What it says
-    # ----------------------------------------------------------------------------------------------
+    # --- What it says ---
 
     def table(self, name: str = "metrics") -> pd.DataFrame:
         """Return a table of what was measured so far, for people.
@@ -269,9 +259,7 @@ class Experiment(Generic[P]):
         """What ``conclusion`` says besides."""
         raise NotImplementedError
 
-    # ----------------------------------------------------------------------------------------------
-    # Training
-    # ----------------------------------------------------------------------------------------------
+    # --- Training ---
 
     def _train_all(
         self,
@@ -282,11 +270,7 @@ class Experiment(Generic[P]):
         what: str = "training",
         **processes: Any,
     ) -> pd.DataFrame:
-        """Train policies; see ``Trainings.train``, whose time is noted.
-
-        Returns:
-            The history of all runs.
-        """
+        """Train policies; see ``Trainings.train``, whose time is noted. The history of all runs."""
         if all(run.key in kept for run in runs):
             self.seconds.pop(what, None)
         try:
@@ -315,23 +299,18 @@ class Experiment(Generic[P]):
             before = self.seconds.get(name, 0.0) if add else 0.0
             self.seconds[name] = before + time.perf_counter() - started
 
-    # ----------------------------------------------------------------------------------------------
-    # Results
-    # ----------------------------------------------------------------------------------------------
+    # --- Results ---
 
     def write_results(
         self, claims: Sequence[Claim], figures: Mapping[str, Any] | None = None
     ) -> list[Path]:
-        """Write results.json, tables, what was learned and figures to `out_dir`.
+        """Write results.json, tables, what was learned and figures; return the files.
 
         What is trained from now on begins anew.
 
         Args:
             claims: of the experiment.
             figures: name -> plotly figure.
-
-        Returns:
-            The files.
         """
         dataset = {
             "name": self.dataset,

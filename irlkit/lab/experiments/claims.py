@@ -71,9 +71,7 @@ def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
     return table.drop(columns="required")
 
 
-# --------------------------------------------------------------------------------------------------
-# For the claims of all notebooks
-# --------------------------------------------------------------------------------------------------
+# --- For the claims of all notebooks ---
 
 
 def _held_in_words(claims: Sequence[Claim]) -> str:

@@ -97,22 +97,12 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             "steps": f"few: {self.preset.n_steps}, many: {self.preset.reference_steps}",
         }
 
-    # ----------------------------------------------------------------------------------------------
-    # Training
-    # ----------------------------------------------------------------------------------------------
+    # --- Training ---
 
     def learn_annealing(self) -> pd.DataFrame:
-        """Learn the annealing that the policies keep, if the preset says so (notebook 04).
+        """Learn the annealing that the policies keep, if the preset says so; return the history.
 
-        The reward is cRMSE, with no energy in it; the best by validation is kept. Once finished, a
-        further call begins anew; after an interruption, it goes on from there.
-
-        Returns:
-            The history of the training; empty if the preset has the annealing learned elsewhere or
-            none.
-
-        Raises:
-            KeyboardInterrupt: interrupted; says how far training was.
+        As in notebook 04, the reward is cRMSE, with no energy in it. See also ``train_policies``.
         """
         if self.preset.annealing != "learn":
             return pd.DataFrame()
@@ -134,12 +124,9 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return self.annealing
 
     def train_policies(self) -> pd.DataFrame:
-        """Train every policy of the main comparison with every seed; the best are kept.
+        """Train every policy of the main comparison with every seed; return the history of all.
 
         Once finished, a further call begins anew; after an interruption, it goes on from there.
-
-        Returns:
-            The history of all runs.
 
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
@@ -207,17 +194,12 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
         return validations, pd.DataFrame(means).T.rename_axis("policy").reset_index()
 
-    # ----------------------------------------------------------------------------------------------
-    # Evaluation
-    # ----------------------------------------------------------------------------------------------
+    # --- Evaluation ---
 
     def evaluate_pretrained(self) -> pd.DataFrame:
-        """Evaluate the pretrained model on the test split: with few and with many steps.
+        """Evaluate the pretrained model on the test split; return the new rows of ``evaluation``.
 
-        Without annealing and with the best handcrafted one; call ``sweep_reference`` first.
-
-        Returns:
-            The new rows of ``evaluation``.
+        With few and many steps, without annealing and with the best handcrafted one.
         """
         many = self.preset.reference_steps
         make = partial(make_job, policy=PRETRAINED)
@@ -230,14 +212,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return self._run("the pretrained model", jobs)
 
     def evaluate_annealing(self) -> pd.DataFrame:
-        """Evaluate the pretrained model with the learned annealing that the policies keep.
-
-        Returns:
-            The new rows of ``evaluation``; none if the policies keep no learned annealing.
-
-        Raises:
-            ValueError: it was not learned yet.
-        """
+        """Evaluate the pretrained model with the learned annealing that policies keep, if any."""
         if self._schedule != "learned":
             return pd.DataFrame()
         jobs = [
@@ -248,13 +223,10 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return self._run("the learned annealing", jobs)
 
     def evaluate_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
-        """Evaluate trained policies on the test split, each seed with base samples of its own.
+        """Evaluate trained policies on the test split; return the new rows of ``evaluation``.
 
         Args:
             names: None: those of the main comparison.
-
-        Returns:
-            The new rows of ``evaluation``.
 
         Raises:
             ValueError: one was not trained yet.
@@ -280,9 +252,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             )
         return self.policies[name, seed].deploy()
 
-    # ----------------------------------------------------------------------------------------------
-    # What it says
-    # ----------------------------------------------------------------------------------------------
+    # --- What it says ---
 
     def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
         return {
@@ -318,9 +288,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             for found in judge(history, self.preset.config(name, seed))
         )
 
-    # ----------------------------------------------------------------------------------------------
-    # What has changed
-    # ----------------------------------------------------------------------------------------------
+    # --- What has changed ---
 
     @property
     def _start(self) -> str:
@@ -413,9 +381,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         self._diversity = pd.concat(tables, ignore_index=True)
         return self._diversity
 
-    # ----------------------------------------------------------------------------------------------
-    # Results
-    # ----------------------------------------------------------------------------------------------
+    # --- Results ---
 
     def _claims(self) -> list[Claim]:
         return energy_claims(self.evaluation, self.preset)

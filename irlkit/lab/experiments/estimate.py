@@ -51,12 +51,7 @@ def _in_words(seconds: float) -> str:
 
 
 def _count_work(experiment: Experiment) -> pd.DataFrame:
-    """Count what an experiment does, a row per stage; subsets may be a little larger.
-
-    Returns:
-        Columns forward, backward (network evaluations of one structure at one time, without and
-        with gradients by the parameters) and judged (structures).
-    """
+    """What an experiment does, a row per stage; subsets may be a little larger."""
     preset, n, n_test = experiment.preset, len(experiment.validation), len(experiment.test)
     if not isinstance(preset, AnnealingPreset | EnergyPreset):
         raise ValueError(

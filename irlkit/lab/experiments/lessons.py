@@ -62,8 +62,8 @@ def interpolate(
         model: whose interpolants are taken.
         x_0: base sample, on the CPU.
         x_1: the crystal.
-        times: shape (n,); a batch is returned for each.
-        generator: draws the latent noise, the same for all times.
+        times: shape (n,); a batch is returned for each, with the same latent noise.
+        generator: draws it.
     """
     fields = {name: (getattr(x_0, name), getattr(x_1, name)) for name in ("pos", "cell")}
     z = {

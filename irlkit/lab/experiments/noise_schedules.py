@@ -81,9 +81,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         """Return the kinds of schedules at one scale, by name."""
         return {name: kind(scale) for name, kind in KINDS.items()}
 
-    # ----------------------------------------------------------------------------------------------
-    # Evaluations
-    # ----------------------------------------------------------------------------------------------
+    # --- Evaluations ---
 
     def scan(self) -> pd.DataFrame:
         """Evaluate every way to integrate under every schedule and scale (Fig. 2).
@@ -110,12 +108,9 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         return self._scanned()
 
     def compare_annealing(self) -> pd.DataFrame:
-        """Evaluate with and without annealing at several numbers of steps (Table 1).
+        """Evaluate with and without annealing at several numbers of steps; return the new rows.
 
-        The SDE gets its small scale of the square-root schedule.
-
-        Returns:
-            The new rows of ``evaluation``.
+        The SDE gets its small scale of the square-root schedule (Table 1).
 
         Raises:
             ValueError: ``scan`` or ``sweep_reference`` was not called before.
@@ -159,9 +154,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
             scale=scale,
         )
 
-    # ----------------------------------------------------------------------------------------------
-    # What it says
-    # ----------------------------------------------------------------------------------------------
+    # --- What it says ---
 
     def _scanned(self) -> pd.DataFrame:
         """What ``scan`` returns."""
@@ -231,14 +224,11 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         return self._means(rows, "integration", "schedule", "n_steps")
 
     def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
-        """Return energies above the reference (eV/atom), without noise and with each scale.
+        """Return energies above the reference (eV/atom) of the first seed, without noise and with.
 
         Args:
             integration: "SDE" or "perturbed ODE", of the first model.
-            noise: kind of the schedule.
-
-        Returns:
-            Scale in words -> energies of the first seed, nan where there is none.
+            noise: kind of the schedule, whose scales name the entries.
         """
         table = self.structures
         table = table[
@@ -253,9 +243,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
             chosen[f"scale {scale:g}"] = table[same & (table["scale"] == scale)]
         return {name: rows["energy_above_reference"].to_numpy() for name, rows in chosen.items()}
 
-    # ----------------------------------------------------------------------------------------------
-    # Results
-    # ----------------------------------------------------------------------------------------------
+    # --- Results ---
 
     def _claims(self) -> list[Claim]:
         medium = {

@@ -113,24 +113,13 @@ def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
         after: the same for the structures after it.
     """
     table = energy_table({"before": before, "after": after})
-    mean, near = table["mean, eV/atom"], table["near the lowest"]
-    check = Claim.check
+    found = float(np.isfinite(before).mean())
+    lower, more = (
+        of["after"] - of["before"] for of in (table["mean, eV/atom"], table["near the lowest"])
+    )
+    check, near = Claim.check, f"more structures within {NEAR} eV/atom of the lowest"
     return [
-        check(
-            "share of generated structures that have an energy",
-            float(np.isfinite(before).mean()),
-            ">= 0.5",
-        ),
-        check(
-            "mean energy per atom, after minus before, eV",
-            mean["after"] - mean["before"],
-            "< 0",
-            required=False,
-        ),
-        check(
-            f"more structures within {NEAR} eV/atom of the lowest",
-            near["after"] - near["before"],
-            ">= 0",
-            required=False,
-        ),
+        check("share of generated structures that have an energy", found, ">= 0.5"),
+        check("mean energy per atom, after minus before, eV", lower, "< 0", required=False),
+        check(near, more, ">= 0", required=False),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,9 @@ class SweepExperiment(Experiment[SweepPreset]):
         policy: "annealing", "velocity" or "score".
         checkpoint: name of a shipped model or path of a checkpoint; None: the shipped one that fits
             the policy.
-        dataset: name of a shipped data set or path of a data file.
-        preset: size and settings.
         reward: "crmse" or "energy"; None: that of the paper for the policy.
         potential: of the energy.
-        backend: "optuna" or "ray".
-        device: of the network.
-        out_dir: folder for results.
-        progress: show bars.
+        backend: "optuna" or "ray"; see ``Experiment`` for the other arguments.
 
     Attributes:
         space: what is searched.
@@ -114,10 +110,7 @@ class SweepExperiment(Experiment[SweepPreset]):
         }
 
     def run_sweep(self) -> pd.DataFrame:
-        """Run the sweep, or what is left of it.
-
-        Returns:
-            One row per trial, see ``sweeps.trials_table``.
+        """Run the sweep, or what is left of it; return ``sweeps.trials_table``.
 
         Raises:
             ImportError: the backend is not installed.
@@ -152,10 +145,7 @@ class SweepExperiment(Experiment[SweepPreset]):
         )
 
     def retrain(self) -> pd.DataFrame:
-        """Train the first and the best configuration longer, with seeds new to the sweep.
-
-        Returns:
-            The histories of all, with columns name and seed.
+        """Train the first and the best configuration longer, with new seeds; return the histories.
 
         Raises:
             ValueError: no trial is complete.
@@ -215,36 +205,31 @@ class SweepExperiment(Experiment[SweepPreset]):
         validated = self._validated()
         crmse = self.evaluation.pivot(index="seed", columns="schedule", values="crmse")
         values = sweeps.trials_table(self.sweep.study)["value"]
-        judged_so = self.objective.reward == "crmse"
-        found = [
-            (
-                "validation reward of the best configuration, trained again, minus that of the "
-                "untrained policy, mean over seeds",
-                *((validated["best"] - validated["none"]).mean(), "> 0", True),
-            ),
-            (
-                "cRMSE of the best configuration on the test split minus that without "
-                "reinforcement, mean over seeds",
-                *((crmse["best"] - crmse["none"]).mean(), "< 0", judged_so),
-            ),
-            (
-                "validation reward of the best trial minus that of the first",
-                *(values[self.sweep.study.best_trial.number] - values[0], "> 0", False),
-            ),
-            (
-                "validation reward of the best configuration minus that of the first, both trained "
-                "again with new seeds, mean",
-                *((validated["best"] - validated["first"]).mean(), "> 0", False),
-            ),
-            (
-                "cRMSE of the best configuration on the test split minus that of the first, mean "
-                "over seeds",
-                *((crmse["best"] - crmse["first"]).mean(), "< 0", False),
-            ),
-        ]
+        found = values[self.sweep.study.best_trial.number] - values[0]
+        gain, loss = (
+            {name: (table["best"] - table[name]).mean() for name in ("none", "first")}
+            for table in (validated, crmse)
+        )
+        check, aim = Claim.check, partial(Claim.check, required=False)
+        best, again = "of the best configuration", "trained again"
+        untrained = "minus that of the untrained policy, mean over seeds"
+        without = "on the test split minus that without reinforcement, mean over seeds"
+        judge = check if self.objective.reward == "crmse" else aim
         return [
-            Claim.check(text, float(value), target, required)
-            for text, value, target, required in found
+            check(f"validation reward {best}, {again}, {untrained}", gain["none"], "> 0"),
+            judge(f"cRMSE {best} {without}", loss["none"], "< 0"),
+            aim("validation reward of the best trial minus that of the first", found, "> 0"),
+            aim(
+                f"validation reward {best} minus that of the first, both {again} with new seeds, "
+                "mean",
+                gain["first"],
+                "> 0",
+            ),
+            aim(
+                f"cRMSE {best} on the test split minus that of the first, mean over seeds",
+                loss["first"],
+                "< 0",
+            ),
         ]
 
     def _remark(self) -> str:

@@ -68,16 +68,13 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     def evaluate(
         self, schedule: str, n_steps: int | Iterable[int] | None = None, tuned_at: int | None = None
     ) -> pd.DataFrame:
-        """Evaluate a schedule on the test split for every seed, and keep the results.
+        """Evaluate a schedule on the test split for every seed; return the new rows.
 
         Args:
             schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
                 "learned", of each training seed.
             n_steps: numbers of steps; None takes those of the preset.
             tuned_at: None means the many steps of the reference.
-
-        Returns:
-            The new rows of ``evaluation``.
 
         Raises:
             ValueError: an unknown schedule, or its sweep or training was not run yet.
@@ -134,9 +131,7 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         chosen = self.test.select(_some_found(found, n_structures))
         return FinishedAnnealing(self.model, chosen, schedules | {"none": NoAnnealing()}, few)
 
-    # ----------------------------------------------------------------------------------------------
-    # Handcrafted schedules
-    # ----------------------------------------------------------------------------------------------
+    # --- Handcrafted schedules ---
 
     def sweep_few_steps(self) -> pd.DataFrame:
         """Seek the best handcrafted annealing for n_steps (Appendix H)."""
@@ -149,17 +144,12 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         data = self.validation.subset(n_structures)
         return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
 
-    # ----------------------------------------------------------------------------------------------
-    # Learned schedules
-    # ----------------------------------------------------------------------------------------------
+    # --- Learned schedules ---
 
     def train_schedules(self) -> pd.DataFrame:
-        """Learn a schedule with GRPO for every seed and keep the best by validation reward.
+        """Learn a schedule for every seed, keep the best by validation; return all histories.
 
         Once finished, a further call begins anew; after an interruption, it goes on from there.
-
-        Returns:
-            The history of all seeds.
 
         Raises:
             KeyboardInterrupt: interrupted; says how far training was.
@@ -207,9 +197,7 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
                 parts.append(pd.DataFrame({**labels, "field": field, **curve}))
         return pd.concat(parts, ignore_index=True)
 
-    # ----------------------------------------------------------------------------------------------
-    # Results
-    # ----------------------------------------------------------------------------------------------
+    # --- Results ---
 
     def example(self) -> tuple[int, dict[str, list[CrystalBatch]]]:
         """Find a test structure that only the learned schedule finds in few steps.
@@ -273,8 +261,6 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
             "best_validation_reward": {seed: table.max() for seed, table in rewards.items()},
         }
         return {**super()._results(), "training": training}
-
-    # ----------------------------------------------------------------------------------------------
 
     def _rmsd(self, schedule: str, seed: int) -> np.ndarray:
         """Displacement of each test structure in few steps, nan where unmatched."""

@@ -108,11 +108,11 @@ class PolicyObjective:
             report(iteration, float(row["validation_reward"].iloc[0]))
 
     def trainer(self, config: Mapping[str, Any], folder: Path | None, **others: Any) -> GRPOTrainer:
-        """Make a trainer with a configuration, which continues what is in `folder`.
+        """Make a trainer, which continues what is in `folder`; None: without files.
 
         Args:
             config: value of each parameter of the space.
-            folder: for its files; None: none.
+            folder: for its files.
             **others: settings of GRPO that are other than in a trial, such as the seed.
         """
         grpo = self._config(config, **others)

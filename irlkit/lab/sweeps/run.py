@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from irlkit.lab.sweeps.study import Sweep, trials_table
 from irlkit.rl.trainer import CHECKPOINT, NonFiniteRewardError
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_count, checked
 from irlkit.utils.cluster import connect
 from irlkit.utils.progress import progress_bar
 
@@ -46,7 +46,7 @@ def run_optuna(
     prune: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run or continue a sweep until it has `n_trials` trials, those that were there included.
+    """Run or continue a sweep until it has `n_trials` trials in all; return ``trials_table``.
 
     What is proposed depends on the seed of the sweep, the number of the trial and the results
     before it. With one process, a sweep that was stopped at any moment and continued is therefore
@@ -69,15 +69,12 @@ def run_optuna(
         prune: end trials early that are worse than the median of the others at the same iteration.
         progress: show a bar.
 
-    Returns:
-        The table of ``trials_table``.
-
     Raises:
         ValueError: an argument is wrong.
         RuntimeError: the first three trials all failed.
         KeyboardInterrupt: interrupted; the same call continues.
     """
-    _check_positive(n_trials=n_trials)
+    check_count("n_trials", n_trials)
     with sweep.lock:
         sweep.study.set_user_attr("n_trials", n_trials)
         for trial in sweep.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
@@ -118,27 +115,21 @@ def run_ray(
 ) -> pd.DataFrame:
     """Run or continue a sweep as ``run_optuna`` does, in several workers of a Ray cluster.
 
-    All nodes need the folder of the sweep at the same path.
+    All nodes need the folder of the sweep at the same path; the objective is pickled.
 
     Args:
-        sweep: its folder.
-        objective: what is maximised; pickled.
-        n_trials: in total.
+        sweep, objective, n_trials, prune: see ``run_optuna``.
         n_workers: trials at the same time.
         cpus_per_trial, gpus_per_trial: what a trial is given.
         address: of a Ray cluster; None: the one this process is connected to, or else a new one on
             this machine, which ends with the sweep.
-        prune: end trials early that are worse than the median of the others at the same iteration.
-
-    Returns:
-        The table of ``trials_table``.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: an argument is wrong.
-        RuntimeError: the first three trials all failed.
+        ValueError, RuntimeError: see ``run_optuna``.
     """
-    _check_positive(n_trials=n_trials, n_workers=n_workers)
+    check_count("n_trials", n_trials)
+    check_count("n_workers", n_workers)
     ray, connected = connect(address, n_workers, cpus_per_trial, gpus_per_trial)
     # A worker whose node is lost is begun anew elsewhere, with the trial that it has left.
     options = {"max_restarts": 3, "max_task_retries": 3}
@@ -157,12 +148,6 @@ def run_ray(
 class _Worker:
     def run(self, sweep: Sweep, objective: Objective, n_trials: int, prune: bool) -> None:
         run_optuna(sweep, objective, n_trials, prune=prune, progress=False)
-
-
-def _check_positive(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def _claim(sweep: Sweep, number: int) -> FileLock | None:

@@ -57,11 +57,8 @@ class SearchSpace:
         ((8, 16), {'n_groups': 16, 'n_ppo_epochs': 2})
 
         Args:
-            parameters: name -> new choices, or (low, high) of a number.
+            parameters: name -> new choices, or (low, high) of a number; starts get the nearest.
             **fixed: settings to fix.
-
-        Returns:
-            The new space; its starts have the nearest values that it can have.
 
         Raises:
             ValueError: there is no such parameter to narrow.
@@ -130,9 +127,7 @@ def _nearest(distribution: Distribution, value: Any) -> Any:
     return min(distribution.choices, key=lambda choice: abs(choice - value))
 
 
-# --------------------------------------------------------------------------------------------------
-# Appendix F
-# --------------------------------------------------------------------------------------------------
+# --- Appendix F ---
 
 _SHARED: dict[str, Distribution] = {
     "group_size": CategoricalDistribution((32, 64)),

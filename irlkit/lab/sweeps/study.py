@@ -144,9 +144,6 @@ def _open_journal(path: Path, lock: Any) -> JournalStorage:
 def open_study(path: str | Path) -> optuna.Study:
     """Open the sweep in a folder to read it.
 
-    Its ``user_attrs`` say what is searched ("sweep") and how many trials there are to be
-    ("n_trials").
-
     Raises:
         FileNotFoundError: there is none.
         ValueError: its journal is damaged or of something else.
@@ -167,9 +164,8 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 
     Returns:
         Columns number, state ("running", "complete", "pruned" or "failed"), value (the highest
-        validation reward so far; nan of failed trials), the parameters, best_iteration (where it
-        was reached), iterations (of the last validation), seconds (of work, once it has ended)
-        and error (what a failed trial failed with).
+        validation reward so far), the parameters, best_iteration (where it was reached), iterations
+        (of the last validation), seconds (of work) and error (what a failed trial failed with).
     """
     rows = []
     for trial in study.get_trials(deepcopy=False):
@@ -198,12 +194,11 @@ def importance(study: optuna.Study) -> pd.Series:
     """Return which parameters make the difference between good trials and others (PED-ANOVA).
 
     It compares how a parameter is distributed over the best quarter of the trials with how it is
-    over all of them, pruned ones included. Few trials say little: what is below a tenth is mostly
-    noise.
+    over all of them, pruned ones included. Few trials say little.
 
     Returns:
-        Parameter -> share, highest first; the shares sum to 1. All are nan with fewer than four
-        trials or where all values are equal.
+        Parameter -> share, highest first; they sum to 1. All are nan with fewer than four trials or
+        where all values are equal.
     """
     done = study.get_trials(deepcopy=False, states=_DONE)
     names = list(study.user_attrs[_DESCRIPTION]["space"]["parameters"])
