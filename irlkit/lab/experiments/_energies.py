@@ -19,12 +19,7 @@ from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
 
 
 class EnergyExperiment(AnnealedExperiment[S]):
-    """An experiment with a potential (itself, or its name), which computes all energies.
-
-    Raises:
-        FileNotFoundError: no such checkpoint, data file or weights of the potential.
-        ValueError: see ``Experiment``; or an element that the potential does not know.
-    """
+    """An experiment with a potential (itself, or its name), which computes all energies."""
 
     metric_names: Mapping[str, str] = {
         "match_rate": "match rate",

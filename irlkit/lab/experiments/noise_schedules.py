@@ -43,8 +43,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
 
     Raises:
         FileNotFoundError: see ``Experiment``; or weights of the potential are missing.
-        ValueError: see ``Experiment``; an element that the potential does not know, or a model
-            without denoiser.
+        ValueError: see ``Experiment``; an unknown element, or a model without denoiser.
     """
 
     preset_kind = NoisePreset
@@ -228,7 +227,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
 
         Args:
             integration: "SDE" or "perturbed ODE", of the first model.
-            noise: kind of the schedule, whose scales name the entries.
+            noise: kind of the schedule.
         """
         table = self.structures
         table = table[
