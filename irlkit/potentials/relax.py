@@ -243,6 +243,8 @@ class _Moving:
         trust = state["trust"]
         state["trust"] = torch.where(good, (1.2 * trust).clamp_max(_LONGEST_STEP), trust / 4)
         state |= {name: _choose(good, values, state[name]) for name, values in new.items()}
+        stuck = state["trust"] < _SHORTEST_STEP
+        self._fail({i: f"no step leads on: {failures[i]}" for i in failures if stuck[i]})
         self._stop_the_absurd()
 
     def _stop_the_absurd(self) -> None:
@@ -252,7 +254,7 @@ class _Moving:
         )
         growth = volume / first_volume
         for i in (energy < LOWEST_ENERGY).nonzero().flatten().tolist():
-            self._fail({i: f"its energy fell to {float(energy[i]):.1f} eV/atom"})
+            self._fail({i: f"its energy is {float(energy[i]):.1f} eV/atom, which is absurd"})
         absurd = growth.log().abs() > math.log(VOLUME_FACTOR)
         for i in absurd.nonzero().flatten().tolist():
             self._fail({i: f"its volume became {float(growth[i]):.2g} times what it was"})
