@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.potentials._derivatives import differentiate
 from irlkit.potentials._neighbors import Neighbors, count_up
 from irlkit.potentials.base import BatchedPotential, Computed, check_elements
 from irlkit.utils.checks import checked
@@ -93,7 +95,8 @@ class CHGNetPotential(BatchedPotential):
     def _energies(
         self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
     ) -> Computed:
-        return self._network.energies(batch, neighbors, forces, stress)
+        energies = partial(self._network.energies, batch, neighbors)
+        return differentiate(energies, batch, neighbors, forces, stress)
 
 
 class _Network:
@@ -133,37 +136,7 @@ class _Network:
             _GatedMLP(weights, f"angle_layers.{k}.twoBody_bond") for k in range(self.n_layers - 2)
         ]
 
-    def energies(
-        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
-    ) -> Computed:
-        """Energies, and their derivatives if asked for.
-
-        Args:
-            batch: Structures, float64.
-            neighbors: All pairs below `cutoff`.
-            forces: Compute forces.
-            stress: Compute stresses.
-        """
-        inputs = []
-        with torch.set_grad_enabled(forces or stress):
-            cartesian = torch.einsum("ni,nij->nj", batch.pos, batch.cell[batch.batch])
-            strain = torch.zeros_like(batch.cell)
-            if forces:
-                inputs.append(cartesian.requires_grad_())
-            if stress:
-                inputs.append(strain.requires_grad_())
-            structure = batch.batch[neighbors.first]
-            vectors = cartesian[neighbors.second] - cartesian[neighbors.first]
-            vectors = vectors + torch.einsum("pi,pij->pj", neighbors.shift, batch.cell[structure])
-            if stress:
-                vectors = vectors + torch.einsum("pi,pij->pj", vectors, strain[structure])
-            energy = self._energy(batch, neighbors, vectors)
-            gradients = list(torch.autograd.grad(energy.sum(), inputs)) if inputs else []
-        force = -gradients.pop(0) if forces else None
-        virial = gradients.pop(0) / batch.volume[:, None, None] if stress else None
-        return Computed(energy.detach() / batch.n_atoms, force, virial)
-
-    def _energy(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
+    def energies(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
         """Energies of structures, eV, float64, shape (B,)."""
         w = self.weights
         first, second = neighbors.first, neighbors.second
