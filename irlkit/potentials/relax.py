@@ -25,7 +25,7 @@ from irlkit.utils.progress import progress_bar
 _MEMORY = 20
 """Steps that the curvature is estimated from."""
 
-_CURVATURE = 50.0
+_CURVATURE = 15.0
 """Of every coordinate before the first step, eV/Å²."""
 
 _LONGEST_STEP, _SHORTEST_STEP = 0.2, 1e-5
