@@ -88,7 +88,8 @@ def generate(
         converged = np.zeros(len(found), dtype=bool)
     found = found.to("cpu", torch.float64)
     # Ordered by formula as given, and within it by energy; those without one come last.
-    order = np.lexsort((values, [list(formulas).index(name) for name in names]))
+    place = np.array([list(formulas).index(name) for name in names])
+    order = np.lexsort((values, place))
     found, values = found[order], values[order]
     table = pd.DataFrame(
         {
@@ -131,7 +132,7 @@ def _space_groups(batch: CrystalBatch) -> list[str]:
 
     symbols = []
     for crystal in batch:
-        cell = (crystal.cell[0].numpy(), crystal.pos.numpy(), crystal.species.numpy())
+        cell: Any = (crystal.cell[0].numpy(), crystal.pos.numpy(), crystal.species.numpy())
         dataset = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
         symbols.append("" if dataset is None else dataset.international)
     return symbols
