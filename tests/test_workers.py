@@ -113,7 +113,7 @@ def alive(process):
 BUSY = """
 import os, threading
 def busy():
-    print("worker", os.getpid(), flush=True)
+    os.write(1, f"worker {os.getpid()}\\n".encode())  # At once: both workers write to one pipe.
     return lambda item: [None for _ in iter(int, 1)]
 WorkerPool(busy, 2).map([1, 2])
 """
