@@ -28,8 +28,8 @@ from scipy.optimize import nnls
 from benchmarks.common import parser, process_peak, random_crystals, random_model, report, start
 from benchmarks.network import operations
 from benchmarks.rl_iteration import volume_reward
+from irlkit.networks._pairs import PairTopology
 from irlkit.networks.cspnet import CSPNet
-from irlkit.networks.pairs import PairTopology
 from irlkit.rl._communicator import Communicator, DistributedCommunicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import VelocityPolicy

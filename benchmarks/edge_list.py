@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from irlkit.networks._pairs import PairFeatures, PairTopology
 from irlkit.networks.cspnet import CSPLayer, CSPNet, NetworkOutput
 from irlkit.networks.flow_model import FlowModel
-from irlkit.networks.pairs import PairFeatures, PairTopology
 
 
 class EdgeListNetwork(CSPNet):

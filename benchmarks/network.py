@@ -21,14 +21,14 @@ from benchmarks.common import (
 )
 from benchmarks.edge_list import EdgeListNetwork
 from irlkit.crystals import CrystalBatch
-from irlkit.networks.cspnet import CSPNet, NetworkOutput
-from irlkit.networks.pairs import (
+from irlkit.networks._pairs import (
     WINDOW,
     FourierFeatures,
     InterpolatedFeatures,
     PairTopology,
     interpolates,
 )
+from irlkit.networks.cspnet import CSPNet, NetworkOutput
 
 CASES = ("128x4x512", "128x4x64", "512x6x64", "512x6x512")
 QUICK = ("16x2x8",)

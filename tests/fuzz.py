@@ -71,7 +71,7 @@ def seeds(folder):
 
     from irlkit.crystals import CrystalBatch
     from irlkit.data import writers
-    from irlkit.flows.plain import to_plain
+    from irlkit.flows._plain import to_plain
     from irlkit.flows.schedules import ANNEALINGS, LearnedAnnealing, save_annealing
     from tests.toys import flow_model
 
@@ -400,7 +400,7 @@ def read(target, content, folder):
 
         load_annealing(write("a.safetensors"))
     elif target == "annealing-json":
-        from irlkit.flows.plain import from_plain
+        from irlkit.flows._plain import from_plain
         from irlkit.flows.schedules import ANNEALINGS
 
         from_plain(json.loads(content), ANNEALINGS)

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from irlkit.networks.cspnet import CSPNet
-from irlkit.networks.pairs import (
+from irlkit.networks._pairs import (
     FourierFeatures,
     InterpolatedFeatures,
     PairFeatures,
     PairTopology,
     grid_values,
 )
+from irlkit.networks.cspnet import CSPNet
 from tests.textbook import csp_forward
 
 N_ATOMS = torch.tensor([1, 4, 2, 7, 1, 3])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from irlkit.lab import notebooks
-from irlkit.lab.notebooks import serving
+from irlkit.lab.notebooks import _serving
 from irlkit.lab.notebooks.__main__ import main
-from irlkit.lab.notebooks.running import prepare_page
+from irlkit.lab.notebooks._running import prepare_page
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -136,7 +136,7 @@ def small(tmp_path, monkeypatch):
         ),
     ]
     for name in ("01_first", "02_second"):
-        notebook = nbformat.v4.new_notebook(cells=cells, metadata=notebooks.stripping._METADATA)
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=notebooks._stripping._METADATA)
         nbformat.write(notebook, folder / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path)
     return folder
@@ -214,9 +214,9 @@ def test_a_page_has_other_parameters_and_says_what_is_missing(small, monkeypatch
 def test_the_explorers_page_shows_it_and_write_nothing(tmp_path, monkeypatch):
     pytest.importorskip("anywidget")
     shown = []
-    monkeypatch.setattr("irlkit.lab.widgets.base.display", lambda *a, **names: shown.append(a))
+    monkeypatch.setattr("irlkit.lab.widgets._base.display", lambda *a, **names: shown.append(a))
     monkeypatch.chdir(tmp_path)
-    page = prepare_page(serving.EXPLORER, {"results": None})
+    page = prepare_page(_serving.EXPLORER, {"results": None})
     assert page == Path("runs/pages/explorer.ipynb")
     namespace: dict = {}
     for cell in code_cells(page):
@@ -259,7 +259,7 @@ def test_a_page_takes_nothing_from_the_network(small, monkeypatch):
 )
 def test_kernels_wait_for_visitors_of_the_explorer(small, arguments, ready, monkeypatch):
     served = []
-    monkeypatch.setattr(serving, "serve", lambda *given: served.append(given))
+    monkeypatch.setattr(_serving, "serve", lambda *given: served.append(given))
     assert main(["serve", *arguments]) == 0
     name = "02_second.ipynb" if "02" in arguments else "explorer.ipynb"
     assert served == [(Path("runs/pages") / name, 8866, "127.0.0.1", ready)]
@@ -305,7 +305,7 @@ def test_there_are_notebooks():
     assert PATHS
 
 
-@pytest.mark.parametrize("path", [*PATHS, serving.EXPLORER], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PATHS, _serving.EXPLORER], ids=lambda path: path.stem)
 def test_notebook_is_stripped(path):
     assert main(["check", str(path)]) == 0
 

@@ -22,7 +22,7 @@ from irlkit.crystals.compositions import from_formula
 from irlkit.data import writers
 from irlkit.evaluate.diversity import count_distinct, fingerprints
 from irlkit.evaluate.metrics import MatchPool, evaluate
-from irlkit.flows.plain import from_plain, to_plain
+from irlkit.flows._plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ANNEALINGS,
     NOISES,

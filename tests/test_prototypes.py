@@ -102,7 +102,7 @@ def test_filters(tmp_path):
         {"prototype": "B10", "elements": ["Na", "Cl"], "converged": False, "error": "ValueError"},
     ]
     raw.write_text("\n".join(map(json.dumps, records)))
-    kept, dropped = generate.build_table(raw)
+    kept, dropped = generate._build_table(raw)
     assert kept["prototype"].tolist() == ["B1", "B2"]
     assert kept["spacegroup"].tolist() == [225, 221]
     assert dropped == {
@@ -120,8 +120,8 @@ def test_filters(tmp_path):
 def test_relaxation_recovers_rock_salt():
     """CHGNet's MgO has the lattice constant it has in the Materials Project, 4.2 to 4.3 Å."""
     generate._start_worker()
-    record = generate.relax_candidate(("B1", ("Mg", "O")))
+    record = generate._relax_candidate(("B1", ("Mg", "O")))
     assert record["converged"]
     volume = abs(np.linalg.det(record["cell"]))
     assert 4.2 < (4 * volume) ** (1 / 3) < 4.3
-    assert "error" in generate.relax_candidate(("B1", ("Mg", "Xx")))
+    assert "error" in generate._relax_candidate(("B1", ("Mg", "Xx")))

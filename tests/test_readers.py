@@ -15,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit import data
 from irlkit.crystals import CrystalBatch
-from irlkit.data import _unpickling, files, loading, readers
+from irlkit.data import _files, _unpickling, loading, readers
 
 
 @pytest.fixture(autouse=True)
@@ -356,7 +356,7 @@ def test_folder_of_structure_files(tmp_path):
     assert dataset.name == "mine"
     assert dataset.table["material_id"].tolist() == ["POSCAR_c", "a", "b"]
     assert_same(dataset, [STRUCTURES[2], *STRUCTURES[:2]])
-    (folder / files.TABLE).write_text("material_id,gap\nb,2.0\na,1.0\n")
+    (folder / _files.TABLE).write_text("material_id,gap\nb,2.0\na,1.0\n")
     dataset = load(folder)  # the cache follows the content
     assert dataset.table["material_id"].tolist() == ["b", "a", "POSCAR_c"]
     assert dataset.table["gap"].tolist()[:2] == [2.0, 1.0]
@@ -375,7 +375,7 @@ def test_broken_structure_files(tmp_path):
         dataset = load(tmp_path)
     assert dataset.table["material_id"].tolist() == ["a"]
     assert [entry.record for entry in dataset.skipped] == ["b", "c", "d"]
-    (tmp_path / files.TABLE).write_text("gap\n1.0\n")
+    (tmp_path / _files.TABLE).write_text("gap\n1.0\n")
     with pytest.raises(ValueError, match="cannot read the table"):
         load(tmp_path)
 

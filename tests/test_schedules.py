@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from irlkit.flows import schedules
-from irlkit.flows.plain import from_plain, to_plain
+from irlkit.flows._plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ConstantNoise,
     ControlPointNoise,

@@ -326,7 +326,7 @@ def test_small_files_that_ask_for_much_are_refused(kind, tmp_path):
     with pytest.raises(ValueError, match=message):
         if path.suffix == ".yaml":
             (tmp_path / "a.ckpt").write_bytes(b"")
-            irlkit.networks.omatg.config.read_config(path)
+            irlkit.networks.omatg._config.read_config(path)
         elif path.suffix == ".safetensors":
             FlowModel.load(path)
         else:

@@ -65,7 +65,7 @@ def test_no_output_widget_is_used(explorer):
 
 def test_show_displays_an_ordinary_figure_and_the_controls(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr(widgets.base, "display", lambda entry, raw=False: shown.append(entry))
+    monkeypatch.setattr(widgets._base, "display", lambda entry, raw=False: shown.append(entry))
     explorer.show()
     figure, controls = shown
     assert type(figure) is go.Figure
@@ -118,7 +118,7 @@ def test_without_anywidget_the_numbers_are_there(explorer, monkeypatch):
     def missing(**parts):
         raise ImportError("Please install anywidget")
 
-    monkeypatch.setattr(widgets.base.go, "FigureWidget", missing)
+    monkeypatch.setattr(widgets._base.go, "FigureWidget", missing)
     explorer.n_steps.value = 10
     assert explorer.wait(60)
     assert "10 steps" in explorer.message.value
@@ -253,10 +253,10 @@ def test_cancelled_work_ends_and_errors_are_shown(explorer):
 
 
 def test_integration_stops_in_the_middle():
-    job = widgets.base.Job(lambda share: setattr(job, "cancelled", share > 0.3))
+    job = widgets._base.Job(lambda share: setattr(job, "cancelled", share > 0.3))
     job._shown = -1e9
     model = job.watch(ToyModel(), 10)
-    with pytest.raises(widgets.base.Cancelled):
+    with pytest.raises(widgets._base.Cancelled):
         for share in range(10):
             job._shown = -1e9
             batch = crystals()

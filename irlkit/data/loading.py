@@ -17,17 +17,17 @@ from tqdm.auto import tqdm
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.formulas import parse_formula
 from irlkit.data import _cache
-from irlkit.data._parsing import SERIAL_LIMIT, parse_structures
-from irlkit.data._text import shorten, without_compression
-from irlkit.data.dataset import CrystalDataset, Skipped
-from irlkit.data.files import (
+from irlkit.data._files import (
     is_structure_file,
     read_folder,
     read_structure_file,
 )
+from irlkit.data._parsing import SERIAL_LIMIT, parse_structures
+from irlkit.data._tables import read_parquet
+from irlkit.data._text import shorten, without_compression
+from irlkit.data.dataset import CrystalDataset, Skipped
 from irlkit.data.formulas import from_formulas, read_formulas, split_formulas
 from irlkit.data.readers import READERS, RawRecords, Reader, read_chunks
-from irlkit.data.tables import read_parquet
 from irlkit.utils.checks import check_count, checked
 from irlkit.utils.settings import torch_settings
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from irlkit.crystals import CrystalBatch
-from irlkit.data.files import TABLE
+from irlkit.data._files import TABLE
 from irlkit.utils.checks import checked
 from irlkit.utils.system import write_atomically
 

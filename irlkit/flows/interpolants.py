@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irlkit.flows.plain import by_name, from_plain, to_plain
+from irlkit.flows._plain import by_name, from_plain, to_plain
 from irlkit.utils.checks import checked
 
 T_MIN = 1e-3

@@ -11,7 +11,7 @@ What makes it cheap changes nothing:
 1. The first linear map of phi_e is a sum of maps of its four arguments, so what depends on one
    atom or on one structure is computed once per atom or structure.
 2. What depends on x_j - x_i is, along each axis, a periodic function of one variable that the
-   weights alone determine; ``networks.pairs`` interpolates it to rounding (on a CPU) or uses its
+   weights alone determine; ``networks._pairs`` interpolates it to rounding (on a CPU) or uses its
    symmetry (elsewhere). Its features serve all layers and all networks at the same positions.
 3. Which pairs exist depends on the numbers of atoms alone (`PairTopology`).
 4. Structures do not see each other, so parts of a batch whose edges fit into the cache go through
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from irlkit.networks.pairs import (
+from irlkit.networks._pairs import (
     FourierFeatures,
     InterpolatedFeatures,
     PairFeatures,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from irlkit.flows.plain import by_name, from_plain, to_plain
+from irlkit.flows._plain import by_name, from_plain, to_plain
 from irlkit.flows.schedules.annealing import (
     Annealing,
     LearnedAnnealing,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from irlkit.lab.notebooks import exporting, running, serving
-from irlkit.lab.notebooks.stripping import read_notebook, strip, to_text
+from irlkit.lab.notebooks import _exporting, _running, _serving
+from irlkit.lab.notebooks._stripping import read_notebook, strip, to_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    print(running.run(options.name, _parameters(options), options.output))
+    print(_running.run(options.name, _parameters(options), options.output))
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -97,33 +97,33 @@ def _serve(options: argparse.Namespace) -> None:
             raise ValueError("parameters are those of a notebook; name one, such as serve 04")
         load_finished(options.results)  # says what is wrong with it, before anyone comes
         results = options.results
-        name = serving.EXPLORER
+        name = _serving.EXPLORER
         parameters = {"results": None if results is None else str(results.resolve())}
         ready = 2 if ready is None else ready
     elif options.results is not None:
         raise ValueError("--results is for the explorer; leave out the name of the notebook")
-    elif "preset" in running.parameters_of(running.find(name)):
+    elif "preset" in _running.parameters_of(_running.find(name)):
         parameters.setdefault("preset", "quick")
-    page = running.prepare_page(name, parameters)
-    serving.serve(page, options.port, options.host, ready or 0)
+    page = _running.prepare_page(name, parameters)
+    _serving.serve(page, options.port, options.host, ready or 0)
 
 
 def _export(options: argparse.Namespace) -> None:
-    path = exporting.export(options.name, options.output)
+    path = _exporting.export(options.name, options.output)
     size = path.stat().st_size
     print(f"{path} ({size / 1e6:.1f} MB)")
-    if size > exporting.MAX_SIZE:
+    if size > _exporting.MAX_SIZE:
         print("larger than usual: some figure holds many points", file=sys.stderr)
 
 
 def _copy(options: argparse.Namespace) -> None:
-    for path in running.copy(options.target, options.force):
+    for path in _running.copy(options.target, options.force):
         print(path)
 
 
 def _list(options: argparse.Namespace) -> None:
-    for path in running.shipped():
-        print(f"{path.stem}: {', '.join(running.parameters_of(path))}")
+    for path in _running.shipped():
+        print(f"{path.stem}: {', '.join(_running.parameters_of(path))}")
 
 
 def _strip(options: argparse.Namespace) -> int:

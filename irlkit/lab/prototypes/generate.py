@@ -47,7 +47,7 @@ def _start_worker() -> None:
     )
 
 
-def relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
+def _relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     """Relax positions and cell of one candidate.
 
     Args:
@@ -81,7 +81,7 @@ def relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     return record
 
 
-def relax_all(raw: Path, workers: int) -> None:
+def _relax_all(raw: Path, workers: int) -> None:
     """Relax every candidate that `raw` does not hold yet, appending to it."""
     from tqdm.auto import tqdm
 
@@ -95,7 +95,7 @@ def relax_all(raw: Path, workers: int) -> None:
         ProcessPoolExecutor(workers, context, initializer=_start_worker) as executor,
         raw.open("a") as out,
     ):
-        futures = [executor.submit(relax_candidate, candidate) for candidate in todo]
+        futures = [executor.submit(_relax_candidate, candidate) for candidate in todo]
         results = as_completed(futures)
         for future in tqdm(results, total=len(todo), desc="relaxing", mininterval=30):
             out.write(json.dumps(future.result()) + "\n")
@@ -139,11 +139,11 @@ def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) ->
     return "other"
 
 
-def build_table(raw: Path) -> tuple[Any, dict[str, int]]:
+def _build_table(raw: Path) -> tuple[Any, dict[str, int]]:
     """Filter, deduplicate, label and split the relaxed candidates.
 
     Args:
-        raw: JSON-lines file of `relax_all`.
+        raw: JSON-lines file of `_relax_all`.
 
     Returns:
         DataFrame with one row per kept structure, and how many candidates each filter dropped.
@@ -261,8 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skip-relaxation", action="store_true", help="only rebuild the table")
     arguments = parser.parse_args(argv)
     if not arguments.skip_relaxation:
-        relax_all(arguments.raw, arguments.workers)
-    table, dropped = build_table(arguments.raw)
+        _relax_all(arguments.raw, arguments.workers)
+    table, dropped = _build_table(arguments.raw)
     table.to_parquet(arguments.out, compression="zstd", index=False)
     print(json.dumps(dropped, indent=2))
     print(f"{arguments.out}: {len(table)} structures, {arguments.out.stat().st_size / 1e6:.2f} MB")

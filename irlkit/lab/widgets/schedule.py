@@ -27,7 +27,7 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import plots
-from irlkit.lab.widgets.base import Explorer, Job, observe
+from irlkit.lab.widgets._base import Explorer, Job, observe
 from irlkit.utils.checks import check_count, check_finite, check_kind, checked
 from irlkit.utils.system import write_atomically
 

@@ -9,7 +9,7 @@ import ipywidgets
 import plotly.graph_objects as go
 
 from irlkit.lab import plots
-from irlkit.lab.widgets.base import Explorer, Job
+from irlkit.lab.widgets._base import Explorer, Job
 from irlkit.utils.checks import check_count, checked
 
 if TYPE_CHECKING:

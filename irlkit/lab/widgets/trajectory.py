@@ -16,7 +16,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
 from irlkit.lab import plots
-from irlkit.lab.widgets.base import Explorer, Job, numbered, observe, start_thread
+from irlkit.lab.widgets._base import Explorer, Job, numbered, observe, start_thread
 from irlkit.rewards import as_reward
 from irlkit.utils.checks import checked
 

@@ -11,10 +11,10 @@ torch's weights-only reader, which executes nothing.
 | `epsilon`, `integration_time_steps`, ... | `FlowModel.info["omatg"]` |
 """
 
-from irlkit.networks.omatg.checkpoint import network_weights, read_checkpoint
-from irlkit.networks.omatg.config import OMatGConfig, read_config
-from irlkit.networks.omatg.generation import dynamics_of
-from irlkit.networks.omatg.loading import find_model, load_omatg
+from irlkit.networks.omatg._checkpoint import network_weights, read_checkpoint
+from irlkit.networks.omatg._config import OMatGConfig, read_config
+from irlkit.networks.omatg._generation import dynamics_of
+from irlkit.networks.omatg._loading import find_model, load_omatg
 
 __all__ = [
     "OMatGConfig",

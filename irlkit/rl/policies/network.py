@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
+from irlkit.flows._plain import from_plain, to_plain
 from irlkit.flows.dynamics import Dynamics, VelocityField
-from irlkit.flows.plain import from_plain, to_plain
 from irlkit.flows.schedules import (
     ANNEALINGS,
     FIELD_NAMES,

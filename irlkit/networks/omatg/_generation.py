@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irlkit.flows._plain import from_plain
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.interpolants import EPSILONS
-from irlkit.flows.plain import from_plain
 from irlkit.flows.schedules import LinearAnnealing, NoiseSchedule
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import checked

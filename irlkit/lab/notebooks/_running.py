@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irlkit.lab.notebooks.stripping import read_notebook, title_of, to_text
+from irlkit.lab.notebooks._stripping import read_notebook, title_of, to_text
 
 PACKED = Path(__file__).parent / "files"
 """Where a wheel has the notebooks."""

@@ -6,8 +6,8 @@ import re
 from html import escape
 from pathlib import Path
 
-from irlkit.lab.notebooks.running import find
-from irlkit.lab.notebooks.stripping import read_notebook, title_of
+from irlkit.lab.notebooks._running import find
+from irlkit.lab.notebooks._stripping import read_notebook, title_of
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from irlkit.flows._plain import to_plain
 from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.interpolants import (
     EPSILONS,
@@ -21,7 +22,6 @@ from irlkit.flows.interpolants import (
     VarianceExplodingPath,
     VariancePreservingPath,
 )
-from irlkit.flows.plain import to_plain
 from irlkit.utils.checks import checked
 
 FIELDS = ("pos", "cell")

@@ -11,8 +11,8 @@ import torch
 
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
-from irlkit.networks.omatg.checkpoint import network_weights, read_checkpoint
-from irlkit.networks.omatg.config import read_config
+from irlkit.networks.omatg._checkpoint import network_weights, read_checkpoint
+from irlkit.networks.omatg._config import read_config
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
 
