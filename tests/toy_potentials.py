@@ -4,9 +4,8 @@ import time
 
 import torch
 
-from irlkit.potentials._derivatives import differentiate
 from irlkit.potentials._neighbors import find_neighbors, reduced
-from irlkit.potentials.base import Potential
+from irlkit.potentials.base import Potential, differentiate
 
 
 class LennardJonesToy(Potential):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,6 +178,7 @@ class BatchedPotential(Potential):
     """A network that takes many structures at once, up to a cost that memory or caches bound."""
 
     device: torch.device
+    _network: Any
     _cutoff: float
     _max_cost: int
 
@@ -207,11 +210,47 @@ class BatchedPotential(Potential):
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
         """What structures cost, (b,); what goes well together, (b,); why some are not computed."""
 
-    @abstractmethod
     def _energies(
         self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
     ) -> Computed:
         """Compute structures together, with all pairs of atoms below the cut-off."""
+        energies = partial(self._network.energies, batch, neighbors)
+        return differentiate(energies, batch, neighbors, forces, stress)
+
+
+def differentiate(
+    energies: Callable[[Tensor], Tensor],
+    batch: CrystalBatch,
+    neighbors: Neighbors,
+    forces: bool,
+    stress: bool,
+) -> Computed:
+    """Compute energies and, if asked for, their derivatives.
+
+    Args:
+        energies: Gives energies, eV, float64, shape (B,), for the vectors of all pairs, shape
+            (P, 3). Called once.
+        batch: Structures, float64.
+        neighbors: Their P pairs.
+        forces: Compute forces.
+        stress: Compute stresses.
+    """
+    first, second = neighbors.first, neighbors.second
+    structure = batch.batch[first]
+    with torch.set_grad_enabled(forces or stress):
+        offsets = batch.pos[second] + neighbors.shift - batch.pos[first]
+        vectors = torch.einsum("pi,pij->pj", offsets, batch.cell[structure])
+        energy = energies(vectors.requires_grad_(forces or stress))
+        if not (forces or stress):
+            return Computed(energy / batch.n_atoms)
+        slopes = torch.zeros_like(vectors)
+        if energy.requires_grad:  # which it does not where no atom has a neighbour
+            (slopes,) = torch.autograd.grad(energy.sum(), vectors)
+    vectors = vectors.detach()
+    force = torch.zeros_like(batch.pos).index_add(0, first, slopes).index_add(0, second, -slopes)
+    strain = torch.einsum("pi,pj->pij", vectors, slopes)
+    virial = torch.zeros_like(batch.cell).index_add(0, structure, strain)
+    return Computed(energy.detach() / batch.n_atoms, force, virial / batch.volume[:, None, None])
 
 
 def check_elements(name: str, compositions: CrystalBatch, known: Tensor) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.potentials._derivatives import differentiate
 from irlkit.potentials._neighbors import Neighbors, count_up
-from irlkit.potentials.base import BatchedPotential, Computed, check_elements
+from irlkit.potentials.base import BatchedPotential, check_elements
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
 
@@ -91,12 +89,6 @@ class CHGNetPotential(BatchedPotential):
             for i in (n_angles > MAX_ANGLES).nonzero().flatten().tolist()
         }
         return n_bonds + n_angles, torch.zeros_like(n_bonds), reasons
-
-    def _energies(
-        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
-    ) -> Computed:
-        energies = partial(self._network.energies, batch, neighbors)
-        return differentiate(energies, batch, neighbors, forces, stress)
 
 
 class _Network:

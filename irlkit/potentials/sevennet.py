@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.potentials._derivatives import differentiate
 from irlkit.potentials._neighbors import Neighbors, count_up
-from irlkit.potentials.base import BatchedPotential, Computed, check_elements
+from irlkit.potentials.base import BatchedPotential, check_elements
 from irlkit.utils.checks import checked
 
 WEIGHTS = "pretrained_potentials/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth"
@@ -92,12 +90,6 @@ class SevenNetPotential(BatchedPotential):
         }
         # Structures with similar numbers of neighbours go together: every atom gets as many slots.
         return slots, most, reasons
-
-    def _energies(
-        self, batch: CrystalBatch, neighbors: Neighbors, forces: bool, stress: bool
-    ) -> Computed:
-        energies = partial(self._network.energies, batch, neighbors)
-        return differentiate(energies, batch, neighbors, forces, stress)
 
 
 class _Network:
