@@ -11,6 +11,7 @@ from irlkit.flows.schedules import (
     LinearAnnealing,
     SquareRootNoise,
     load_annealing,
+    save_annealing,
     time_grid,
 )
 from irlkit.rl.distributions import Gaussian
@@ -306,6 +307,18 @@ def test_saved_networks_of_others(tmp_path):
     model.save(path)
     with pytest.raises(ValueError, match="was not saved by a policy"):
         load_dynamics(path, model)
+    with pytest.raises(ValueError, match="it is a network, which load_pretrained reads"):
+        load_annealing(path)
+    VelocityPolicy(model).save(path)
+    with pytest.raises(ValueError, match="it is a network, which load_dynamics reads"):
+        load_annealing(path)
+    save_annealing(LinearAnnealing(1.0, 0.0), path)
+    with pytest.raises(ValueError, match="it is an annealing: load_annealing reads it"):
+        load_dynamics(path, model)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    for load in (lambda path: load_dynamics(path, model), load_annealing):
+        with pytest.raises(ValueError, match="it is a pointer of Git LFS"):
+            load(path)
     model.info["policy"] = {"fields": ["pos"]}
     model.save(path)
     with pytest.raises(ValueError, match="description of the policy is incomplete"):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 import warnings
 
 import numpy as np
@@ -330,10 +331,19 @@ def test_chgnet_needs_no_angles(chgnet):
     assert np.isfinite(energies.energy_per_atom).all() and np.isfinite(energies.stress).all()
 
 
-def test_chgnet_refuses_elements_it_does_not_know(chgnet):
-    batch = CrystalBatch.from_structures([Structure(Lattice.cubic(4), ["Cm"], [[0] * 3])])
-    with pytest.raises(ValueError, match=r"chgnet-0\.3\.0 does not know the elements Cm"):
+@pytest.mark.parametrize("symbol", ["Cm", "Po", "At", "Rn", "Fr", "Ra"])
+def test_chgnet_refuses_elements_it_was_not_trained_on(chgnet, symbol):
+    batch = CrystalBatch.from_formulas([f"{symbol}Cl"])
+    with pytest.raises(ValueError, match=rf"chgnet-0\.3\.0 does not know the elements {symbol}"):
         chgnet(batch)
+    chgnet.check(CrystalBatch.from_formulas(["CsBi", "AcYb"]))
+
+
+def test_weights_that_no_data_has_changed_are_those_that_are_refused(chgnet):
+    norms = chgnet._network.weights["atom_embedding.embedding.weight"].norm(dim=1)
+    assert (norms < 10).nonzero().flatten().add(1).tolist() == [84, 85, 86, 87, 88]
+    with pytest.raises(ValueError, match="chgnet-r2scan does not know the elements Yb"):
+        CHGNetPotential("r2scan").check(CrystalBatch.from_formulas(["YbO"]))
 
 
 def test_chgnet_arguments_are_checked():
@@ -532,6 +542,41 @@ class TestMACE:
             MACEPotential(path=tiny_mace)
         with pytest.raises(FileNotFoundError, match="no MACE model at"):
             MACEPotential(path=tiny_mace.with_name("other.model"), trust=True)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+            (b"<html>404</html>", "a web page"),
+            (b"", "an empty file"),
+            (lambda path: path.read_bytes()[:5000], "damaged or of another kind"),
+            (lambda path: {"model": {}, "epoch": 3}, "it holds 'model', 'epoch', ...: weights or"),
+            (lambda path: torch.nn.Linear(1, 1), "it holds a Linear"),
+            (lambda path: torch.jit.script(torch.nn.ReLU()), "a compiled one"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_what_is_no_model_is_said_in_words(self, tiny_mace, tmp_path, content, reason):
+        path = tmp_path / "other.model"
+        content = content(tiny_mace) if callable(content) else content
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, torch.jit.ScriptModule):
+            content.save(str(path))
+        else:
+            torch.save(content, path)
+        with pytest.raises(ValueError, match=f"is not a MACE model: .*{reason}"):
+            MACEPotential(path=path, trust=True)
+
+    def test_a_model_that_needs_another_package(self, tiny_mace, tmp_path, monkeypatch):
+        kind = type("Extra", (), {"__module__": "some_accelerator"})
+        module = types.ModuleType("some_accelerator")
+        module.Extra = kind
+        monkeypatch.setitem(sys.modules, "some_accelerator", module)
+        torch.save({"extra": kind()}, tmp_path / "other.model")
+        monkeypatch.delitem(sys.modules, "some_accelerator")
+        with pytest.raises(ImportError, match=r"needs what is not installed.*some_accelerator"):
+            MACEPotential(path=tmp_path / "other.model", trust=True)
 
     def test_get_takes_paths_and_names_the_content(self, tiny_mace):
         one = potentials.get(tiny_mace, trust=True)

@@ -279,6 +279,7 @@ def test_first_bytes_are_looked_at(tmp_path, name, head):
         (str(SALT), "it begins 'Full Formula"),
         (repr(SALT), "it begins 'Structure Summary"),
         (str(SALT.as_dict()).replace("'label'", "nan: 1, 'label'"), "neither of JSON nor of plain"),
+        (json.dumps(SALT.as_dict()).replace('"element": "Cs"', '"element": "D"'), "isotopes"),
         (str(cif().encode()), "neither CIF, POSCAR nor a dictionary"),
         ("ZGF0YQ==", "neither CIF, POSCAR nor a dictionary"),
         ("/data/a.cif", "neither CIF, POSCAR nor a dictionary"),

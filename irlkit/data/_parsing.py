@@ -162,7 +162,8 @@ def _check(structure: Structure) -> None:
         raise Unusable(
             "it is disordered: a site is shared by several elements or only partly occupied"
         )
-    symbols = {str(site.specie.symbol) for site in structure}
+    # An isotope has the symbol of its element, but a name of its own.
+    symbols = {getattr(site.specie, "element", site.specie).name for site in structure}
     unknown = {
         str(site.specie.symbol)
         for site in structure

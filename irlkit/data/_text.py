@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from irlkit.utils.foreign import recognise
+
 MAX_CHARACTERS = 10_000_000
 """Most characters of a structure's text; what has more is none."""
 
@@ -25,20 +27,6 @@ COMPRESSED: dict[bytes, Callable[..., Any]] = {
 }
 ENDINGS = (".gz", ".bz2", ".xz")
 
-FOREIGN = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull",
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "XML",
-    b"pk\x03\x04": "a zip archive: unpack it",
-    b"%pdf": "a PDF",
-    b"\x89hdf": "an HDF5 file",
-    b"sqlite format": "a database",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-}
-"""What files are that begin so, in lower case."""
-
 
 class Unusable(ValueError):
     """Why a record or a file gives no structures, in words."""
@@ -46,10 +34,8 @@ class Unusable(ValueError):
 
 def check_head(head: bytes) -> None:
     """Raise an error if something is known by its first bytes and none of our formats."""
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    for signature, words in FOREIGN.items():
-        if start.startswith(signature):
-            raise Unusable(f"it is {words}")
+    if head and (words := recognise(head)):
+        raise Unusable(f"it is {words}")
 
 
 def open_text(path: Path, newline: str | None = None) -> IO[str]:

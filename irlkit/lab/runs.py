@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from irlkit.lab.diagnostics import Finding, judge
 from irlkit.pretraining import FORMAT as PRETRAINING
+from irlkit.utils.foreign import load_plain
 
 _CHECKPOINT, _HISTORY, _RESULTS = "checkpoint.pt", "history.parquet", "results.json"
 _SWEEP = "sweep.jsonl"
@@ -144,7 +144,7 @@ def _load(path: Path, load: Callable[[Path], Any], empty: Any, problems: list[st
 
 
 def _load_checkpoint(path: Path) -> dict[str, Any]:
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    data = load_plain(path)
     if not isinstance(data, dict) or "iteration" not in data:
         raise ValueError("not a checkpoint of this package")
     return data

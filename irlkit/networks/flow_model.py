@@ -17,6 +17,7 @@ from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.interpolants import Interpolant
 from irlkit.networks.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
 from irlkit.utils.checks import checked
+from irlkit.utils.foreign import recognise
 from irlkit.utils.system import write_atomically
 
 FORMAT = "irlkit-flow-model-1"
@@ -215,12 +216,15 @@ class FlowModel(nn.Module):
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
+            what = f"it is {words}" if (words := recognise(source)) else str(error)
             raise ValueError(
-                f"path: {source} is not a safetensors checkpoint ({error}); expected a file "
+                f"path: {source} is not a safetensors checkpoint ({what}); expected a file "
                 "written by FlowModel.save"
             ) from error
         try:
             description = json.loads(metadata["irlkit"])
+            if "annealing" in description:
+                raise ValueError("it is an annealing: load_annealing reads it")
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']!r}, expected {FORMAT!r}")
             model = cls(

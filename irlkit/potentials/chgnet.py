@@ -28,6 +28,9 @@ MODELS = {
 }
 """File of each model in the package's folder of weights."""
 
+_UNTRAINED = {"0.3.0": range(84, 89), "r2scan": [70, *range(84, 89)]}
+"""Po, At, Rn, Fr, Ra (and Yb): no training data has them, and their weights are still random."""
+
 MAX_ANGLES = 1 << 19
 """Angles of a structure above which it counts as failed: far denser than any crystal."""
 
@@ -71,8 +74,10 @@ class CHGNetPotential(BatchedPotential):
         self._max_cost = _CHUNK.get(self.device.type, _CHUNK["cpu"])
 
     def check(self, compositions: CrystalBatch) -> None:
-        """Raise a ValueError that names elements beyond plutonium, which CHGNet does not know."""
-        check_elements(self.name, compositions, torch.arange(1, 95))
+        """Raise a ValueError that names elements that CHGNet was not trained on."""
+        untrained = _UNTRAINED[self.name.removeprefix("chgnet-")]
+        known = torch.tensor([z for z in range(1, 95) if z not in untrained])
+        check_elements(self.name, compositions, known)
 
     def _costs(
         self, batch: CrystalBatch, neighbors: Neighbors

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from irlkit.potentials._mace_contraction import use_polynomials
 from irlkit.potentials._neighbors import Neighbors
 from irlkit.potentials.base import BatchedPotential, Computed, check_elements
 from irlkit.utils.checks import checked
+from irlkit.utils.foreign import recognise
 from irlkit.utils.settings import torch_settings
 
 _FORCE_PICKLES = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -54,9 +56,10 @@ class MACEPotential(BatchedPotential):
             and takes about 8 GB of a GPU.
 
     Raises:
-        ValueError: an unknown model or head, another dtype, or a path without `trust`.
+        ValueError: an unknown model or head, another dtype, a path without `trust`, or a file that
+            is no MACE model, such as a checkpoint of a training.
         FileNotFoundError: the file is missing; the message says where it was looked for.
-        ImportError: mace-torch is not installed.
+        ImportError: mace-torch is not installed, or what the model was saved with.
     """
 
     @checked
@@ -96,7 +99,7 @@ class MACEPotential(BatchedPotential):
         self.device = torch.device(device)
         self.dtype = dtype
         with _mace():
-            loaded = torch.load(file, map_location=self.device, weights_only=False)
+            loaded = _load(file, self.device)
             use_polynomials(loaded)
         self._model = loaded.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
         self._cutoff = float(self._model.r_max)
@@ -186,6 +189,35 @@ def _mace() -> Iterator[None]:
             os.environ.pop(_FORCE_PICKLES, None)
         else:
             os.environ[_FORCE_PICKLES] = before
+
+
+def _load(file: Path, device: torch.device) -> Any:
+    """The model of a file; raises a ValueError in words for what is none."""
+    wrong = f"path: {file} is not a MACE model"
+    if words := recognise(file, but="a zip archive"):
+        raise ValueError(f"{wrong}: it is {words}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(file, map_location=device, weights_only=False)
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            f"path: {file} needs what is not installed here ({error}); install that, or save the "
+            "model without it"
+        ) from error
+    except Exception as error:  # a damaged file can make torch.load raise nearly anything
+        words = f"it is damaged or of another kind ({type(error).__name__})"
+        raise ValueError(f"{wrong}: {words}; copy it once more") from error
+    if isinstance(loaded, torch.jit.ScriptModule):
+        words = "it is a compiled one, for LAMMPS or other programs; give the file it was made of"
+    elif isinstance(loaded, Mapping):
+        words = f"it holds {', '.join(map(repr, list(loaded)[:3]))}, ...: weights or a checkpoint "
+        words += "of a training; give the .model file that the training wrote at its end"
+    elif not all(hasattr(loaded, name) for name in ("r_max", "atomic_numbers", "modules")):
+        words = f"it holds a {type(loaded).__name__}"
+    else:
+        return loaded
+    raise ValueError(f"{wrong}: {words}")
 
 
 def _foundation_file(model: str, download: bool) -> Path:

@@ -37,6 +37,7 @@ from irlkit.flows.interpolants import (
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.utils.foreign import load_plain
 from irlkit.utils.packing import pack, unpack
 from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
 
@@ -294,7 +295,7 @@ class _State:
             return
         ours = asdict(self.config)
         try:
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            content = load_plain(path)
             if content["format"] != FORMAT:
                 raise ValueError("it lacks the mark")
             config = content["config"]

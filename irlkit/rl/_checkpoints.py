@@ -15,6 +15,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.process import Requests
 from irlkit.utils.checks import checked
+from irlkit.utils.foreign import load_plain
 from irlkit.utils.system import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
@@ -62,11 +63,9 @@ def read_checkpoint(
     path = Path(path)
     wrong = f"{path} is not a checkpoint of GRPOTrainer"
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged file can make torch.load raise nearly anything
-        raise ValueError(f"{wrong}: it cannot be read ({type(error).__name__})") from error
+        state = load_plain(path, device)
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{wrong}: it carries no '{FORMAT}' mark")
     try:

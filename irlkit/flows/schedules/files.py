@@ -32,6 +32,7 @@ from irlkit.flows.schedules.noise import (
     SquareRootNoise,
 )
 from irlkit.utils.checks import checked
+from irlkit.utils.foreign import recognise
 from irlkit.utils.system import write_atomically
 
 ANNEALINGS = by_name(
@@ -99,7 +100,11 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {}).get("irlkit", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (RecursionError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{wrong}: {error}") from error
+        what = f"it is {words}" if (words := recognise(Path(path))) else str(error)
+        raise ValueError(f"{wrong}: {what}") from error
+    if isinstance(header, dict) and "network" in header:
+        reads = "load_dynamics" if "policy" in header.get("info", {}) else "load_pretrained"
+        raise ValueError(f"{wrong}: it is a network, which {reads} reads")
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"{wrong}: it carries no '{_FORMAT}' header")
     return header, tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from irlkit.networks.cspnet import CSPNet
 from irlkit.utils.checks import checked
+from irlkit.utils.foreign import load_plain
 
 PREFIX = "model.encoder."
 """Where a checkpoint keeps the network."""
@@ -64,17 +64,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint: no file at {source}")
     try:
         with torch.serialization.safe_globals(_allowed_classes()):
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds {refused[1]}, which is neither a tensor nor plain data and was not loaded"
-            if refused
-            else str(error).splitlines()[0]
-        )
-        raise ValueError(f"checkpoint: {source} is refused: {reason}") from error
-    # A broken file can raise almost anything.
-    except Exception as error:
+            content = load_plain(source)
+    except ValueError as error:
         raise ValueError(f"checkpoint: {source} cannot be read as a checkpoint: {error}") from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
