@@ -29,7 +29,7 @@ MODULES = {
         "flows.base_distribution flows.dynamics flows.interpolants flows.schedules "
         "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
         "networks.pretrained "
-        "evaluate.diversity evaluate.matcher evaluate.metrics evaluate.matching "
+        "evaluate.diversity evaluate.evidence evaluate.matcher evaluate.metrics evaluate.matching "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
         "lab.diagnostics lab.experiments lab.plots lab.runs lab.sweeps "
@@ -385,6 +385,9 @@ def entries(kit):
             k.pool.rmsd,
             dict(generated=batch, references=batch, pairs=[(0, 0), (1, 1)]),
         ),
+        "evidence.Bootstrap": dict(compositions=["a"], generator=None, n_samples=2),
+        "evidence.Estimate": dict(value=1.0, low=0.0, high=2.0),
+        "evidence.spread_of_seeds": dict(values=np.ones((2, 2))),
         "metrics.evaluate": dict(generated=batch, references=dataset, pool=k.pool),
         "metrics.evaluate_energies": dict(
             generated=batch,

@@ -1,0 +1,217 @@
+"""What a measured difference is worth: paired bootstrap, verdicts, and the spread of seeds.
+
+A statistic is computed for all the data and for resamples of them, the same ones for whatever is
+compared: differences, ratios and any other arithmetic of statistics are then paired, and have an
+interval::
+
+    draw = Bootstrap(compositions, generator)
+    Estimate.of(draw.mean(ours) / draw.mean(theirs)).verdict("<= 0.9")
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from irlkit.utils.checks import check_count, checked
+
+_SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_LEVEL = 0.95
+_CHUNK = 2**22
+"""Weights that are held at a time."""
+
+
+@checked
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval; all nan if it was not measured, equal ends without one.
+
+    >>> Estimate(0.2, 0.1, 0.3).verdict("> 0"), Estimate(0.2, -0.1, 0.5).verdict("> 0")
+    ('holds', 'undecided')
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: np.ndarray | float) -> Estimate:
+        """Return the first of the samples and the interval of the others; a number is one alone.
+
+        A resample in which the number does not exist counts as beyond both ends.
+        """
+        value, *others = np.atleast_1d(np.asarray(samples, dtype=float))
+        if not others or not math.isfinite(value):
+            value = value if math.isfinite(value) else math.nan
+            return cls(float(value), float(value), float(value))
+        found, tail = np.array(others), (1 - _LEVEL) / 2
+        low = np.quantile(np.nan_to_num(found, nan=-np.inf), tail, method="lower")
+        high = np.quantile(np.nan_to_num(found, nan=np.inf), 1 - tail, method="higher")
+        return cls(float(value), float(low), float(high))
+
+    def verdict(self, target: str) -> str:
+        """Judge by the whole interval: "holds", "fails", or "undecided".
+
+        Args:
+            target: such as ">= 0.97"; what was not measured stays undecided.
+        """
+        sign, _, text = target.partition(" ")
+        try:
+            compare, bound = _SIGNS[sign], float(text)
+            if not math.isfinite(bound):
+                raise ValueError
+        except (KeyError, ValueError):
+            raise ValueError(f"target must be like '>= 0.97', got {target!r}") from None
+        ends = {bool(compare(end, bound)) for end in (self.low, self.high)}
+        if math.isnan(self.value) or len(ends) == 2:
+            return "undecided"
+        return "holds" if ends == {True} else "fails"
+
+
+class Bootstrap:
+    """Statistics of all structures, and of resamples of their compositions.
+
+    Values have a row per training seed and base seed, shape (n_training, n_base, n_structures), or
+    fewer axes in front; nan is what does not exist (a displacement without a match) or was not
+    measured, and is left out. Compositions are drawn with replacement, the structures and base
+    seeds of one stay together; so are training seeds, where there are several, by themselves. Base
+    samples are drawn anew for each structure, so that their spread is among the structures already.
+
+    Args:
+        compositions: of each structure, shape (n_structures,).
+        generator: of the draws; None: seed 0.
+        n_samples: how many.
+
+    Raises:
+        ValueError: there is no structure.
+
+    >>> draw = Bootstrap(["NaCl", "NaCl", "MgO"], n_samples=100)
+    >>> gain = draw.mean(np.array([0.1, 0.2, 0.1])) - draw.mean(np.array([0.3, 0.4, 0.3]))
+    >>> gain.shape, [round(end, 2) for end in vars(Estimate.of(gain)).values()]
+    ((101,), [-0.2, -0.2, -0.2])
+    """
+
+    @checked
+    def __init__(
+        self,
+        compositions: Sequence[str] | np.ndarray,
+        generator: torch.Generator | None = None,
+        n_samples: int = 2000,
+    ) -> None:
+        if not len(compositions):
+            raise ValueError("compositions must name those of at least one structure, got none")
+        check_count("n_samples", n_samples)
+        self._generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._n_samples = n_samples
+        _, groups = np.unique(np.asarray(compositions), return_inverse=True)
+        self._weights = self._draw(int(groups.max()) + 1)[:, groups]
+        self._of_training: dict[int, np.ndarray] = {}
+
+    def _draw(self, n: int) -> np.ndarray:
+        """How often each of n is drawn, shape (1 + n_samples, n); once each at first."""
+        shape = (self._n_samples, n)
+        drawn = torch.randint(n, shape, generator=self._generator)
+        counts = torch.zeros(shape).scatter_add_(1, drawn, torch.ones(shape))
+        return np.concatenate([np.ones((1, n)), counts.double().numpy()])
+
+    def _shaped(self, values: np.ndarray) -> np.ndarray:
+        """The values with all three axes."""
+        values = np.asarray(values, dtype=float)
+        values = values.reshape((1,) * (3 - values.ndim) + values.shape)
+        if values.ndim != 3 or values.shape[-1] != self._weights.shape[1]:
+            raise ValueError(
+                f"values must have shape (n_training, n_base, {self._weights.shape[1]}), a value "
+                f"per structure, or fewer axes in front, got {values.shape}"
+            )
+        return values
+
+    def _training(self, n: int) -> np.ndarray:
+        """Weights of training seeds."""
+        if n not in self._of_training:
+            self._of_training[n] = np.ones((1 + self._n_samples, 1)) if n == 1 else self._draw(n)
+        return self._of_training[n]
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean, shape (1 + n_samples,); the first is that of all the data.
+
+        Args:
+            values: shape (n_training, n_base, n_structures), or fewer axes in front.
+        """
+        values = self._shaped(values)
+        there = np.isfinite(values)
+        of = self._training(len(values))
+        sums, counts = (
+            np.einsum("rt,rn,tn->r", of, self._weights, part.sum(1), optimize=True)
+            for part in (np.where(there, values, 0.0), there.astype(float))
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return sums / counts
+
+    def trimmed_mean(self, values: np.ndarray, share: float = 0.1) -> np.ndarray:
+        """Return the mean without a share of the values at either end; see ``mean``.
+
+        Args:
+            values: shape (n_training, n_base, n_structures), or fewer axes in front.
+            share: from 0 to 0.5, which gives the median.
+        """
+        if not 0 <= share <= 0.5:
+            raise ValueError(f"share must be from 0 to 0.5, got {share!r}")
+        values = self._shaped(values)
+        place = np.flatnonzero(np.isfinite(values))
+        place = place[np.argsort(values.flat[place], kind="stable")]
+        training, _, structure = np.unravel_index(place, values.shape)
+        ordered, of = values.flat[place], self._training(len(values))
+        if not len(ordered):
+            return np.full(1 + self._n_samples, np.nan)
+        means = []
+        for rows in np.array_split(np.arange(len(of)), -(-len(of) * len(place) // _CHUNK)):
+            weights = of[rows][:, training] * self._weights[rows][:, structure]
+            ends = weights.cumsum(1)
+            total = ends[:, -1:]
+            # Of an even number, the median takes half of each of the two in the middle.
+            half = np.maximum((0.5 - share) * total, 0.5)
+            low, high = 0.5 * total - half, 0.5 * total + half
+            kept = np.clip(ends, low, high) - np.clip(ends - weights, low, high)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means.append(kept @ ordered / kept.sum(1))
+        return np.concatenate(means)
+
+    def median(self, values: np.ndarray) -> np.ndarray:
+        """Return the median, which few outliers cannot move; see ``mean``."""
+        return self.trimmed_mean(values, 0.5)
+
+
+@checked
+def spread_of_seeds(values: np.ndarray) -> dict[str, float]:
+    """Return the standard deviations that training seeds and base seeds cause, each by itself.
+
+    Those of a crossed table with random effects: the variance of the means of rows (columns), less
+    what the rest explains of it; nan where there are fewer than two.
+
+    Args:
+        values: a number for each training seed and base seed, shape (n_training, n_base).
+
+    >>> spread_of_seeds(np.array([[1.0, 1.0], [3.0, 3.0]]))
+    {'training': 1.4142135623730951, 'base': 0.0, 'rest': 0.0}
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"values must have shape (n_training, n_base), got {values.shape}")
+    n_training, n_base = values.shape
+    rows, columns = values.mean(1), values.mean(0)
+    if min(n_training, n_base) < 2:
+        with np.errstate(invalid="ignore"):
+            of = [m.std(ddof=1) if len(m) > 1 else math.nan for m in (rows, columns)]
+        return {"training": float(of[0]), "base": float(of[1]), "rest": math.nan}
+    rest = values - rows[:, None] - columns + values.mean()
+    residual = (rest**2).sum() / ((n_training - 1) * (n_base - 1))
+    of = [
+        math.sqrt(max(means.var(ddof=1) - residual / n, 0.0))
+        for means, n in ((rows, n_base), (columns, n_training))
+    ]
+    return {"training": of[0], "base": of[1], "rest": math.sqrt(residual)}
