@@ -254,6 +254,9 @@ def entries(kit):
         "policies.AnnealingPolicy": dict(
             model=toy, annealing=schedules.LearnedAnnealing(4, 1), noise=k.noise, ref_noise=k.noise
         ),
+        "policies.StateAnnealingPolicy": dict(
+            model=toy, annealing=schedules.StateAnnealing(), noise=k.noise, ref_noise=k.noise
+        ),
         "policies.VelocityPolicy": dict(
             model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR
         ),
@@ -418,6 +421,9 @@ def entries(kit):
         ),
         "schedules.LinearAnnealing": dict(pos=1.0, cell=0.5),
         "schedules.EndpointAnnealing": dict(pos=8.0, cell=1.1),
+        "schedules.StateAnnealing": dict(
+            rule=LINEAR, hidden_dim=4, n_hidden_layers=1, generator=k.draws
+        ),
         "schedules.NoAnnealing": {},
         "schedules.ControlPointAnnealing": dict(pos=(0.0, 1.0), cell=(0.0, 1.0)),
         "schedules.ControlPointNoise": dict(values=(0.0, 1.0)),

@@ -20,6 +20,7 @@ from irlkit.flows.schedules import (
     Annealing,
     NoAnnealing,
     NoiseSchedule,
+    StateAnnealing,
     annealing_on_grid,
     check_n_steps,
     time_grid,
@@ -80,7 +81,7 @@ class Dynamics:
 
     Attributes:
         model: velocity field, with denoisers for an SDE.
-        annealing: s(t, dt); None leaves the velocity as it is.
+        annealing: s(t, dt), or a ``StateAnnealing``; None leaves the velocity as it is.
         noise: field -> sigma(t) of the noise in every coordinate; a field left out has none.
         kind: "ode" or "sde"; for an SDE the model needs denoisers of the fields with noise.
 
@@ -96,7 +97,7 @@ class Dynamics:
     """
 
     model: VelocityField
-    annealing: Annealing | None = None
+    annealing: Annealing | StateAnnealing | None = None
     noise: Mapping[str, NoiseSchedule] = field(default_factory=dict)
     kind: Literal["ode", "sde"] = "ode"
 
@@ -187,7 +188,9 @@ class Dynamics:
         times = time_grid(n_steps, x_0.dtype, x_0.device)
         dts = times.diff()
         annealing = NoAnnealing() if self.annealing is None else self.annealing
-        factors = {name: 1.0 + s for name, s in annealing_on_grid(annealing, times).items()}
+        factors: dict[str, Tensor] = {}
+        if not isinstance(annealing, StateAnnealing):
+            factors = {name: 1.0 + s for name, s in annealing_on_grid(annealing, times).items()}
         sigmas = {name: sigma(times[:-1]) for name, sigma in self.noise.items()}
         stds = {name: sigma * dts.sqrt() for name, sigma in sigmas.items()}
         corrections: dict[str, Tensor] = {}
@@ -203,9 +206,15 @@ class Dynamics:
         states = [state]
         for i in range(n_steps):
             output = model.velocity(times[i], state["pos"], state["cell"], conditioning, **options)
-            increments = {
-                name: factors[name][i] * dts[i] * output.velocity[name] for name in FIELD_NAMES
-            }
+            if isinstance(annealing, StateAnnealing):
+                now = slice(i, i + 1)
+                s, v = ({f: x[f][None] for f in FIELD_NAMES} for x in (state, output.velocity))
+                at = {
+                    f: x[0] for f, x in annealing.factors(times[now], dts[now], x_0, s, v).items()
+                }
+            else:
+                at = {name: factor[i] for name, factor in factors.items()}
+            increments = {name: at[name] * dts[i] * output.velocity[name] for name in FIELD_NAMES}
             for name, correction in corrections.items():
                 increments[name] = increments[name] - correction[i] * output.denoiser[name]
             for name, std in stds.items():

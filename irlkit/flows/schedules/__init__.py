@@ -28,6 +28,7 @@ from irlkit.flows.schedules.noise import (
     ScaledNoise,
     SquareRootNoise,
 )
+from irlkit.flows.schedules.state import StateAnnealing
 
 __all__ = [
     "ANNEALINGS",
@@ -45,6 +46,7 @@ __all__ = [
     "NoiseSchedule",
     "ScaledNoise",
     "SquareRootNoise",
+    "StateAnnealing",
     "annealing_on_grid",
     "check_n_steps",
     "load_annealing",

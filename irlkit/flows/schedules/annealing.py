@@ -141,5 +141,13 @@ def annealing_on_grid(annealing: Annealing, times: Tensor) -> dict[str, Tensor]:
 
     Returns:
         Field -> shape (n_steps,).
+
+    Raises:
+        ValueError: the annealing sees the state, so it has no values for a grid alone.
     """
+    if getattr(annealing, "sees_state", False):
+        raise ValueError(
+            f"annealing must be a function of t and dt here, got a {type(annealing).__name__}, "
+            "which sees the state; it is for Dynamics and StateAnnealingPolicy"
+        )
     return annealing(times[:-1], times.diff())

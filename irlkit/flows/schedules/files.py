@@ -31,12 +31,18 @@ from irlkit.flows.schedules.noise import (
     ScaledNoise,
     SquareRootNoise,
 )
+from irlkit.flows.schedules.state import StateAnnealing
 from irlkit.utils.checks import checked
 from irlkit.utils.foreign import recognise
 from irlkit.utils.system import write_atomically
 
 ANNEALINGS = by_name(
-    NoAnnealing, LinearAnnealing, LearnedAnnealing, ControlPointAnnealing, EndpointAnnealing
+    NoAnnealing,
+    LinearAnnealing,
+    LearnedAnnealing,
+    ControlPointAnnealing,
+    EndpointAnnealing,
+    StateAnnealing,
 )
 NOISES = by_name(ConstantNoise, SquareRootNoise, ScaledNoise, LearnedNoise, ControlPointNoise)
 _FORMAT = "irlkit-annealing-2"
@@ -44,7 +50,9 @@ _FORMAT = "irlkit-annealing-2"
 
 @checked
 def save_annealing(
-    annealing: Annealing, path: str | Path, metadata: Mapping[str, object] | None = None
+    annealing: Annealing | StateAnnealing,
+    path: str | Path,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Write an annealing as safetensors; the file is complete or absent, never half-written.
 
@@ -70,7 +78,7 @@ def save_annealing(
 
 
 @checked
-def load_annealing(path: str | Path) -> Annealing:
+def load_annealing(path: str | Path) -> Annealing | StateAnnealing:
     """Read what `save_annealing` wrote.
 
     Raises:

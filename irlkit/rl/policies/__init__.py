@@ -8,6 +8,7 @@ the fields and know no policy by name.
 | policy | action | mean | increment |
 |---|---|---|---|
 | annealing (15) | scalar per structure | s dt | (dt + action) b_ref |
+| state_annealing (15) | the same | s(t, dt, c, x) dt | the same |
 | velocity (13) | increment - b_ref dt | (b - b_ref) dt | b_ref dt + action |
 | score (7) | increment | (b - sigma^2 z / (2 gamma)) dt | action |
 
@@ -19,11 +20,13 @@ from irlkit.rl.policies.base import FieldStep, Outputs, Policy, StepInputs
 from irlkit.rl.policies.flow import CrystalFlow, FlowPolicy, evaluate
 from irlkit.rl.policies.network import NetworkPolicy, load_dynamics
 from irlkit.rl.policies.score import ScorePolicy
+from irlkit.rl.policies.state_annealing import StateAnnealingPolicy
 from irlkit.rl.policies.velocity import VelocityPolicy
 
 POLICIES: dict[str, type[FlowPolicy]] = {
     "annealing": AnnealingPolicy,
     "score": ScorePolicy,
+    "state_annealing": StateAnnealingPolicy,
     "velocity": VelocityPolicy,
 }
 """Policies of a pretrained flow by name; all take ``(model, noise=..., annealing=...)``."""
@@ -38,6 +41,7 @@ __all__ = [
     "Outputs",
     "Policy",
     "ScorePolicy",
+    "StateAnnealingPolicy",
     "StepInputs",
     "VelocityPolicy",
     "evaluate",

@@ -1,0 +1,84 @@
+"""The policy that learns an annealing which sees the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from irlkit.flows.schedules import (
+    FIELD_NAMES,
+    ConstantNoise,
+    NoiseSchedule,
+    StateAnnealing,
+)
+from irlkit.networks.flow_model import FlowModel
+from irlkit.rl.distributions import Gaussian
+from irlkit.rl.policies.annealing import AnnealingPolicy
+from irlkit.rl.policies.base import FieldStep, StepInputs
+from irlkit.rl.policies.flow import FlowPolicy
+from irlkit.utils.checks import checked
+
+
+class StateAnnealingPolicy(AnnealingPolicy):
+    """Learns the annealing s(t, dt, c, x) of a frozen velocity (Eqs. 14, 15).
+
+    The action is that of ``AnnealingPolicy``, s dt + sigma sqrt(dt) xi with one scalar xi per
+    structure and field; its mean depends on the state before the step and the frozen velocity
+    there. Both are kept in the rollout, so an update never evaluates the network. The reference
+    policy is the annealing's rule, which the untrained policy equals.
+
+    Args:
+        model: frozen pretrained model.
+        annealing: what to train, moved to the model's device and dtype; None makes a new one.
+        noise: field -> sigma(t), relative to the velocity; None means 0.3 for both fields.
+        ref_noise: field -> sigma_ref(t); None means ``noise``.
+
+    Raises:
+        ValueError: see ``FlowPolicy``.
+    """
+
+    needs_states: ClassVar[bool] = True
+    annealing: StateAnnealing  # type: ignore[assignment]
+
+    @checked
+    def __init__(
+        self,
+        model: FlowModel,
+        annealing: StateAnnealing | None = None,
+        noise: Mapping[str, NoiseSchedule] | None = None,
+        ref_noise: Mapping[str, NoiseSchedule] | None = None,
+    ) -> None:
+        if noise is None:
+            noise = {field: ConstantNoise(0.3) for field in FIELD_NAMES}
+        FlowPolicy.__init__(self, model, noise, ref_noise)
+        annealing = StateAnnealing() if annealing is None else annealing
+        self.annealing = annealing.to(next(model.parameters()))
+
+    def _where(self, inputs: StepInputs) -> tuple[Any, ...]:
+        """What the annealing is a function of."""
+        t, dt = (x[inputs.index] for x in (inputs.times, inputs.times.diff()))
+        return t, dt, inputs.request, inputs.states, inputs.frozen["velocity"]
+
+    def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
+        t, dt, *rest = self._where(inputs)
+        s, rule = self.annealing(t, dt, *rest), self.annealing.rule(t, dt)
+        steps = {}
+        for field in self.fields:
+            std, ref_std = self._stds(field, inputs, 2)
+            reference = rule[field][:, None].expand_as(s[field])
+            steps[field] = FieldStep(
+                Gaussian(s[field] * dt[:, None], std, 0),
+                Gaussian(reference * dt[:, None], ref_std, 0),
+                scope="structure",
+                drift_change=(s[field].detach() - reference).square(),
+                drift_reference=(1.0 + reference).square(),
+            )
+        return steps
+
+    def _annealed(self, velocity: Tensor, field: str, inputs: StepInputs) -> Tensor:
+        return self.annealing.factors(*self._where(inputs))[field] * velocity
+
+    def identity(self) -> dict[str, str]:
+        return {**super().identity(), "annealing": str(self.annealing.arguments)}
