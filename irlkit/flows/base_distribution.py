@@ -87,6 +87,7 @@ class BaseDistribution:
         normal_pos: mean and standard deviation of normal fractional positions instead.
         normal_cell: mean and standard deviation (Å) of normal cell entries instead; the lengths
             are then not used and may be None.
+        n_atoms: weights of 1, 2, 3, ... atoms, for generation without compositions.
 
     Raises:
         ValueError: neither lengths nor `normal_cell`, or a standard deviation that is not positive.
@@ -96,6 +97,7 @@ class BaseDistribution:
     log_length_std: tuple[float, float, float] | None = None
     normal_pos: tuple[float, float] | None = None
     normal_cell: tuple[float, float] | None = None
+    n_atoms: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.normal_cell is None and (
@@ -129,8 +131,12 @@ class BaseDistribution:
         return cls(*LATTICE_STATISTICS[dataset])
 
     @classmethod
-    def fit(cls, cell: Tensor) -> BaseDistribution:
+    def fit(cls, cell: Tensor, n_atoms: Tensor | None = None) -> BaseDistribution:
         """Fit the lengths of a training set's cells, shape (B, 3, 3), B at least 2.
+
+        Args:
+            cell: the cells.
+            n_atoms: atoms per structure, shape (B,), for generation without compositions.
 
         Raises:
             ValueError: fewer than two cells.
@@ -141,7 +147,44 @@ class BaseDistribution:
             )
         log_lengths = cell.double().norm(dim=2).log()
         mean, std = log_lengths.mean(0), log_lengths.std(0)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+        weights = (
+            None if n_atoms is None else tuple((n_atoms.bincount()[1:] / len(n_atoms)).tolist())
+        )
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), n_atoms=weights)
+
+    def sample_n_atoms(
+        self, n: int, generator: torch.Generator, divisor: int = 1, least: int = 1
+    ) -> Tensor:
+        """Draw numbers of atoms as in the training set, int64 of shape (n,).
+
+        Args:
+            n: how many.
+            generator: draws them.
+            divisor: only multiples of it, such as the atoms of one formula unit.
+            least: none below it.
+
+        Raises:
+            ValueError: the numbers are not known, or none of them fits.
+
+        >>> base = BaseDistribution(normal_cell=(0.0, 1.0), n_atoms=(0.0, 0.5, 0.2, 0.3))
+        >>> base.sample_n_atoms(3, torch.Generator().manual_seed(0), divisor=4)
+        tensor([4, 4, 4])
+        """
+        if self.n_atoms is None:
+            raise ValueError(
+                "n_atoms: this model does not know how many atoms its training structures had; "
+                "give numbers of atoms"
+            )
+        weights = torch.tensor(self.n_atoms, dtype=torch.float64, device=generator.device)
+        numbers = torch.arange(1, len(weights) + 1, device=generator.device)
+        weights = weights * (numbers % divisor == 0) * (numbers >= least)
+        if not bool(weights.sum() > 0):
+            seen = [i + 1 for i, weight in enumerate(self.n_atoms) if weight > 0]
+            raise ValueError(
+                f"n_atoms: the constraints need multiples of {divisor} of at least {least} atoms, "
+                f"the training structures have {seen}; give a number of atoms"
+            )
+        return numbers[weights.multinomial(n, replacement=True, generator=generator)]
 
     def sample_pos(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draw fractional positions in [0, 1), shape (n, 3), on the generator's device."""

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.batch import wrap_positions
+from irlkit.flows.constraints import Constraints
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
@@ -84,6 +85,7 @@ class Dynamics:
         annealing: s(t, dt), or a ``StateAnnealing``; None leaves the velocity as it is.
         noise: field -> sigma(t) of the noise in every coordinate; a field left out has none.
         kind: "ode" or "sde"; for an SDE the model needs denoisers of the fields with noise.
+        constraints: what the compositions are bound to, where they are generated as well.
 
     Raises:
         ValueError: an unknown field in ``noise``, an unknown kind, or an SDE without denoiser.
@@ -100,6 +102,7 @@ class Dynamics:
     annealing: Annealing | StateAnnealing | None = None
     noise: Mapping[str, NoiseSchedule] = field(default_factory=dict)
     kind: Literal["ode", "sde"] = "ode"
+    constraints: Constraints | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.noise) - set(FIELD_NAMES)):
@@ -115,7 +118,7 @@ class Dynamics:
     @torch_settings(plain=True)
     def generate(
         self,
-        batch: CrystalBatch,
+        batch: CrystalBatch | Tensor,
         n_steps: int,
         *,
         generator: torch.Generator | None = None,
@@ -124,17 +127,19 @@ class Dynamics:
         record: list[CrystalBatch] | None = None,
         progress: bool = False,
     ) -> CrystalBatch:
-        """Generate one structure per composition with Euler steps.
+        """Generate one structure per composition, or number of atoms, with Euler steps.
 
         Args:
-            batch: the compositions; its positions and cells are not used.
+            batch: the compositions; its positions and cells are not used. Or numbers of atoms,
+                int64 of shape (B,), for a model that generates species as well.
             n_steps: number of steps, positive; the times are ``time_grid(n_steps)``.
             generator: draws the base sample and the noise; needed unless ``x_0`` is given and
                 there is no noise.
             x_0: start here instead of drawing from the base distribution.
-            max_batch: integrate at most so many structures at a time. Without noise the result
-                does not depend on it.
-            record: gets the n_steps + 1 states appended, the first being x_0.
+            max_batch: integrate at most so many structures at a time. Without noise, and with
+                given compositions, the result does not depend on it.
+            record: gets the n_steps + 1 states appended, the first being x_0; not where species
+                are generated, which are masked on the way.
             progress: show a bar.
 
         Returns:
@@ -151,6 +156,13 @@ class Dynamics:
             raise ValueError(
                 "generator must be a torch.Generator unless x_0 is given without noise"
             )
+        if isinstance(batch, Tensor):
+            if generator is None or x_0 is not None or record is not None:
+                raise ValueError(
+                    "batch of numbers of atoms: needs a generator, and neither x_0 nor record; "
+                    "irlkit.rl.rollout takes and keeps states with masked species"
+                )
+            return self._generate_species(batch, n_steps, generator, max_batch, progress)
         if x_0 is None:
             assert generator is not None
             with torch.no_grad():
@@ -164,7 +176,9 @@ class Dynamics:
         generated: list[list[CrystalBatch]] = []
         with tqdm(total=n_steps * len(parts), disable=not progress, unit="step") as bar:
             for part in parts:
-                states = self._integrate(part, n_steps, generator, record is not None, bar)
+                state = {name: getattr(part, name) for name in FIELD_NAMES}
+                conditioning, keep = self.model.prepare(part), record is not None
+                states = self._integrate(conditioning, state, n_steps, generator, keep, bar)
                 # Cloned: tensors born in inference mode cannot take part in a later backward pass.
                 generated.append(
                     [part.replace(pos=s["pos"].clone(), cell=s["cell"].clone()) for s in states]
@@ -174,10 +188,32 @@ class Dynamics:
             record.extend(joined)
         return joined[-1]
 
+    @torch.no_grad()
+    def _generate_species(
+        self,
+        n_atoms: Tensor,
+        n_steps: int,
+        generator: torch.Generator,
+        max_batch: int | None,
+        progress: bool,
+    ) -> CrystalBatch:
+        model: Any = self.model
+        parts = n_atoms.split(max_batch or max(len(n_atoms), 1))
+        generated = []
+        with tqdm(total=n_steps * len(parts), disable=not progress, unit="step") as bar:
+            for part in parts:
+                conditioning = model.prepare(part, self.constraints)
+                state = model.sample_state(conditioning, generator)
+                state = self._integrate(conditioning, state, n_steps, generator, False, bar)[-1]
+                values = {name: value.clone() for name, value in state.items()}
+                generated.append(CrystalBatch(**values, n_atoms=part))
+        return CrystalBatch.concatenate(generated)
+
     @torch.inference_mode()
     def _integrate(
         self,
-        x_0: CrystalBatch,
+        conditioning: Any,
+        state: dict[str, Tensor],
         n_steps: int,
         generator: torch.Generator | None,
         keep: bool,
@@ -185,7 +221,7 @@ class Dynamics:
     ) -> list[dict[str, Tensor]]:
         """Return all states, or the last one alone."""
         model: Any = self.model
-        times = time_grid(n_steps, x_0.dtype, x_0.device)
+        times = time_grid(n_steps, state["pos"].dtype, state["pos"].device)
         dts = times.diff()
         annealing = NoAnnealing() if self.annealing is None else self.annealing
         factors: dict[str, Tensor] = {}
@@ -194,17 +230,19 @@ class Dynamics:
         sigmas = {name: sigma(times[:-1]) for name, sigma in self.noise.items()}
         stds = {name: sigma * dts.sqrt() for name, sigma in sigmas.items()}
         corrections: dict[str, Tensor] = {}
-        options = {}
+        options: dict[str, Any] = {}
         if self.kind == "sde" and sigmas:
             options["heads"] = ("velocity", "denoiser")
             corrections = {
                 name: score_factor(sigma, model.gamma(name, times[:-1])) * dts
                 for name, sigma in sigmas.items()
             }
-        conditioning = model.prepare(x_0)
-        state = {name: getattr(x_0, name) for name in FIELD_NAMES}
+        if "species" in state:
+            options["heads"] = (*options.get("heads", ("velocity",)), "species")
         states = [state]
         for i in range(n_steps):
+            if "species" in state:
+                options["species"] = state["species"]
             output = model.velocity(times[i], state["pos"], state["cell"], conditioning, **options)
             if isinstance(annealing, StateAnnealing):
                 now = slice(i, i + 1)
@@ -221,7 +259,13 @@ class Dynamics:
                 assert generator is not None
                 xi = standard_normal(state[name], generator)
                 increments[name] = increments[name] + std[i] * xi
-            state = advance(state, increments)
+            moved = advance(state, increments)
+            if "species" in state:
+                logits, rules = output.species["species"][None], conditioning.rules
+                step = model.species.step(logits, state["species"][None], times, i, rules)
+                moved["species"] = step.sample(generator)[0]
+                moved["pos"] = rules.hold(moved["pos"])
+            state = moved
             states = [*states, state] if keep else [state]
             bar.update()
         return states

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -51,10 +51,13 @@ class NetworkOutput:
     Attributes:
         velocity: ``{"pos": (n, 3), "cell": (B, 3, 3)}`` or empty.
         denoiser: the same for the denoiser.
+        species: ``{"species": (n, n_species)}``, logits of the final species (class j is atomic
+            number j + 1), or empty.
     """
 
     velocity: dict[str, Tensor]
     denoiser: dict[str, Tensor]
+    species: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TimeEmbedding(nn.Module):
@@ -225,7 +228,7 @@ MAX_WEIGHTS = 500_000_000
 
 
 class CSPNet(nn.Module):
-    """Velocity (and denoiser) of positions and cell.
+    """Velocity (and denoiser) of positions and cell, and logits of species that are not given.
 
     Args:
         hidden_dim: Channels H.
@@ -234,6 +237,8 @@ class CSPNet(nn.Module):
         time_dim: Size of the time embedding.
         n_species: Largest atomic number.
         denoiser: Whether the network has the second pair of heads.
+        species_head: Whether it predicts the final species of atoms.
+        mask_token: Whether atoms may have the species 0: not known yet.
 
     Raises:
         ValueError: a size is not positive.
@@ -248,6 +253,8 @@ class CSPNet(nn.Module):
         time_dim: int = 256,
         n_species: int = 100,
         denoiser: bool = False,
+        species_head: bool = False,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -275,11 +282,14 @@ class CSPNet(nn.Module):
             "n_species": n_species,
             "denoiser": denoiser,
         }
+        if species_head or mask_token:
+            self.sizes |= {"species_head": species_head, "mask_token": mask_token}
+        self.first_species = 0 if mask_token else 1
         self.n_freqs = n_freqs
         self.n_layers = n_layers
-        self.heads = HEADS if denoiser else HEADS[:1]
+        self.heads = (HEADS if denoiser else HEADS[:1]) + (("species",) if species_head else ())
         self.time_embedding = time_embedding
-        self.node_embedding = nn.Embedding(n_species, hidden_dim)
+        self.node_embedding = nn.Embedding(n_species + mask_token, hidden_dim)
         self.atom_latent_emb = nn.Linear(hidden_dim + time_dim, hidden_dim)
         for k in range(n_layers):
             self.add_module(f"csp_layer_{k}", CSPLayer(hidden_dim, n_freqs))
@@ -289,6 +299,8 @@ class CSPNet(nn.Module):
         if denoiser:
             self.coord_out_2 = nn.Linear(hidden_dim, 3, bias=False)
             self.lattice_out_2 = nn.Linear(hidden_dim, 9, bias=False)
+        if species_head:
+            self.type_out = nn.Linear(hidden_dim, n_species)
 
     def forward(
         self,
@@ -304,12 +316,12 @@ class CSPNet(nn.Module):
 
         Args:
             t: Time, shape (B,) or () for one time for all.
-            species: Atomic numbers 1 ... n_species, shape (n,).
+            species: Atomic numbers 1 ... n_species, shape (n,); 0 where masked.
             pos: Fractional coordinates, shape (n, 3).
             cell: Lattice vectors as rows in Å, shape (B, 3, 3).
             topology: Pairs of these structures.
             features: Pair features at `pos`, if already computed.
-            heads: Which of "velocity" and "denoiser" to compute.
+            heads: Which of "velocity", "denoiser" and "species" to compute.
 
         Returns:
             One entry per requested head; per field, positions' velocities are fractional, cells'
@@ -345,7 +357,7 @@ class CSPNet(nn.Module):
             else:
                 part = kind.from_positions(pos[where.atoms], where, self.n_freqs)
             # Under autocast, what is summed over layers and atoms keeps the precision of positions.
-            h = of_species.index_select(0, species[where.atoms] - 1).to(pos.dtype)
+            h = of_species.index_select(0, species[where.atoms] - self.first_species).to(pos.dtype)
             h = h + time[where.structures].index_select(0, where.batch)
             for layer, grid in zip(layers, grids, strict=True):
                 h = layer(h, gram[where.structures], part, grid)
@@ -354,13 +366,16 @@ class CSPNet(nn.Module):
             atoms.append(h)
             structures.append(total / where.n_atoms.to(h.dtype)[:, None])
         h, pooled = torch.cat(atoms), torch.cat(structures)
-        outputs: dict[str, dict[str, Tensor]] = {head: {} for head in HEADS}
+        outputs: dict[str, dict[str, Tensor]] = {head: {} for head in (*HEADS, "species")}
         with torch.autocast(pos.device.type, enabled=False):
             for head in heads:
+                if head == "species":
+                    outputs[head] = {"species": self.type_out(h)}
+                    continue
                 suffix = "" if head == "velocity" else "_2"
                 strain = self.get_submodule(f"lattice_out{suffix}")(pooled).view(-1, 3, 3)
                 outputs[head] = {
                     "pos": self.get_submodule(f"coord_out{suffix}")(h),
                     "cell": strain @ cell,
                 }
-        return NetworkOutput(outputs["velocity"], outputs["denoiser"])
+        return NetworkOutput(**outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
+from irlkit.flows._species import SpeciesRules
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.constraints import Constraints
+from irlkit.flows.discrete import SPECIES_FLOWS, DiscreteFlow
 from irlkit.flows.interpolants import Interpolant
+from irlkit.flows.plain import from_plain, to_plain
 from irlkit.networks.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
 from irlkit.utils.checks import checked
 from irlkit.utils.foreign import recognise
@@ -28,25 +32,29 @@ class Conditioning:
     """What stays fixed while structures are generated.
 
     Attributes:
-        species: Atomic numbers, shape (n,).
+        species: Atomic numbers, shape (n,); None where they are part of the state.
         topology: Pairs of atoms.
+        rules: What the species are bound to, where they are part of the state.
     """
 
-    species: Tensor
+    species: Tensor | None
     topology: PairTopology
+    rules: SpeciesRules | None = None
 
 
 class FlowModel(nn.Module):
-    """A generative model of crystals for given compositions.
+    """A generative model of crystals for given compositions, or of species as well.
 
     Args:
         network: Velocity (and denoiser) of positions and cell.
         interpolants: Interpolant of each of the fields "pos" and "cell".
         base: Base distribution.
         info: Plain data about training, kept with the weights.
+        species: Flow of the species in de novo generation; None: they are always given.
 
     Raises:
-        ValueError: the interpolants are not those of the two fields.
+        ValueError: the interpolants are not those of the two fields, or the network lacks what the
+            flow of the species needs.
     """
 
     @checked
@@ -56,8 +64,17 @@ class FlowModel(nn.Module):
         interpolants: Mapping[str, Interpolant],
         base: BaseDistribution,
         info: Mapping[str, Any] | None = None,
+        species: DiscreteFlow | None = None,
     ) -> None:
         super().__init__()
+        masked = species is not None and species.base == "mask"
+        if species is not None and (
+            "species" not in network.heads or (masked and network.first_species)
+        ):
+            raise ValueError(
+                f"species: a flow with {species.base} base needs a network with species_head=True"
+                f"{' and mask_token=True' if masked else ''}, got one of {network.sizes}"
+            )
         if set(interpolants) != {"pos", "cell"}:
             raise ValueError(
                 f"interpolants: expected those of 'pos' and 'cell', got {sorted(interpolants)}"
@@ -65,6 +82,7 @@ class FlowModel(nn.Module):
         self.network = network
         self.interpolants = dict(interpolants)
         self.base = base
+        self.species = species
         self.info = dict(info or {})
 
     @property
@@ -85,15 +103,33 @@ class FlowModel(nn.Module):
         return tuple(name for name, entry in self.interpolants.items() if "denoiser" in entry.heads)
 
     @checked
-    def prepare(self, batch: CrystalBatch) -> Conditioning:
+    def prepare(
+        self,
+        batch: CrystalBatch | Tensor,
+        constraints: Constraints | None = None,
+        given: Tensor | None = None,
+    ) -> Conditioning:
         """Pairs and species of a batch, made once and used at every step.
 
+        Args:
+            batch: Compositions; or numbers of atoms, int64 of shape (B,), if species are generated.
+            constraints: What the species are bound to in that case.
+            given: In that case, atomic numbers that are given, 0 for others, shape (n,).
+
         Raises:
-            ValueError: the batch is empty.
+            ValueError: the batch is empty, numbers of atoms for a model of given species, or
+                constraints that cannot be met.
         """
         if not len(batch):
             raise ValueError("batch must hold at least one structure, got none")
-        return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
+        if isinstance(batch, CrystalBatch):
+            return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
+        if self.species is None:
+            raise ValueError("batch must hold compositions: this model does not generate species")
+        rules = self.species.rules(batch, self.network.sizes["n_species"], constraints)
+        if given is not None:
+            rules = replace(rules, given=torch.where(rules.given > 0, rules.given, given))
+        return Conditioning(None, PairTopology.from_n_atoms(batch), rules)
 
     def pair_features(self, pos: Tensor, conditioning: Conditioning) -> PairFeatures:
         """Pair features at `pos` (n, 3), to be shared by several evaluations at one state."""
@@ -107,6 +143,7 @@ class FlowModel(nn.Module):
         conditioning: Conditioning,
         heads: Sequence[str] = ("velocity",),
         features: PairFeatures | None = None,
+        species: Tensor | None = None,
     ) -> NetworkOutput:
         """Velocity b(t, x) and, on request, denoiser z(t, x).
 
@@ -115,8 +152,9 @@ class FlowModel(nn.Module):
             pos: Fractional coordinates, shape (n, 3).
             cell: Lattice vectors as rows in Å, shape (B, 3, 3).
             conditioning: Of `prepare`.
-            heads: Which of "velocity" and "denoiser" to compute.
+            heads: Which of "velocity", "denoiser" and "species" to compute.
             features: Pair features at `pos`, if already computed.
+            species: Atomic numbers, 0 where masked, shape (n,); None takes the given ones.
 
         Returns:
             Per head and field, tensors of the fields' shapes, per unit of time.
@@ -127,10 +165,9 @@ class FlowModel(nn.Module):
         ]
         wanted = tuple(heads)
         if derived and "velocity" in wanted:
-            wanted = ("velocity", "denoiser")
-        output = self.network(
-            time, conditioning.species, pos, cell, conditioning.topology, features, wanted
-        )
+            wanted = tuple(dict.fromkeys(("velocity", "denoiser", *wanted)))
+        species = conditioning.species if species is None else species
+        output = self.network(time, species, pos, cell, conditioning.topology, features, wanted)
         if not derived or "velocity" not in wanted:
             return output
         batch = conditioning.topology.batch
@@ -143,7 +180,8 @@ class FlowModel(nn.Module):
             output.velocity[name] = self.interpolants[name].velocity_from_denoiser(
                 at, x_t, output.denoiser[name]
             )
-        return NetworkOutput(output.velocity, output.denoiser if "denoiser" in heads else {})
+        denoiser = output.denoiser if "denoiser" in heads else {}
+        return NetworkOutput(output.velocity, denoiser, output.species)
 
     @checked
     def gamma(self, field: str, t: Tensor) -> Tensor:
@@ -173,6 +211,22 @@ class FlowModel(nn.Module):
             pos=pos.to(batch.device), cell=cell.to(batch.device)
         )
 
+    def sample_state(
+        self, conditioning: Conditioning, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Draw species (n,), positions (n, 3) and cells (B, 3, 3) where a flow of all three begins.
+
+        Args:
+            conditioning: Of `prepare`, for numbers of atoms.
+            generator: Draws them on its own device.
+        """
+        rules = conditioning.rules
+        assert rules is not None and self.species is not None
+        species = self.species.initial(rules, generator)
+        pos = self.base.sample_pos(len(species), generator, self.dtype).to(self.device)
+        cell = self.base.sample_cell(len(rules.n_atoms), generator, self.dtype).to(self.device)
+        return {"species": species, "pos": rules.hold(pos), "cell": cell}
+
     @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and description to one safetensors file."""
@@ -185,6 +239,8 @@ class FlowModel(nn.Module):
             "base": self.base.to_dict(),
             "info": self.info,
         }
+        if self.species is not None:
+            description["species"] = to_plain(self.species, SPECIES_FLOWS)
         tensors = {
             name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
         }
@@ -227,11 +283,13 @@ class FlowModel(nn.Module):
                 raise ValueError("it is an annealing: load_annealing reads it")
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']!r}, expected {FORMAT!r}")
+            species = description.get("species")
             model = cls(
                 CSPNet(**description["network"]),
                 {k: Interpolant.from_dict(v) for k, v in description["interpolants"].items()},
                 BaseDistribution.from_dict(description["base"]),
                 description["info"],
+                None if species is None else from_plain(species, SPECIES_FLOWS),
             )
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(

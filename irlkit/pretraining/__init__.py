@@ -10,19 +10,21 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.discrete import DiscreteFlow
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.interpolants import (
     T_MAX,
@@ -58,6 +60,9 @@ KINDS: dict[str, dict[str, Interpolant]] = {
         "cell": Interpolant(TrigonometricPath()),
     },
 }
+#: De novo generation: the species' flow of those kinds in which they are generated too.
+SPECIES = {"denovo-mask": DiscreteFlow("mask"), "denovo-uniform": DiscreteFlow("uniform")}
+KINDS |= dict.fromkeys(SPECIES, KINDS["linear-ode"])
 
 
 @checked
@@ -66,7 +71,7 @@ class PretrainingConfig:
     """Settings of `pretrain`.
 
     Attributes:
-        kind: "linear-ode" or "trig-sde-gamma".
+        kind: one of `KINDS`.
         hidden_dim: channels of the network.
         n_layers: layers of the network.
         n_freqs: frequencies of the pair features.
@@ -80,6 +85,7 @@ class PretrainingConfig:
         max_grad_norm: gradient-norm clip.
         cell_weight: weight of the cell's losses against the positions'.
         denoiser_weight: weight of the denoiser's losses against the velocities'.
+        species_weight: weight of the species' cross-entropy, for kinds that generate them.
         pairing: shift and reorder base positions towards the data (`pair_with_data`).
         validate_every: steps between validations.
         seed: of weights, data order and draws.
@@ -99,6 +105,7 @@ class PretrainingConfig:
     max_grad_norm: float = 1.0
     cell_weight: float = 0.02
     denoiser_weight: float = 0.1
+    species_weight: float = 0.2
     pairing: bool = True
     validate_every: int = 2500
     seed: int = 0
@@ -112,7 +119,10 @@ class PretrainingConfig:
         check_count("warmup", self.warmup, least=0)
         for name in ("learning_rate", "max_grad_norm"):
             check_finite(name, getattr(self, name), above=0)
-        for name in ("weight_decay", "cell_weight", "denoiser_weight", "ema_decay"):
+        for name in (
+            *("weight_decay", "ema_decay"),
+            *("cell_weight", "denoiser_weight", "species_weight"),
+        ):
             check_finite(name, getattr(self, name), least=0)
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay must be below 1, got {self.ema_decay}")
@@ -125,8 +135,8 @@ def total_loss(losses: Mapping[str, Tensor], config: PretrainingConfig) -> Tenso
     >>> total_loss(losses, PretrainingConfig(cell_weight=0.1))
     tensor(2.)
     """
-    heads = {"velocity": 1.0, "denoiser": config.denoiser_weight}
-    fields = {"pos": 1.0, "cell": config.cell_weight}
+    heads = {"velocity": 1.0, "denoiser": config.denoiser_weight, "crossentropy": 1.0}
+    fields = {"pos": 1.0, "cell": config.cell_weight, "species": config.species_weight}
     total = torch.zeros(())
     for name, value in losses.items():
         head, field = name.split("_")
@@ -150,7 +160,8 @@ def interpolant_losses(
 
     Returns:
         "velocity_{field}" and, for fields with latent noise, "denoiser_{field}" -> mean squared
-        error, with gradient.
+        error, with gradient; "crossentropy_species", the mean over all atoms, where species are
+        generated.
     """
     device, dtype, size = x_1.device, x_1.dtype, len(x_1)
     strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
@@ -160,7 +171,9 @@ def interpolant_losses(
     data = {"pos": x_1.pos, "cell": x_1.cell}
     base = {"pos": x_0.pos, "cell": x_0.cell}
     if pairing:
-        base["pos"] = pair_with_data(base["pos"], data["pos"], x_1.species, x_1.batch, x_1.n_atoms)
+        # Without a species at the start, all atoms of a structure are exchangeable.
+        kinds = x_1.species if model.species is None else torch.zeros_like(x_1.species)
+        base["pos"] = pair_with_data(base["pos"], data["pos"], kinds, x_1.batch, x_1.n_atoms)
     times = {"pos": t[x_1.batch][:, None], "cell": t[:, None, None]}
     noise = {
         name: torch.randn(data[name].shape, generator=generator).to(device, dtype)
@@ -170,6 +183,11 @@ def interpolant_losses(
     conditioning = model.prepare(x_1)
     signs = (1.0, -1.0) if noise else (1.0,)
     heads = ("velocity", "denoiser") if noise else ("velocity",)
+    masked: dict[str, Tensor] = {}
+    if model.species is not None:
+        n_species = model.network.sizes["n_species"]
+        x_t = model.species.interpolate(t[x_1.batch], x_1.species, n_species, generator)
+        masked, heads = {"species": x_t}, (*heads, "species")
     losses: dict[str, Tensor] = {}
     for sign in signs:
         states, targets = {}, {}
@@ -179,11 +197,15 @@ def interpolant_losses(
             if interpolant.center_of_mass_free:
                 target = center(target, x_1.batch, x_1.n_atoms)
             targets[name] = target
-        output = model.velocity(t, states["pos"], states["cell"], conditioning, heads)
+        output = model.velocity(t, states["pos"], states["cell"], conditioning, heads, **masked)
         errors = {f"velocity_{name}": output.velocity[name] - targets[name] for name in data}
         errors |= {f"denoiser_{name}": output.denoiser[name] - sign * noise[name] for name in noise}
-        for name, error in errors.items():
-            losses[name] = losses.get(name, 0.0) + error.square().mean() / len(signs)
+        parts = {name: error.square().mean() for name, error in errors.items()}
+        if masked:
+            logits = output.species["species"]
+            parts["crossentropy_species"] = functional.cross_entropy(logits, x_1.species - 1)
+        for name, part in parts.items():
+            losses[name] = losses.get(name, 0.0) + part / len(signs)
     return losses
 
 
@@ -198,8 +220,15 @@ def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel
             config.n_freqs,
             config.time_dim,
             denoiser=any(entry.gamma is not None for entry in interpolants.values()),
+            species_head=config.kind in SPECIES,
+            mask_token=config.kind in SPECIES and SPECIES[config.kind].base == "mask",
         )
-    return FlowModel(network, interpolants, BaseDistribution.fit(dataset.batch.cell))
+    batch = dataset.batch
+    if config.kind not in SPECIES:
+        return FlowModel(network, interpolants, BaseDistribution.fit(batch.cell))
+    species = replace(SPECIES[config.kind], elements=tuple(batch.species.unique().tolist()))
+    base = BaseDistribution.fit(batch.cell, batch.n_atoms)
+    return FlowModel(network, interpolants, base, species=species)
 
 
 class _State:

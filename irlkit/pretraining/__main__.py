@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from irlkit.data import load
-from irlkit.pretraining import KINDS, PretrainingConfig, metre_evaluation, pretrain
+from irlkit.pretraining import KINDS, SPECIES, PretrainingConfig, metre_evaluation, pretrain
 
 SETTINGS = ("iterations", "batch_size", "learning_rate", "validate_every", "seed")
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             kind=arguments.kind, **{name: getattr(arguments, name) for name in SETTINGS}
         ),
         validation=validation,
-        evaluate=metre_evaluation(validation),
+        evaluate=None if arguments.kind in SPECIES else metre_evaluation(validation),
         out_dir=arguments.out_dir,
         device=arguments.device,
     )
