@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import irlkit
 from irlkit.crystals import CrystalBatch
 from irlkit.evaluate.metrics import MatchPool, evaluate
+from irlkit.flows.discrete import DiscreteFlow
 from irlkit.flows.dynamics import advance
 from irlkit.flows.interpolants import (
     ConstantEpsilon,
@@ -85,7 +86,7 @@ UPDATES = [
 
 def test_every_file_belongs_to_a_test():
     known = {"loop.safetensors"}  # of test_loop_goldens.py
-    for stem in [*UPDATES, *stems("cspnet*.json")]:
+    for stem in [*UPDATES, *stems("*cspnet*.json"), *stems("denovo_mask*.json")]:
         known |= {f"{stem}.json", f"{stem}.safetensors"}
     for pattern in ("interpolants*.json", "metrics*.json", "omatg*.ckpt", "omatg*.yaml"):
         known |= set(names(pattern))
@@ -97,13 +98,10 @@ def test_every_file_belongs_to_a_test():
 
 
 def network_inputs(tensors):
-    crystals = CrystalBatch(
-        tensors["in.species"].long(),
-        tensors["in.pos"],
-        tensors["in.cell"],
-        tensors["in.n_atoms"].long(),
-    )
-    return crystals, tensors["in.t"]
+    """Species (0 where masked), time, positions and cells; pairs."""
+    topology = PairTopology.from_n_atoms(tensors["in.n_atoms"].long())
+    values = (tensors[f"in.{name}"] for name in ("t", "pos", "cell"))
+    return tensors["in.species"].long(), *values, topology
 
 
 def check_outputs(output, tensors):
@@ -111,9 +109,22 @@ def check_outputs(output, tensors):
         for head, suffix in (("velocity", "b"), ("denoiser", "eta")):
             ours = getattr(output, head)[field]
             assert relative_difference(ours, tensors[f"out.{field}_{suffix}"]) < FORWARD
+    if "out.species_logits" in tensors:
+        logits = output.species["species"]
+        assert relative_difference(logits, tensors["out.species_logits"]) < FORWARD
 
 
-@pytest.mark.parametrize("case", stems("cspnet*.json"))
+def weights_of(tensors):
+    """The network's weights, whose names some files begin with that of the encoder."""
+    weights = with_prefix(tensors, "weights.")
+    return {name.removeprefix("encoder."): value for name, value in weights.items()}
+
+
+def heads_of(tensors):
+    return ("velocity", "denoiser", *(["species"] if "out.species_logits" in tensors else []))
+
+
+@pytest.mark.parametrize("case", stems("*cspnet*.json"))
 @torch.no_grad()
 def test_network(case):
     settings, tensors = read_json(f"{case}.json"), load_file(GOLDENS / f"{case}.safetensors")
@@ -123,14 +134,14 @@ def test_network(case):
         "n_freqs": settings["num_freqs"],
         "time_dim": settings["time_embedding_dim"],
         "n_species": settings["max_atoms"],
+        "species_head": "out.species_logits" in tensors,
+        "mask_token": "mask_token" in settings,
     }
-    state = {f"model.{k}": v for k, v in with_prefix(tensors, "weights.").items()}
+    state = {f"model.encoder.{k}": v for k, v in weights_of(tensors).items()}
     network = CSPNet(**sizes, denoiser=True).to(getattr(torch, settings["dtype"]))
     network.load_state_dict(network_weights(state, network))
-    crystals, t = network_inputs(tensors)
-    topology = PairTopology.from_n_atoms(crystals.n_atoms)
-    heads = ("velocity", "denoiser")
-    output = network(t, crystals.species, crystals.pos, crystals.cell, topology, heads=heads)
+    species, t, pos, cell, topology = network_inputs(tensors)
+    output = network(t, species, pos, cell, topology, heads=heads_of(tensors))
     check_outputs(output, tensors)
 
 
@@ -138,16 +149,20 @@ def test_network(case):
 @torch.no_grad()
 def test_loaded_checkpoint(case):
     model = irlkit.load_omatg(GOLDENS / f"{case}.ckpt", GOLDENS / f"{case}.yaml")
-    ours = {f"weights.encoder.{name}": value for name, value in model.network.state_dict().items()}
+    ours = model.network.state_dict()
     checked = 0
-    for name in names("cspnet*.safetensors"):
+    for name in names("*cspnet*.safetensors"):
         tensors = load_file(GOLDENS / name)
-        if not all(k in tensors and torch.equal(v, tensors[k]) for k, v in ours.items()):
+        theirs = weights_of(tensors)
+        if not all(k in theirs and torch.equal(v, theirs[k]) for k, v in ours.items()):
             continue  # another network
-        crystals, t = network_inputs(tensors)
-        heads = ("velocity", "denoiser")
-        conditioning = model.prepare(crystals)
-        check_outputs(model.velocity(t, crystals.pos, crystals.cell, conditioning, heads), tensors)
+        species, t, pos, cell, topology = network_inputs(tensors)
+        asked = topology.n_atoms
+        if model.species is None:
+            asked = CrystalBatch(species, pos, cell, asked)
+        conditioning, heads = model.prepare(asked), heads_of(tensors)
+        output = model.velocity(t, pos, cell, conditioning, heads, species=species)
+        check_outputs(output, tensors)
         checked += 1
     assert checked, "no stored network has the weights of this checkpoint"
 
@@ -166,6 +181,12 @@ def test_configuration(case, tmp_path):
     t = torch.linspace(0.01, 0.99, 7, dtype=torch.float64)
     for name, entry in zip(si["data_fields"], si["stochastic_interpolants"], strict=True):
         if name == "species":
+            base = entry["class_path"].rpartition("DiscreteFlowMatching")[2].lower()
+            if base in ("mask", "uniform"):
+                noise = entry.get("init_args", {}).get("noise", 0.0)
+                assert (config.species.base, config.species.noise) == (base, noise)
+            else:
+                assert config.species is None
             continue
         arguments, ours = entry["init_args"], config.interpolants[name]
         kind = arguments["interpolant"]
@@ -197,6 +218,30 @@ def test_configuration(case, tmp_path):
     assert all(
         torch.equal(v, model.network.state_dict()[k]) for k, v in network.state_dict().items()
     )
+
+
+# --- discrete flow ---
+
+
+@pytest.mark.parametrize("case", stems("denovo_mask*.json"))
+def test_masked_flow(case):
+    """Every step from its draws, with possible candidates and actions; the training loss."""
+    settings, tensors = read_json(f"{case}.json"), load_file(GOLDENS / f"{case}.safetensors")
+    flow = DiscreteFlow(noise=settings["noise"], final_window=settings["unmask_all_within"])
+    times, logits = tensors["times"], tensors["logits"]
+    rules = flow.rules(torch.tensor([logits.shape[1]]), settings["n_species"])
+    assert float(times[-1]) == pytest.approx(settings["big_time"], abs=1e-6)
+    assert settings["steps"] == len(times) - 1 == len(logits)
+    for i in range(settings["steps"]):
+        before = tensors[f"before.{i}"][None].long()
+        step = flow.step(logits[[i]], before, times, i, rules)
+        draws = (tensors[f"{name}.{i}"][None] for name in ("x_1", "u_unmask", "u_mask"))
+        after = step.taken(*draws)
+        assert torch.equal(after[0], tensors[f"after.{i}"].long())
+        assert bool(step.log_prob(after).isfinite().all())
+    assert bool((after > 0).all())
+    loss = flow.cross_entropy(logits[0], tensors["loss.x_1"].long())
+    assert float(loss) == pytest.approx(settings["loss"], rel=UPDATE)
 
 
 # --- interpolants ---

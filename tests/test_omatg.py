@@ -229,11 +229,11 @@ def test_normal_base_distributions(config):
     [
         (
             lambda c: fields_of(c).__setitem__(0, "omg.si.x.DiscreteFlowMatchingMask"),
-            "DiscreteFlowMatchingMask makes this a model for de novo generation",
+            "species_distribution MirrorSpecies is not supported; supported are MaskSpeciesDist",
         ),
         (
             lambda c: fields_of(c).__setitem__(0, "omg.si.x.DiscreteFlowMatchingUniform"),
-            "DiscreteFlowMatchingUniform .* de novo",
+            "species_distribution MirrorSpecies .* supported are UniformSpeciesDistribution",
         ),
         (
             lambda c: fields_of(c).__setitem__(2, "omg.si.x.SingleStochasticInterpolantIdentity"),

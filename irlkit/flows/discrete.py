@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from irlkit.flows._plain import by_name
 from irlkit.flows._species import JumpStep, SpeciesRules, UnmaskingStep
 from irlkit.flows.constraints import Constraints
-from irlkit.flows.plain import by_name
 from irlkit.utils.checks import check_finite, checked
 
 
@@ -128,6 +128,10 @@ class DiscreteFlow:
         known = range(1, n_species + 1) if self.elements is None else self.elements
         classes = torch.tensor(list(known), device=x_1.device)
         return torch.where(arrived, x_1, self._uniform(len(x_1), classes, draws))
+
+    def cross_entropy(self, logits: Tensor, x_1: Tensor) -> Tensor:
+        """Return the training loss, the mean over all atoms: logits (n, S) of species x_1 (n,)."""
+        return torch.nn.functional.cross_entropy(logits, x_1 - 1)
 
     def step(
         self,

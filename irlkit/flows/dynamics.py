@@ -152,10 +152,6 @@ class Dynamics:
         check_n_steps(n_steps)
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
-        if generator is None and (x_0 is None or self.noise):
-            raise ValueError(
-                "generator must be a torch.Generator unless x_0 is given without noise"
-            )
         if isinstance(batch, Tensor):
             if generator is None or x_0 is not None or record is not None:
                 raise ValueError(
@@ -163,6 +159,10 @@ class Dynamics:
                     "irlkit.rl.rollout takes and keeps states with masked species"
                 )
             return self._generate_species(batch, n_steps, generator, max_batch, progress)
+        if generator is None and (x_0 is None or self.noise):
+            raise ValueError(
+                "generator must be a torch.Generator unless x_0 is given without noise"
+            )
         if x_0 is None:
             assert generator is not None
             with torch.no_grad():

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
+from irlkit.flows._plain import from_plain, to_plain
 from irlkit.flows._species import SpeciesRules
 from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.constraints import Constraints
 from irlkit.flows.discrete import SPECIES_FLOWS, DiscreteFlow
 from irlkit.flows.interpolants import Interpolant
-from irlkit.flows.plain import from_plain, to_plain
 from irlkit.networks.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
 from irlkit.utils.checks import checked
 from irlkit.utils.foreign import recognise

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
@@ -201,9 +200,9 @@ def interpolant_losses(
         errors = {f"velocity_{name}": output.velocity[name] - targets[name] for name in data}
         errors |= {f"denoiser_{name}": output.denoiser[name] - sign * noise[name] for name in noise}
         parts = {name: error.square().mean() for name, error in errors.items()}
-        if masked:
+        if model.species is not None:
             logits = output.species["species"]
-            parts["crossentropy_species"] = functional.cross_entropy(logits, x_1.species - 1)
+            parts["crossentropy_species"] = model.species.cross_entropy(logits, x_1.species)
         for name, part in parts.items():
             losses[name] = losses.get(name, 0.0) + part / len(signs)
     return losses

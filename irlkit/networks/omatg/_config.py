@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from irlkit.flows._plain import to_plain
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.discrete import DiscreteFlow
 from irlkit.flows.interpolants import (
     EPSILONS,
     EncoderDecoderGamma,
@@ -55,15 +56,17 @@ class OMatGConfig:
         network: arguments of `CSPNet`, except for the denoiser.
         interpolants: of "pos" and "cell".
         base: base distribution.
+        species: flow of the species, in models for de novo generation.
         settings: plain data, kept as `FlowModel.info["omatg"]`: `n_steps`; per field `annealing`
             (slope of 1 + s t in generation), `differential_equation` ("ODE" or "SDE") and `epsilon`
             (None for an ODE); `pairing` (base positions are permuted towards the data in
             training), `loss_weights` and `dataset`.
     """
 
-    network: dict[str, int]
+    network: dict[str, Any]
     interpolants: dict[str, Interpolant]
     base: BaseDistribution
+    species: DiscreteFlow | None
     settings: dict[str, Any]
 
 
@@ -178,6 +181,12 @@ PATHS = {
 }
 """Path of each of OMatG's interpolants; each has a twin named Periodic...."""
 
+SPECIES: dict[str, tuple[Literal["mask", "uniform"], str]] = {
+    "DiscreteFlowMatchingMask": ("mask", "MaskSpeciesDistribution"),
+    "DiscreteFlowMatchingUniform": ("uniform", "UniformSpeciesDistribution"),
+}
+"""Base of OMatG's flows of species, and the distribution that goes with it."""
+
 KINDS = ("SingleStochasticInterpolant", "SingleStochasticInterpolantOS")
 GAMMAS = {"LatentGammaSqrt": SqrtGamma, "LatentGammaEncoderDecoder": EncoderDecoderGamma}
 
@@ -190,12 +199,7 @@ def _parse(content: Mapping[str, Any]) -> OMatGConfig:
     missing = [name for name in ("species", *FIELDS) if name not in entries]
     if missing:
         raise _Unsupported(f"no stochastic interpolant for {missing}, found {sorted(entries)}")
-    species, _ = _component(entries["species"])
-    if species != "SingleStochasticInterpolantIdentity":
-        raise _Unsupported(
-            f"{species} makes this a model for de novo generation, whose species change; supported "
-            "is crystal structure prediction (SingleStochasticInterpolantIdentity for species)"
-        )
+    species = _parse_species(entries["species"], model["sampler"])
     n_times = int(si["integration_time_steps"])
     if n_times < 2:
         raise _Unsupported(f"integration_time_steps must be at least 2, got {n_times}")
@@ -211,8 +215,29 @@ def _parse(content: Mapping[str, Any]) -> OMatGConfig:
         "loss_weights": dict(model.get("relative_si_costs") or {}),
         "dataset": model.get("dataset_name"),
     }
-    network = _parse_network(model["model"])
-    return OMatGConfig(network, interpolants, _parse_base(model["sampler"]), settings)
+    network: dict[str, Any] = _parse_network(model["model"])
+    if species is not None:
+        network |= {"species_head": True, "mask_token": species.base == "mask"}
+    return OMatGConfig(network, interpolants, _parse_base(model["sampler"]), species, settings)
+
+
+def _parse_species(entry: Any, sampler: Any) -> DiscreteFlow | None:
+    """Flow of the species; None where they are given."""
+    identity = "SingleStochasticInterpolantIdentity"
+    kind, arguments = _component(entry, "species:", identity, *SPECIES)
+    if kind == identity:
+        return None
+    base, expected = SPECIES[kind]
+    _, given = _component(sampler)
+    distribution, of_distribution = _component(
+        given.get("species_distribution") or expected, "species_distribution", expected
+    )
+    if of_distribution:
+        raise _Unsupported(f"species_distribution {distribution} with {of_distribution}")
+    if unknown := sorted(set(arguments) - {"noise"}):
+        raise _Unsupported(f"arguments {unknown} of {kind} are not supported")
+    # The reference unmasks all atoms in each step that ends so close to the last time.
+    return DiscreteFlow(base, _number(arguments.get("noise", 0.0)), final_window=5e-3)
 
 
 def _parse_interpolant(name: str, arguments: Mapping[str, Any], one_sided: bool) -> Interpolant:

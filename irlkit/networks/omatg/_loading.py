@@ -11,7 +11,7 @@ import torch
 
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
-from irlkit.networks.omatg._checkpoint import network_weights, read_checkpoint
+from irlkit.networks.omatg._checkpoint import PREFIX, network_weights, read_checkpoint
 from irlkit.networks.omatg._config import read_config
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
@@ -26,7 +26,7 @@ def load_omatg(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> FlowModel:
-    """Load a published OMatG model for crystal structure prediction.
+    """Load a published OMatG model for crystal structure prediction or de novo generation.
 
     Args:
         checkpoint: lightning checkpoint (`.ckpt`); a folder with one; or the name of a downloaded
@@ -53,8 +53,14 @@ def load_omatg(
         config = _only(path.parent, ("*.yaml", "*.yml"), "config")
     parsed = read_config(config)
     content = read_checkpoint(path)
+    sizes = parsed.network
+    embedded = content["state_dict"].get(f"{PREFIX}node_embedding.weight")
+    if parsed.species is not None and embedded is not None:
+        # With the uniform base, the row of the mask is there or not.
+        masked = parsed.species.base == "mask" or len(embedded) > sizes["n_species"]
+        sizes = {**sizes, "mask_token": masked}
     with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
-        network = CSPNet(**parsed.network, denoiser=True)
+        network = CSPNet(**sizes, denoiser=True)
     weights = network_weights(content["state_dict"], network)
     dtype = dtype or next(iter(weights.values())).dtype
     network.load_state_dict({k: v.to(device, dtype) for k, v in weights.items()}, assign=True)
@@ -67,6 +73,7 @@ def load_omatg(
         parsed.interpolants,
         parsed.base,
         {"name": path.parent.name or path.stem, "source": "OMatG", "omatg": settings},
+        parsed.species,
     )
     return model.eval()
 
