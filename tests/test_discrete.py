@@ -280,7 +280,7 @@ def test_impossible_constraints(given, message):
 def test_numbers_of_atoms_that_no_structure_had():
     base = tiny_model().base
     assert set(base.sample_n_atoms(200, generator()).tolist()) == {2, 3, 4, 5}
-    with pytest.raises(ValueError, match="multiples of 7 of at least 1 atoms.*have"):
+    with pytest.raises(ValueError, match=r"multiples of 7 of at least 1 atoms.*have"):
         base.sample_n_atoms(3, generator(), divisor=7)
     with pytest.raises(ValueError, match="uniform base, give elements"):
         tiny_model("uniform").prepare(torch.tensor([2]), Constraints(formula="NaCl"))

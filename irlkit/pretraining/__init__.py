@@ -182,7 +182,7 @@ def interpolant_losses(
     conditioning = model.prepare(x_1)
     signs = (1.0, -1.0) if noise else (1.0,)
     heads = ("velocity", "denoiser") if noise else ("velocity",)
-    masked: dict[str, Tensor] = {}
+    masked: dict[str, Any] = {}
     if model.species is not None:
         n_species = model.network.sizes["n_species"]
         x_t = model.species.interpolate(t[x_1.batch], x_1.species, n_species, generator)
