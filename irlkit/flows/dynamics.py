@@ -158,6 +158,8 @@ class Dynamics:
                     "batch of numbers of atoms: needs a generator, and neither x_0 nor record; "
                     "irlkit.rl.rollout takes and keeps states with masked species"
                 )
+            if isinstance(self.annealing, StateAnnealing):
+                raise ValueError("annealing sees compositions, which numbers of atoms do not have")
             return self._generate_species(batch, n_steps, generator, max_batch, progress)
         if generator is None and (x_0 is None or self.noise):
             raise ValueError(
@@ -178,7 +180,7 @@ class Dynamics:
             for part in parts:
                 state = {name: getattr(part, name) for name in FIELD_NAMES}
                 conditioning, keep = self.model.prepare(part), record is not None
-                states = self._integrate(conditioning, state, n_steps, generator, keep, bar)
+                states = self._integrate(part, conditioning, state, n_steps, generator, keep, bar)
                 # Cloned: tensors born in inference mode cannot take part in a later backward pass.
                 generated.append(
                     [part.replace(pos=s["pos"].clone(), cell=s["cell"].clone()) for s in states]
@@ -204,7 +206,9 @@ class Dynamics:
             for part in parts:
                 conditioning = model.prepare(part, self.constraints)
                 state = model.sample_state(conditioning, generator)
-                state = self._integrate(conditioning, state, n_steps, generator, False, bar)[-1]
+                state = self._integrate(None, conditioning, state, n_steps, generator, False, bar)[
+                    -1
+                ]
                 values = {name: value.clone() for name, value in state.items()}
                 generated.append(CrystalBatch(**values, n_atoms=part))
         return CrystalBatch.concatenate(generated)
@@ -212,6 +216,7 @@ class Dynamics:
     @torch.inference_mode()
     def _integrate(
         self,
+        batch: CrystalBatch | None,
         conditioning: Any,
         state: dict[str, Tensor],
         n_steps: int,
@@ -248,7 +253,7 @@ class Dynamics:
                 now = slice(i, i + 1)
                 s, v = ({f: x[f][None] for f in FIELD_NAMES} for x in (state, output.velocity))
                 at = {
-                    f: x[0] for f, x in annealing.factors(times[now], dts[now], x_0, s, v).items()
+                    f: x[0] for f, x in annealing.factors(times[now], dts[now], batch, s, v).items()
                 }
             else:
                 at = {name: factor[i] for name, factor in factors.items()}
