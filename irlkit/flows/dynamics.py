@@ -250,6 +250,7 @@ class Dynamics:
                 options["species"] = state["species"]
             output = model.velocity(times[i], state["pos"], state["cell"], conditioning, **options)
             if isinstance(annealing, StateAnnealing):
+                assert batch is not None
                 now = slice(i, i + 1)
                 s, v = ({f: x[f][None] for f in FIELD_NAMES} for x in (state, output.velocity))
                 at = {

@@ -30,7 +30,8 @@ class TrainerConfig:
         max_minibatch: at most so many (step, structure) pairs per backward pass; gradients are
             accumulated to those of the full batch. None: all at once.
         step_fraction: each PPO epoch uses a random subset of the time steps, this share of them:
-            an unbiased estimate of the mean over steps in (10).
+            an unbiased estimate of the mean over steps in (10). Steps that bear on no loss are
+            left out of the draw, where a policy knows them.
         minibatch_updates: optimizer steps per PPO epoch; its time steps are dealt at random to
             them.
         max_kl: no further gradient step is taken in an iteration once the estimated KL from the

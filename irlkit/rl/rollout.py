@@ -130,7 +130,9 @@ def generate(
     """
     deployed = policy.deploy()
     if deployed is not None:
-        return deployed.generate(request, n_steps, generator=generator, max_batch=max_batch)
+        crystals = request if isinstance(request, CrystalBatch) else request.crystals
+        asked = request.n_atoms if crystals is None else crystals
+        return deployed.generate(asked, n_steps, generator=generator, max_batch=max_batch)
     x_0 = policy.process.initial(request, generator)
     return rollout(policy, x_0, n_steps, generator, False, max_batch).final
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -78,8 +79,9 @@ class PolicyUpdate:
         parameters = list(self.policy.parameters())
         rows: list[dict[str, float]] = []
         largest_kl = 0.0
-        for index in self._draw_steps(trajectory):
-            terms = self._fit(sample, index, self._gradient)
+        indices, share = self._draw_steps(trajectory)
+        for index in indices:
+            terms = self._fit(sample, index, partial(self._gradient, share=share))
             terms = self.communicator.average_gradients(
                 parameters, terms, sample.advantages.shape[-1]
             )
@@ -106,23 +108,27 @@ class PolicyUpdate:
             **means,
         }
 
-    def _draw_steps(self, trajectory: Trajectory) -> list[Tensor]:
-        """The time steps of every update, one after the other."""
+    def _draw_steps(self, trajectory: Trajectory) -> tuple[list[Tensor], float]:
+        """The time steps of every update, one after the other; the share they are drawn from."""
         config, n_steps = self.config, trajectory.n_steps
         device = trajectory.times.device
         n_used = max(round(config.step_fraction * n_steps), 1)
         if n_used == n_steps and config.minibatch_updates == 1:
-            return [torch.arange(n_steps, device=device)] * config.n_ppo_epochs
-        return [
-            index.to(device)
+            return [torch.arange(n_steps, device=device)] * config.n_ppo_epochs, 1.0
+        pool = self.policy.busy_steps(trajectory) if n_used < n_steps else None
+        pool = torch.arange(n_steps) if pool is None or not len(pool) else pool.cpu()
+        n_used = max(round(config.step_fraction * len(pool)), 1)
+        indices = [
+            pool[index].to(device)
             for _ in range(config.n_ppo_epochs)
-            for index in torch.randperm(n_steps, generator=self.generator)[:n_used].tensor_split(
+            for index in torch.randperm(len(pool), generator=self.generator)[:n_used].tensor_split(
                 min(config.minibatch_updates, n_used)
             )
         ]
+        return indices, len(pool) / n_steps
 
-    def _gradient(self, minibatches: list[_Minibatch]) -> dict[str, float]:
-        """Gradient of the loss, accumulated; returns its terms."""
+    def _gradient(self, minibatches: list[_Minibatch], share: float) -> dict[str, float]:
+        """Gradient of the loss, accumulated, times a share; returns its terms."""
         self.optimizer.zero_grad()
         terms: dict[str, Tensor] = {}
         for part in minibatches:
@@ -134,7 +140,7 @@ class PolicyUpdate:
                 part.index,
                 self.config.mixed_precision,
             )
-            (part.share * loss.total).backward()
+            (share * part.share * loss.total).backward()
             for name, value in loss.terms.items():
                 terms[name] = terms.get(name, 0.0) + part.share * value
         return {name: float(value) for name, value in terms.items()}

@@ -1,9 +1,9 @@
 """Policies: what is sampled at a step of the generation, and what is learned.
 
-A policy says, for every reinforced field, from which Gaussian the next action is drawn, what one
-event of it is (an atom's three coordinates, a cell's nine numbers, one scalar per structure) and
-how an action becomes an increment of the field. The rollout, the integrator and the loss loop over
-the fields and know no policy by name.
+A policy says, for every reinforced field, from which distribution the next action is drawn, what
+one event of it is (an atom's three coordinates, its species, a cell's nine numbers, one scalar per
+structure) and how an action becomes an increment of the field. The rollout, the integrator and the
+loss loop over the fields and know no policy by name.
 
 | policy | action | mean | increment |
 |---|---|---|---|
@@ -11,8 +11,10 @@ the fields and know no policy by name.
 | state_annealing (15) | the same | s(t, dt, c, x) dt | the same |
 | velocity (13) | increment - b_ref dt | (b - b_ref) dt | b_ref dt + action |
 | score (7) | increment | (b - sigma^2 z / (2 gamma)) dt | action |
+| species | species after the step | kernel of the discrete flow | replaces the species |
 
-The standard deviation is sigma(t) sqrt(dt) in every case. Actions and increments are never wrapped.
+The standard deviation of Gaussian ones is sigma(t) sqrt(dt) in every case. Actions and increments
+are never wrapped.
 """
 
 from irlkit.rl.policies.annealing import AnnealingPolicy
@@ -20,12 +22,14 @@ from irlkit.rl.policies.base import FieldStep, Outputs, Policy, StepInputs
 from irlkit.rl.policies.flow import CrystalFlow, FlowPolicy, evaluate
 from irlkit.rl.policies.network import NetworkPolicy, load_dynamics
 from irlkit.rl.policies.score import ScorePolicy
+from irlkit.rl.policies.species import DeNovoFlow, SpeciesPolicy
 from irlkit.rl.policies.state_annealing import StateAnnealingPolicy
 from irlkit.rl.policies.velocity import VelocityPolicy
 
 POLICIES: dict[str, type[FlowPolicy]] = {
     "annealing": AnnealingPolicy,
     "score": ScorePolicy,
+    "species": SpeciesPolicy,
     "state_annealing": StateAnnealingPolicy,
     "velocity": VelocityPolicy,
 }
@@ -35,12 +39,14 @@ __all__ = [
     "POLICIES",
     "AnnealingPolicy",
     "CrystalFlow",
+    "DeNovoFlow",
     "FieldStep",
     "FlowPolicy",
     "NetworkPolicy",
     "Outputs",
     "Policy",
     "ScorePolicy",
+    "SpeciesPolicy",
     "StateAnnealingPolicy",
     "StepInputs",
     "VelocityPolicy",

@@ -65,6 +65,8 @@ class FieldStep:
         drift_change: squared difference of the velocity from the frozen one per event, without
             gradient. Shape (k, events), or one that broadcasts to it.
         drift_reference: the square of the frozen velocity, in the same unit.
+        n_events: how many of a structure's events bear on the ratio, per step and on average, shape
+            (B,); the others have a ratio of exactly 1. None: all do.
     """
 
     policy: ActionDistribution
@@ -73,6 +75,7 @@ class FieldStep:
     distillation: Tensor | None = None
     drift_change: Tensor | None = None
     drift_reference: Tensor | None = None
+    n_events: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -133,6 +136,10 @@ class Policy(nn.Module):
 
         None: the policy's own actions, as in a rollout.
         """
+        return None
+
+    def busy_steps(self, trajectory: Any) -> Tensor | None:
+        """Return the steps of a trajectory that bear on a loss, shape (k,); None: all may."""
         return None
 
     def identity(self) -> dict[str, str]:

@@ -73,6 +73,8 @@ class FlowPolicy(Policy):
             ``LearnedNoise`` is trained with the policy.
         ref_noise: field -> sigma_ref(t) of the reference policy; None means ``noise`` as it was
             before training, with which it then also decays.
+        process: what is moved; None: positions and cells of given compositions. Fields that it has
+            besides these are reinforced without noise.
 
     Raises:
         ValueError: no field, an unknown field, or other fields in ``ref_noise`` than in ``noise``.
@@ -85,12 +87,15 @@ class FlowPolicy(Policy):
         model: FlowModel,
         noise: Mapping[str, NoiseSchedule],
         ref_noise: Mapping[str, NoiseSchedule] | None = None,
+        process: Process | None = None,
     ) -> None:
-        if not noise or set(noise) - set(FIELD_NAMES):
+        process = CrystalFlow(model) if process is None else process
+        others = tuple(name for name in process.field_names if name not in FIELD_NAMES)
+        if not (noise or others) or set(noise) - set(FIELD_NAMES):
             raise ValueError(
                 f"noise must name one or more of the fields {FIELD_NAMES}, got {sorted(noise)}"
             )
-        super().__init__(CrystalFlow(model), tuple(noise))
+        super().__init__(process, (*others, *noise))
         self._ref_is_noise = ref_noise is None
         # The reference of a noise that is learned is how it began.
         ref_noise = copy.deepcopy(dict(noise)) if ref_noise is None else ref_noise
@@ -204,7 +209,7 @@ def evaluate(model: FlowModel, inputs: StepInputs, heads: tuple[str, ...]) -> Ou
     Args:
         model: the network.
         inputs: with states and conditioning.
-        heads: of "velocity" and "denoiser".
+        heads: of "velocity", "denoiser" and "species".
 
     Returns:
         Head -> field -> (k, events, ...).
@@ -212,7 +217,9 @@ def evaluate(model: FlowModel, inputs: StepInputs, heads: tuple[str, ...]) -> Ou
     k, n_structures = len(inputs.index), len(inputs.request)
     t = inputs.times[inputs.index]
     flat = {field: x.flatten(0, 1) for field, x in inputs.states.items()}
-    shared = {} if inputs.features is None else {"features": inputs.features}
+    shared: dict[str, Any] = {} if inputs.features is None else {"features": inputs.features}
+    if "species" in flat:
+        shared["species"] = flat["species"]
     pos = flat["pos"]
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=inputs.mixed_precision):
         output = model.velocity(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
 from irlkit.flows._plain import from_plain, to_plain
+from irlkit.flows.constraints import Constraints
+from irlkit.flows.discrete import DiscreteFlow
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import (
     ANNEALINGS,
@@ -25,6 +27,7 @@ from irlkit.flows.schedules import (
 )
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.policies.flow import FlowPolicy
+from irlkit.rl.process import Process
 from irlkit.utils.checks import checked
 
 
@@ -40,10 +43,11 @@ class NetworkPolicy(FlowPolicy):
         noise: Mapping[str, NoiseSchedule] | None = None,
         ref_noise: Mapping[str, NoiseSchedule] | None = None,
         annealing: Annealing | None = None,
+        process: Process | None = None,
     ) -> None:
         # The reinforced field and scale of the paper's section 4.2.
         noise = {"pos": SquareRootNoise(0.16681)} if noise is None else noise
-        super().__init__(model, noise, ref_noise)
+        super().__init__(model, noise, ref_noise, process)
         self._annealing = (NoAnnealing() if annealing is None else annealing,)
         self.network = copy.deepcopy(model).requires_grad_(True)
 
@@ -52,7 +56,7 @@ class NetworkPolicy(FlowPolicy):
 
     def deploy(self) -> Dynamics:
         model: VelocityField = self.network
-        if set(self.fields) != set(FIELD_NAMES):
+        if set(self.process.field_names) - set(self.fields):
             model = _FieldwiseModel(self.network, self.model, self.fields)
         if self.test_kind == "ode":
             return Dynamics(model, self.schedule())
@@ -78,14 +82,21 @@ class NetworkPolicy(FlowPolicy):
         except TypeError as error:
             raise ValueError(f"metadata must be what JSON can hold: {error}") from error
         network = copy.copy(self.network)
-        policy = {
+        network.info = {
+            **getattr(self.network, "info", {}),
+            **(metadata or {}),
+            "policy": self._description(),
+        }
+        network.save(path)
+
+    def _description(self) -> dict[str, Any]:
+        """How the network generates, as plain data."""
+        return {
             "fields": list(self.fields),
             "kind": self.test_kind,
             "annealing": to_plain(self.schedule(), ANNEALINGS),
             "noise": {name: to_plain(entry, NOISES) for name, entry in self._kept_noise().items()},
         }
-        network.info = {**getattr(self.network, "info", {}), **(metadata or {}), "policy": policy}
-        network.save(path)
 
 
 class _FieldwiseModel:
@@ -100,8 +111,15 @@ class _FieldwiseModel:
     def has_denoiser(self) -> tuple[str, ...]:
         return tuple(field for field in self.network.has_denoiser if field in self.fields)
 
-    def prepare(self, batch: CrystalBatch) -> Any:
-        return self.frozen.prepare(batch)
+    @property
+    def species(self) -> DiscreteFlow | None:
+        return self.frozen.species
+
+    def prepare(self, batch: CrystalBatch | Tensor, constraints: Constraints | None = None) -> Any:
+        return self.frozen.prepare(batch, constraints)
+
+    def sample_state(self, conditioning: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.frozen.sample_state(conditioning, generator)
 
     def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         return self.frozen.sample_base(batch, generator)
@@ -116,15 +134,17 @@ class _FieldwiseModel:
         cell: Tensor,
         conditioning: Any,
         heads: tuple[str, ...] = ("velocity",),
+        **given: Tensor,
     ) -> Any:
-        shared: dict[str, Any] = {}
+        shared: dict[str, Any] = dict(given)
         if hasattr(self.frozen, "pair_features"):
             shared["features"] = self.frozen.pair_features(pos, conditioning)
-        output = self.frozen.velocity(t, pos, cell, conditioning, **shared)
+        frozen = tuple(head for head in ("velocity", "species") if head in ("velocity", *heads))
+        output = self.frozen.velocity(t, pos, cell, conditioning, frozen, **shared)
         trained = self.network.velocity(t, pos, cell, conditioning, heads=heads, **shared)
         for head in heads:
             values = getattr(trained, head)
-            getattr(output, head).update({field: values[field] for field in self.fields})
+            getattr(output, head).update({f: values[f] for f in self.fields if f in values})
         return output
 
 
@@ -151,12 +171,14 @@ def load_dynamics(path: str | Path, model: FlowModel) -> Dynamics:
         annealing = from_plain(description["annealing"], ANNEALINGS)
         noise = {name: from_plain(entry, NOISES) for name, entry in description["noise"].items()}
         kind = description["kind"]
+        constraints = description.get("constraints")
+        constraints = None if constraints is None else Constraints(**constraints)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the description of the policy is incomplete: {error}") from error
     for entry in (annealing, *noise.values()):
         if isinstance(entry, nn.Module):
             entry.to(model.device)
     deployed: VelocityField = network
-    if set(fields) != set(FIELD_NAMES):
+    if not set(fields) >= set(FIELD_NAMES):
         deployed = _FieldwiseModel(network, model, fields)
-    return Dynamics(deployed, annealing, {} if kind == "ode" else noise, kind)
+    return Dynamics(deployed, annealing, {} if kind == "ode" else noise, kind, constraints)

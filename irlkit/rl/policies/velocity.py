@@ -25,9 +25,14 @@ class VelocityPolicy(NetworkPolicy):
     """
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
-        velocity = evaluate(self.network, inputs, self.heads)["velocity"]
+        return self._of_velocities(evaluate(self.network, inputs, self.heads)["velocity"], inputs)
+
+    def _of_velocities(
+        self, velocity: dict[str, Tensor], inputs: StepInputs
+    ) -> dict[str, FieldStep]:
+        """The steps of the fields with noise, from trained velocities."""
         steps = {}
-        for field in self.fields:
+        for field in self.noise:
             change = velocity[field] - inputs.frozen["velocity"][field]
             ndim = change.ndim
             std, ref_std = self._stds(field, inputs, ndim)
