@@ -115,8 +115,8 @@ class _FieldwiseModel:
     def species(self) -> DiscreteFlow | None:
         return self.frozen.species
 
-    def prepare(self, batch: CrystalBatch | Tensor, constraints: Constraints | None = None) -> Any:
-        return self.frozen.prepare(batch, constraints)
+    def prepare(self, batch: CrystalBatch | Tensor, *constraints: Any) -> Any:
+        return self.frozen.prepare(batch, *constraints)
 
     def sample_state(self, conditioning: Any, generator: torch.Generator) -> dict[str, Tensor]:
         return self.frozen.sample_state(conditioning, generator)
@@ -139,8 +139,10 @@ class _FieldwiseModel:
         shared: dict[str, Any] = dict(given)
         if hasattr(self.frozen, "pair_features"):
             shared["features"] = self.frozen.pair_features(pos, conditioning)
-        frozen = tuple(head for head in ("velocity", "species") if head in ("velocity", *heads))
-        output = self.frozen.velocity(t, pos, cell, conditioning, frozen, **shared)
+        asked: dict[str, Any] = dict(shared)
+        if "species" in heads and "species" not in self.fields:
+            asked["heads"] = ("velocity", "species")
+        output = self.frozen.velocity(t, pos, cell, conditioning, **asked)
         trained = self.network.velocity(t, pos, cell, conditioning, heads=heads, **shared)
         for head in heads:
             values = getattr(trained, head)
