@@ -12,10 +12,12 @@ from irlkit import data, pretraining, rewards
 from irlkit.data.readers import RawRecords
 from irlkit.evaluate import diversity, metrics
 from irlkit.flows import interpolants, schedules
+from irlkit.flows.constraints import Constraints
 from irlkit.lab import experiments, plots, sweeps, teaching
 from irlkit.lab.experiments import Rung
 from irlkit.networks import omatg
 from irlkit.rl import grpo, policies, trainer
+from tests.test_discrete import tiny_model
 from tests.tiny_experiments import write_files
 from tests.tiny_omatg import write_model
 from tests.toy_potentials import LennardJonesToy, volume_per_atom
@@ -26,7 +28,8 @@ MODULES = {
     module.rpartition(".")[2]: f"irlkit.{module}".removesuffix(".irlkit")
     for module in (
         "irlkit crystals crystals.compositions crystals.validity "
-        "flows.base_distribution flows.dynamics flows.interpolants flows.schedules "
+        "flows.base_distribution flows.constraints flows.discrete flows.dynamics "
+        "flows.interpolants flows.schedules "
         "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
         "networks.pretrained "
         "evaluate.diversity evaluate.evidence evaluate.matcher evaluate.metrics evaluate.matching "
@@ -90,6 +93,10 @@ class Kit:
     @cached_property
     def model(self):
         return flow_model()
+
+    @cached_property
+    def denovo(self):
+        return tiny_model().float()
 
     @cached_property
     def toy(self):
@@ -204,7 +211,11 @@ def entries(kit):
         # --- irlkit ---
         "irlkit.CrystalBatch": tensors,
         "irlkit.FlowModel": dict(
-            network=k.model.network, interpolants=k.model.interpolants, base=k.model.base, info={}
+            network=k.model.network,
+            interpolants=k.model.interpolants,
+            base=k.model.base,
+            info={},
+            species=None,
         ),
         "irlkit.load_pretrained": dict(name_or_path="linear-ode", device="cpu"),
         "irlkit.load_omatg": dict(
@@ -224,7 +235,14 @@ def entries(kit):
             structures=batch.to_structures(), dtype=torch.float32
         ),
         "crystals.CrystalBatch.from_ase": dict(atoms=batch.to_ase(), dtype=torch.float32),
-        "flow_model.FlowModel.prepare": (k.model.prepare, dict(batch=batch)),
+        "flow_model.FlowModel.prepare": (
+            k.denovo.prepare,
+            dict(
+                batch=n_atoms,
+                constraints=Constraints(elements=["Na"]),
+                given=torch.zeros_like(batch.species),
+            ),
+        ),
         "flow_model.FlowModel.gamma": (k.model.gamma, dict(field="pos", t=torch.tensor(0.5))),
         "flow_model.FlowModel.sample_base": (
             k.model.sample_base,
@@ -258,10 +276,30 @@ def entries(kit):
             model=toy, annealing=schedules.StateAnnealing(), noise=k.noise, ref_noise=k.noise
         ),
         "policies.VelocityPolicy": dict(
-            model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR
+            model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR, process=None
+        ),
+        "policies.SpeciesPolicy": dict(
+            model=k.denovo,
+            noise=k.noise,
+            ref_noise=k.noise,
+            annealing=LINEAR,
+            constraints=Constraints(elements=["Na"]),
+        ),
+        "constraints.Constraints": dict(
+            elements=["Na", "Cl"],
+            exclude=["O"],
+            chemical_system=None,
+            formula="NaCl",
+            fractions=None,
+            sites=[("Na", (0.0, 0.0, 0.0))],
+        ),
+        "discrete.DiscreteFlow": dict(
+            base="mask", noise=0.1, temperature=1.0, elements=(11, 17), final_window=0.0
         ),
         "policies.ScorePolicy": dict(model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR),
-        "dynamics.Dynamics": dict(model=toy, annealing=LINEAR, noise=k.noise, kind="ode"),
+        "dynamics.Dynamics": dict(
+            model=toy, annealing=LINEAR, noise=k.noise, kind="ode", constraints=None
+        ),
         "policies.load_dynamics": dict(path=k.saved_policy, model=k.model),
         "policies.AnnealingPolicy.save": (k.policy.save, dict(path="a", metadata={"a": 1})),
         "policies.VelocityPolicy.save": (
@@ -455,6 +493,7 @@ def entries(kit):
             log_length_std=(0.1,) * 3,
             normal_pos=None,
             normal_cell=None,
+            n_atoms=(0.5, 0.5),
         ),
         "teaching.PlaneFlow": dict(interpolant=interpolants.Interpolant(), n_modes=3, spread=0.1),
         "teaching.integrate": dict(
@@ -775,6 +814,7 @@ NEED_THEM = (
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
         "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
+        "policies.DeNovoFlow "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
         "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "
