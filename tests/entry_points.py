@@ -562,7 +562,14 @@ def entries(kit):
         ),
         # --- networks and pretraining ---
         "cspnet.CSPNet": dict(
-            hidden_dim=4, n_layers=1, n_freqs=2, time_dim=4, n_species=100, denoiser=True
+            hidden_dim=4,
+            n_layers=1,
+            n_freqs=2,
+            time_dim=4,
+            n_species=100,
+            species_head=True,
+            mask_token=True,
+            denoiser=True,
         ),
         "pretraining.PretrainingConfig": vars(pretraining.PretrainingConfig()),
         "pretraining.pretrain": dict(
