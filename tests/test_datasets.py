@@ -13,7 +13,7 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 
 from irlkit import data
 from irlkit.crystals import CrystalBatch
-from irlkit.data import _cache, _parsing, loading, readers, tables
+from irlkit.data import _cache, _parsing, _tables, loading, readers
 from irlkit.utils import system
 
 
@@ -449,12 +449,12 @@ def test_register_reader(tmp_path, monkeypatch):
     path.write_text("---\n".join(structure.to(fmt="poscar") for structure in STRUCTURES))
     assert data.load(path).table["formula"].tolist() == ["NaCl", "MgO", "NaCl"]
     with pytest.raises(ValueError, match="extension must start with a dot"):
-        data.register_reader("lmdb", tables.read_csv)
+        data.register_reader("lmdb", _tables.read_csv)
 
 
 def test_prototypes(tmp_path, monkeypatch):
     path = tmp_path / "prototypes.parquet"
-    monkeypatch.setattr(loading, "EMBEDDED", {"prototypes": (path, tables.read_parquet)})
+    monkeypatch.setattr(loading, "EMBEDDED", {"prototypes": (path, _tables.read_parquet)})
     with pytest.raises(FileNotFoundError, match=r"no data file .*prototypes.parquet"):
         data.load("prototypes")
     table = pd.DataFrame(

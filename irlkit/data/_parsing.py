@@ -162,8 +162,6 @@ def _check(structure: Structure) -> None:
         raise Unusable(
             "it is disordered: a site is shared by several elements or only partly occupied"
         )
-    # An isotope has the symbol of its element, but a name of its own.
-    symbols = {getattr(site.specie, "element", site.specie).name for site in structure}
     unknown = {
         str(site.specie.symbol)
         for site in structure
@@ -173,7 +171,8 @@ def _check(structure: Structure) -> None:
         raise Unusable(
             f"unknown elements {sorted(unknown)}; atomic numbers 1 to {MAX_ATOMIC_NUMBER} are"
         )
-    if symbols & {"D", "T"}:
+    # An isotope has the symbol of its element, but a name of its own.
+    if {getattr(site.specie, "element", site.specie).name for site in structure} & {"D", "T"}:
         raise Unusable("it holds isotopes, which are not told apart: write H")
     if not (np.abs(structure.frac_coords).max() < MAX_CELLS and np.isfinite(structure.volume)):
         raise Unusable("a position or lattice vector is not finite, or far beyond the cell")
