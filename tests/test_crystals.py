@@ -72,6 +72,11 @@ def test_properties(small_batch):
     assert small_batch.dtype == torch.float64
     volumes = [structure.volume for structure in small_batch.to_structures()]
     torch.testing.assert_close(small_batch.volume, torch.tensor(volumes, dtype=torch.float64))
+
+
+def test_densities_are_those_of_pymatgen(small_batch):
+    expected = [float(structure.density) for structure in small_batch.to_structures()]
+    assert small_batch.density.tolist() == pytest.approx(expected, rel=1e-4)
     assert repr(small_batch) == (
         "CrystalBatch(n_structures=4, n=11, dtype=torch.float64, device=cpu)"
     )

@@ -200,7 +200,12 @@ def test_select_and_references(tmp_path):
     references = dataset.references()
     assert {key: rows.tolist() for key, rows in references.items()} == {"NaCl": [0, 2], "MgO": [1]}
     assert [rows.tolist() for rows in dataset.references_of(["MgO", "NaCl"])] == [[1], [0, 2]]
-    chosen = dataset.select([2, 1])
+    chosen = dataset[[2, 1]]
+    assert [len(part) for part in dataset] == [1] * len(dataset) and len(dataset[-1]) == 1
+    alike = dataset[dataset.table["formula"] == dataset.table["formula"][0]]
+    assert set(alike.table["formula"]) == {dataset.table["formula"][0]}
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
     assert chosen.table["material_id"].tolist() == ["m-2", "m-1"]
     assert chosen.batch.species.tolist() == [11, 17, 12, 8]
     assert chosen.references()["NaCl"].tolist() == [0]

@@ -12,7 +12,7 @@ import irlkit
 from irlkit.crystals.compositions import from_formula
 from irlkit.flows.interpolants import Interpolant
 from irlkit.flows.schedules import time_grid
-from irlkit.lab import plots, teaching
+from irlkit.lab import plots, polymorphs, teaching
 from irlkit.lab.experiments import bring_your_own, lessons, quickstart, records
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import choose
@@ -31,9 +31,7 @@ def test_presets_and_what_is_given_instead(module):
 
 
 def test_known_structures_are_those_of_the_composition():
-    known = quickstart.known_structures(from_formula("TiO2", 2))
-    assert len(known) and set(known.reduced_formulas()) == {"TiO2"}
-    assert not len(quickstart.known_structures(from_formula("Xe17")))
+    assert not len(polymorphs.known_structures(from_formula("Xe17")))
     assert lessons.find_crystal("TiO2").reduced_formulas() == ["TiO2"]
     with pytest.raises(ValueError, match="no structure of 'Xe17'"):
         lessons.find_crystal("Xe17")
@@ -63,6 +61,29 @@ def test_energies_are_counted_from_the_lowest_of_all_sets():
     assert (valid.value, valid.required) == (pytest.approx(2 / 3), True)
     assert mean.holds and mean.value == pytest.approx(-1.66 + 1.48) and not mean.required
     assert near.value == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([-0.5, -0.6, -0.4, -0.5], ("has helped", "−0.500 eV/atom")),
+        ([0.1, 0.12, 0.08, 0.1], ("has made it worse", "+0.100 eV/atom")),
+        ([-0.1, 0.1, -0.1, 0.11], ("no clear effect",)),
+        ([-0.5, -0.6, -0.4, np.nan], ("has helped", "1 structures fewer have an energy")),
+        ([np.nan, np.nan, np.nan, 0.1], ("cannot be judged", "3 structures fewer")),
+    ],
+)
+def test_a_notebook_says_whether_learning_made_it_worse(changes, words):
+    before = np.array([-1.0, -2.0, -3.0, -4.0])
+    said = quickstart.verdict(before, before + changes)
+    assert all(part in said for part in words), said
+
+
+def test_distance_from_what_is_known_is_an_aim():
+    energies = np.array([-1.0, -2.0])
+    *_, aim = quickstart.energy_claims(energies, energies, 0.004)
+    assert aim.holds and not aim.required and aim.value == 0.004
+    assert len(quickstart.energy_claims(energies, energies)) == 3
 
 
 def test_no_energy_at_all_holds_nothing():

@@ -9,6 +9,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.symmetry import conventional
 from irlkit.lab import plots
 from irlkit.lab.plots import _geometry as geometry
 from irlkit.lab.plots import live
@@ -96,7 +97,8 @@ def test_a_spinel_has_tetrahedra_and_octahedra_that_are_complete():
 @pytest.mark.parametrize("structure", [SALT, PEROVSKITE, SPINEL])
 def test_panels_show_the_conventional_cell_and_say_what_is_known(structure):
     primitive = structure.get_primitive_structure()
-    shown, symbol = geometry.conventional(primitive)
+    shown, symbol, order = conventional(primitive)
+    assert order == 48
     assert len(shown) == len(structure) and shown.lattice.abc == pytest.approx(
         structure.lattice.abc
     )

@@ -109,22 +109,27 @@ class CrystalBatch:
     @cached_property
     def batch(self) -> Tensor:
         """Index of each atom's structure, int64, shape (n,)."""
-        return torch.repeat_interleave(
-            torch.arange(len(self), device=self.device),
-            self.n_atoms,
-            output_size=len(self.species),
-        )
+        numbers = torch.arange(len(self), device=self.device)
+        return torch.repeat_interleave(numbers, self.n_atoms, output_size=len(self.species))
 
     @cached_property
     def volume(self) -> Tensor:
         """Cell volumes |det cell|, Å³, shape (B,)."""
         return torch.linalg.det(self.cell).abs()
 
+    @property
+    def density(self) -> Tensor:
+        """Mass per volume, g/cm³, shape (B,)."""
+        from ase.data import atomic_masses
+
+        masses = torch.tensor(atomic_masses).to(self.volume)[self.species]
+        # An atomic mass unit is 1.66e-24 g.
+        total = torch.zeros_like(self.volume).index_add(0, self.batch, 1.66053907 * masses)
+        return total / self.volume
+
     def __repr__(self) -> str:
-        return (
-            f"CrystalBatch(n_structures={len(self)}, n={len(self.species)}, "
-            f"dtype={self.dtype}, device={self.device})"
-        )
+        sizes = f"n_structures={len(self)}, n={len(self.species)}"
+        return f"CrystalBatch({sizes}, dtype={self.dtype}, device={self.device})"
 
     # --- other batches from this one ---
 
@@ -176,7 +181,7 @@ class CrystalBatch:
                 raise ValueError(
                     f"index must be an integer, a slice or an array of numbers, got {array.dtype}"
                 )
-            index = torch.as_tensor(array if array.size else array.astype(np.int64))
+            index = torch.tensor(array if array.size else array.astype(np.int64))
         index = index.to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (len(self),):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -79,13 +79,27 @@ class CrystalDataset:
             f"{self.table['formula'].nunique()} compositions, {len(self.skipped)} skipped)"
         )
 
+    def __getitem__(self, index: Index | pd.Series) -> CrystalDataset:
+        """Return `select(index)`, also for a single number: a data set of one structure."""
+        return self.select(index)
+
+    def __iter__(self) -> Iterator[CrystalDataset]:
+        """Yield data sets of one structure each."""
+        return (self.select(i) for i in range(len(self)))
+
     @checked
-    def select(self, index: Index) -> CrystalDataset:
+    def select(self, index: Index | pd.Series) -> CrystalDataset:
         """Return a data set of the structures that `CrystalBatch.select` would choose, in order.
+
+        >>> from irlkit import data
+        >>> salts = data.load(["NaCl", "MgO"])
+        >>> salts[salts.table["formula"] == "MgO"].batch.formulas()
+        ['Mg1 O1']
 
         Raises:
             ValueError, IndexError: as there.
         """
+        index = index.to_numpy() if isinstance(index, pd.Series) else index
         rows = self.batch.structure_indices(index)
         table = self.table.iloc[rows.numpy()].reset_index(drop=True)
         return replace(self, batch=self.batch.select(rows), table=table)

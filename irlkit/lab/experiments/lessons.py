@@ -12,7 +12,7 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.lab.experiments.claims import Claim
-from irlkit.lab.experiments.quickstart import known_structures
+from irlkit.lab.polymorphs import known_structures
 from irlkit.lab.teaching import PlaneFlow, distance_to_modes
 from irlkit.networks.flow_model import FlowModel
 
@@ -43,7 +43,7 @@ def find_crystal(formula: str, dataset: str = "prototypes") -> CrystalBatch:
     Raises:
         ValueError: there is none, or the formula cannot be read.
     """
-    known = known_structures(CrystalBatch.from_formulas([formula]), dataset)
+    known = known_structures(CrystalBatch.from_formulas([formula]), dataset=dataset).batch
     if not len(known):
         raise ValueError(f"the data set {dataset!r} has no structure of {formula!r}; take another")
     return known[0]

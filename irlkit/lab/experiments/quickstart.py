@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irlkit import data
 from irlkit.crystals import CrystalBatch, compositions
 from irlkit.lab.experiments.claims import Claim
 
@@ -64,21 +63,6 @@ def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
         raise WrongFormula(str(error)) from None
 
 
-def known_structures(composition: CrystalBatch, dataset: str = "prototypes") -> CrystalBatch:
-    """Find structures of a composition in all splits of a data set; none, if it has none.
-
-    Args:
-        composition: one structure.
-        dataset: name or path.
-    """
-    formula = composition.reduced_formulas()[0]
-    parts = []
-    for split in ("train", "val", "test"):
-        batch = data.load(dataset, split=split).batch
-        parts.append(batch[np.flatnonzero(np.array(batch.reduced_formulas()) == formula)])
-    return CrystalBatch.concatenate(parts)
-
-
 def energy_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Count per set of structures: how many have an energy, and how many are near the lowest.
 
@@ -105,12 +89,45 @@ def energy_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
+def verdict(before: np.ndarray, after: np.ndarray) -> str:
+    """Say in Markdown whether learning has lowered the energies, or made it worse.
+
+    Args:
+        before: energies, eV/atom, nan where there is none, shape (n,).
+        after: the same for structures that begin with the same noise.
+    """
+    both = np.isfinite(before) & np.isfinite(after)
+    lost = int(np.isfinite(before).sum() - np.isfinite(after).sum())
+    fewer = f" {lost} structures fewer have an energy at all." if lost > 0 else ""
+    n = int(both.sum())
+    if n < 2:
+        return f"**Learning cannot be judged**: {n} structures have an energy both times.{fewer}"
+    change = (after - before)[both]
+    mean, half = change.mean(), 1.96 * change.std(ddof=1) / n**0.5
+    words = (
+        "has made it worse"
+        if mean > half
+        else "has helped"
+        if mean < -half
+        else "has no clear effect"
+    )
+    return (
+        f"**Learning {words}**: the energy changes by {mean:+.3f} eV/atom in the mean of the {n} "
+        f"structures that have one before and after (95 % interval {mean - half:+.3f} to "
+        f"{mean + half:+.3f}).{fewer}"
+    ).replace("-", "−")
+
+
+def energy_claims(
+    before: np.ndarray, after: np.ndarray, above_known: float = np.nan
+) -> list[Claim]:
     """Check what the improvement should have done; one formula and one seed, so these are aims.
 
     Args:
         before: energies, eV/atom, nan where there is none, shape (n,).
         after: the same for the structures after it.
+        above_known: energy of the best structure above that of the best known one, both relaxed,
+            eV/atom; nan where none is known.
     """
     table = energy_table({"before": before, "after": after})
     found = float(np.isfinite(before).mean())
@@ -118,8 +135,12 @@ def energy_claims(before: np.ndarray, after: np.ndarray) -> list[Claim]:
         of["after"] - of["before"] for of in (table["mean, eV/atom"], table["near the lowest"])
     )
     check, near = Claim.check, f"more structures within {NEAR} eV/atom of the lowest"
-    return [
+    claims = [
         check("share of generated structures that have an energy", found, ">= 0.5"),
         check("mean energy per atom, after minus before, eV", lower, "< 0", required=False),
         check(near, more, ">= 0", required=False),
     ]
+    if np.isfinite(above_known):
+        best = "best structure above the best known one, both relaxed, eV/atom"
+        claims.append(check(best, above_known, "<= 0.005", required=False))
+    return claims

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from irlkit.crystals.symmetry import SYMPREC
 from irlkit.lab.plots.style import COLORS, GREY
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ Mesh: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 MIN_VOLUME = 0.1
 """Cells of less, in Å³, are not drawn with atoms."""
-SYMPREC = 0.1
-"""Å that atoms may be away from where a space group has them."""
 MAX_BOND = 1.15
 """Length of a bond, in sums of covalent radii."""
 # The 12 edges of a cell as pairs of corners.
@@ -79,30 +78,6 @@ def is_drawable(cell: np.ndarray, pos: np.ndarray) -> bool:
     """Return whether all coordinates are finite and the cell has a volume."""
     finite = np.isfinite(cell).all() and np.isfinite(pos).all()
     return bool(finite and abs(np.linalg.det(cell)) > MIN_VOLUME)
-
-
-def conventional(structure: Structure) -> tuple[Structure, str]:
-    """Return the conventional cell, a along x and b in the plane of x and y, and the space group.
-
-    Atoms stay where they are, however far they are from the symmetry. Where spglib finds none, the
-    cell stays as it is, and the name is empty.
-    """
-    import spglib
-    from pymatgen.core import Lattice, Structure
-
-    arrays = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spglib announces other errors
-        try:
-            found = spglib.get_symmetry_dataset(arrays, SYMPREC)
-            standard = spglib.standardize_cell(arrays, no_idealize=True, symprec=SYMPREC)
-        except Exception:  # spglib's own, whose classes differ between its versions
-            found = standard = None
-    if found is None or standard is None:
-        return structure, ""
-    cell, pos, species = standard
-    lattice = Lattice.from_parameters(*Lattice(cell).parameters, vesta=True)
-    return Structure(lattice, species, pos), found.international
 
 
 def geometry(

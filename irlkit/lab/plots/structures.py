@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from irlkit.crystals.symmetry import conventional
 from irlkit.lab.plots._geometry import (
     Crystal,
     ElementColors,
     Geometry,
-    conventional,
     element_colors,
     element_radius,
     geometry,
@@ -114,7 +114,7 @@ def structures(
     for (name, crystal), energy in zip(named, values, strict=True):
         drawn, group = to_structure(crystal, "panels"), "not a valid structure"
         if is_drawable(drawn.lattice.matrix, drawn.frac_coords):
-            drawn, group = conventional(drawn)
+            drawn, group, _ = conventional(drawn)
         arrays = (np.array(drawn.atomic_numbers), drawn.frac_coords, drawn.lattice.matrix)
         parts.append(geometry(*arrays, bonds=bonds, polyhedra=polyhedra))
         labels.append(_label(name, drawn, group, energy))

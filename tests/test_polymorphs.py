@@ -1,0 +1,122 @@
+"""Structures beside known ones, and what a model has seen of their compositions."""
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+import irlkit
+from irlkit import potentials
+from irlkit.crystals import CrystalBatch
+from irlkit.flows.dynamics import Dynamics
+from irlkit.lab import polymorphs
+
+TEXTBOOK = {
+    "NaCl": Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3]
+    ),
+    "MgO": Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(4.21), ["Mg", "O"], [[0] * 3, [0.5] * 3]
+    ),
+    "SrTiO3": Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(3.905), ["Sr", "Ti", "O"], [[0] * 3, [0.5] * 3, [0.5, 0.5, 0]]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def chgnet():
+    return potentials.get("chgnet")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return irlkit.load_pretrained("linear-ode")
+
+
+@pytest.fixture(scope="module")
+def textbook(chgnet):
+    """The textbook's structures, relaxed."""
+    cells = [structure.get_primitive_structure() for structure in TEXTBOOK.values()]
+    relaxed = potentials.relax(CrystalBatch.from_structures(cells), chgnet, force_tolerance=0.01)
+    assert relaxed.converged.all()
+    return relaxed
+
+
+def test_what_notebook_00_finds_is_what_textbooks_have(chgnet, model, textbook):
+    """Generated as there, from one seed, and relaxed: within 5 meV/atom, and the same crystals."""
+    many = CrystalBatch.from_formulas(list(TEXTBOOK)).repeat(8)
+    x_0 = model.sample_base(many, torch.Generator().manual_seed(0))
+    relaxed = potentials.relax(Dynamics(model).generate(many, 10, x_0=x_0), chgnet)
+    table = polymorphs.describe(relaxed.crystals, relaxed.energy_per_atom)
+    known = polymorphs.known_structures(many, chgnet)
+    expected = {"NaCl": "Fm-3m", "MgO": "Fm-3m", "SrTiO3": "Pm-3m"}
+    for i, (formula, energy) in enumerate(zip(TEXTBOOK, textbook.energy_per_atom, strict=True)):
+        rows = table[table["formula"] == formula]
+        best = rows.iloc[polymorphs.ranked(rows)[0]]
+        assert best["energy_per_atom"] == pytest.approx(energy, abs=0.005)
+        assert best["space_group"] == expected[formula]
+        assert best["a"] == pytest.approx(textbook_edge(textbook.crystals[i]), rel=0.01)
+        assert polymorphs.find_known(relaxed.crystals[[best.name]], known).tolist() == [0]
+
+
+def textbook_edge(crystal):
+    return polymorphs.describe(crystal, np.zeros(1)).loc[0, "a"]
+
+
+def test_known_structures_come_by_energy_and_beside_ours(chgnet, textbook):
+    known = polymorphs.known_structures(textbook.crystals, chgnet)
+    for _, rows in known.table.groupby("formula"):
+        assert rows["energy_per_atom"].is_monotonic_increasing
+    names = list(TEXTBOOK)
+    table = polymorphs.compare(textbook.crystals, textbook.energy_per_atom, known, names)
+    assert table.index.get_level_values(0).unique().tolist() == names
+    for formula, structure in TEXTBOOK.items():
+        ours, first = table.loc[(formula, formula)], table.loc[(formula, "known 1")]
+        assert ours["what"] == "is known 1" and ours["space group"] == first["space group"]
+        assert ours["g/cm³"] == pytest.approx(structure.density, rel=0.05)
+        assert ours["eV/atom"] == pytest.approx(first["eV/atom"], abs=0.002)
+    assert table.loc[("SrTiO3", "known 1"), "what"] == "E2_1 (train)"
+    nothing = polymorphs.known_structures(CrystalBatch.from_formulas(["Xe17"]), chgnet)
+    alone = polymorphs.compare(textbook.crystals, textbook.energy_per_atom, nothing, names)
+    assert set(alone["what"]) == {"matches none"} and len(alone) == 3
+
+
+def test_equal_energies_are_ordered_by_symmetry_and_none_comes_last():
+    cubic = CrystalBatch.from_structures([TEXTBOOK["SrTiO3"]])
+    longer = cubic.replace(cell=cubic.cell * torch.tensor([1.0, 1.0, 1.06])[:, None])
+    batch = CrystalBatch.concatenate([longer, cubic, longer, cubic])
+    table = polymorphs.describe(batch, np.array([-8.0003, -8.0, -7.9, np.nan]))
+    assert table["space_group"].tolist() == ["P4/mmm", "Pm-3m"] * 2
+    assert polymorphs.ranked(table).tolist() == [1, 0, 2, 3]
+    assert polymorphs.ranked(table.assign(energy_per_atom=np.nan)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("formula", "said", "beyond"),
+    [
+        ("SrTiO3", "3 structures", ""),
+        ("Ag2O", "not among them, but in test", ""),
+        ("Mg2Al4O8", "not among them", "14 atoms: they have at most 12"),
+        ("Dy2O3", "not among them", "none has Dy"),
+        ("LiFePO4", "not among them", "4 elements: they have at most 3"),
+    ],
+)
+def test_what_the_model_has_seen(model, formula, said, beyond):
+    composition = CrystalBatch.from_formulas([formula])
+    row = polymorphs.seen(model, composition).iloc[0]
+    assert (row["training data"], row["beyond them"]) == (said, beyond)
+    if beyond:
+        with pytest.warns(UserWarning, match=f"beyond the training data of the model: {beyond}"):
+            polymorphs.warn_beyond(model, composition)
+
+
+def test_models_of_others(model, monkeypatch):
+    salt = CrystalBatch.from_formulas(["NaCl"])
+    monkeypatch.setattr(model, "info", {})
+    assert polymorphs.seen(model, salt).iloc[0].tolist() == ["not known here", ""]
+    limits = {"elements": [11], "max_atoms": 1, "max_elements": 1}
+    monkeypatch.setattr(model, "info", {"dataset": "mine", "seen": limits})
+    said, beyond = polymorphs.seen(model, salt).iloc[0]
+    assert said == "not recorded"
+    assert beyond == "none has Cl; 2 atoms: they have at most 1; 2 elements: they have at most 1"
