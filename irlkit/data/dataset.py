@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.batch import Index
@@ -126,6 +127,18 @@ class CrystalDataset:
         order = np.random.default_rng(seed).permutation(len(groups))
         enough = int(np.searchsorted(np.cumsum([len(groups[i]) for i in order]), size)) + 1
         return self.select(np.sort(np.concatenate([groups[i] for i in order[:enough]])))
+
+    def limits(self) -> dict[str, Any]:
+        """Return the "elements" (atomic numbers) of the set, its "max_atoms" and "max_elements".
+
+        The latter are the most that a structure has.
+        """
+        pairs = torch.stack([self.batch.batch, self.batch.species]).unique(dim=1)
+        return {
+            "elements": self.batch.species.unique().tolist(),
+            "max_atoms": int(self.batch.n_atoms.max()),
+            "max_elements": int(pairs[0].bincount().max()),
+        }
 
     @cached_property
     def structures(self) -> list[Structure]:

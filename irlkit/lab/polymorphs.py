@@ -17,7 +17,6 @@ from irlkit.data.loading import EMBEDDED
 from irlkit.evaluate.matching import MatchPool
 from irlkit.networks.flow_model import FlowModel
 from irlkit.potentials import Potential
-from irlkit.pretraining import limits_of
 
 SAME_ENERGY = 1e-3
 """eV/atom."""
@@ -169,7 +168,7 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
     if name in EMBEDDED:
         whole = data.load(name)
         splits = whole.table.groupby("formula")["split"].agg(["first", "size"])
-        limits = limits_of(whole[whole.table["split"] == "train"])
+        limits = whole[whole.table["split"] == "train"].limits()
     rows = {}
     names = zip(compositions.formulas(), compositions.reduced_formulas(), strict=True)
     for (cell, formula), one in zip(names, compositions, strict=True):

@@ -344,20 +344,6 @@ class _State:
             ) from error
 
 
-def limits_of(dataset: CrystalDataset) -> dict[str, Any]:
-    """Return the elements (atomic numbers) of a data set, and how many atoms and elements at most.
-
-    Those are "elements", "max_atoms" and "max_elements".
-    """
-    batch = dataset.batch
-    pairs = torch.stack([batch.batch, batch.species]).unique(dim=1)
-    return {
-        "elements": batch.species.unique().tolist(),
-        "max_atoms": int(batch.n_atoms.max()),
-        "max_elements": int(pairs[0].bincount().max()),
-    }
-
-
 _WITH_STATE = ("model", "average", "optimizer")
 _PLAIN = ("iteration", "seconds", "history")
 
@@ -431,7 +417,7 @@ def pretrain(
         **dict(info or {}),
         "dataset": dataset.name,
         "n_train": len(dataset),
-        "seen": limits_of(dataset),
+        "seen": dataset.limits(),
         "iterations": state.iteration,
         "training_seconds": round(state.seconds, 1),
         "config": asdict(config),
