@@ -72,7 +72,7 @@ def known_structures(
     """Find the structures of some compositions in all splits of a data set; none, if it has none.
 
     >>> known_structures(CrystalBatch.from_formulas(["Na4Cl4"])).table["prototype"].tolist()
-    ['B1', 'B2', 'B3', 'B4']
+    ['B1', 'B8_1', 'B33', 'B4', 'B3', 'B2']
 
     Args:
         compositions: structures of these reduced formulas are taken.
