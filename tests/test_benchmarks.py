@@ -162,3 +162,9 @@ def test_turns_are_taken():
     )
     assert order == ["a", "b"] * 3
     assert set(seconds) == {"a", "b"}
+
+
+def test_denovo(capsys):
+    rows = run("denovo", capsys, "--clock", "cpu")
+    assert [row["mark"] for row in rows.values()] == [1.15, 1.2]
+    assert all(row["ratio"] > 0 for row in rows.values())

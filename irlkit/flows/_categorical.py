@@ -30,8 +30,16 @@ class Categorical:
 
     def sample(self, draws: Draws) -> Tensor:
         """Draw a class per event, int64, shape (k, events)."""
+        return self.at_quantile(uniform(self.logits[..., :1], draws)[..., 0])
+
+    def at_quantile(self, u: Tensor) -> Tensor:
+        """Return the class of each event where its cumulative probability exceeds u in [0, 1).
+
+        Args:
+            u: uniform numbers, shape (k, events); then the class is drawn.
+        """
         cumulative = self.log_probs().exp().cumsum(-1)
-        u = uniform(cumulative[..., :1], draws) * cumulative[..., -1:]
+        u = u[..., None] * cumulative[..., -1:]
         # Of equal cumulative sums the first, so that a class of probability 0 is never drawn.
         return (cumulative <= u).sum(-1).clamp(max=self.logits.shape[-1] - 1)
 

@@ -149,12 +149,13 @@ class UnmaskingStep:
         if not self.rules.counted:
             candidates = self._first.sample(draws) + 1
             return self.taken(candidates, uniform(like, draws), uniform(like, draws))
-        u = uniform(like, draws), uniform(like, draws)
+        # As many numbers as atoms, whatever is drawn, so that ranks stay together.
+        quantile, *u = (uniform(like, draws) for _ in range(3))
         chosen = self._masked & (u[0] < self.unmask)
         turn = self._before(chosen.long()[..., None])[..., 0]
         candidates = torch.zeros_like(self.species)
         for k in range(int(turn[chosen].max()) + 1 if bool(chosen.any()) else 0):
-            drawn = self._restricted(candidates).sample(draws) + 1
+            drawn = self._restricted(candidates).at_quantile(quantile) + 1
             candidates = torch.where(chosen & (turn == k), drawn, candidates)
         return self.taken(candidates, *u)
 

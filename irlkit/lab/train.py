@@ -27,7 +27,7 @@ import torch.distributed as dist
 # does: the group's threads would outlive it, and may abort the process as it ends.
 import torch.distributed.nn.functional
 
-from irlkit.data import load
+from irlkit.data import CrystalDataset, load
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import CHGNetPotential
@@ -36,6 +36,7 @@ from irlkit.rl._communicator import Communicator, DistributedCommunicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import GRPOConfig
 from irlkit.rl.policies import POLICIES
+from irlkit.rl.process import Request
 from irlkit.rl.trainer import GRPOTrainer
 
 TIMEOUT = timedelta(hours=2)
@@ -49,6 +50,14 @@ def train(communicator: Communicator, arguments: argparse.Namespace, device: str
     model = load_pretrained(arguments.model, device)
     noise = {"pos": ConstantNoise(arguments.noise), "cell": ConstantNoise(arguments.noise)}
     policy = POLICIES[arguments.policy](model, noise=noise)
+    requests: list[CrystalDataset | Request] = [data, held_out]
+    if arguments.policy == "species":  # Compositions are what it learns; sizes are asked for.
+        if arguments.reward == "crmse":
+            raise ValueError(
+                "reward crmse compares with structures of the same composition, but --policy "
+                "species generates compositions: choose another reward"
+            )
+        requests = [Request(split.batch.n_atoms) for split in (data, held_out)]
     n_actors = arguments.ray_workers
     make: Callable[[], Reward]
     if arguments.reward == "crmse":
@@ -76,9 +85,9 @@ def train(communicator: Communicator, arguments: argparse.Namespace, device: str
     run = GRPOTrainer(
         policy,
         reward,
-        data,
+        requests[0],
         config,
-        validation=held_out,
+        validation=requests[1],
         validation_reward=judge,
         out_dir=arguments.out_dir,
         resume=True,

@@ -37,6 +37,7 @@ from irlkit.flows.interpolants import (
 )
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
+from irlkit.pretraining._denovo import denovo_evaluation as denovo_evaluation
 from irlkit.utils.checks import check_count, check_finite, checked
 from irlkit.utils.foreign import load_plain
 from irlkit.utils.packing import pack, unpack

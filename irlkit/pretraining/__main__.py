@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from irlkit.data import load
-from irlkit.pretraining import KINDS, SPECIES, PretrainingConfig, metre_evaluation, pretrain
+from irlkit.pretraining import (
+    KINDS,
+    SPECIES,
+    PretrainingConfig,
+    denovo_evaluation,
+    metre_evaluation,
+    pretrain,
+)
 
 SETTINGS = ("iterations", "batch_size", "learning_rate", "validate_every", "seed")
 
@@ -30,14 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    validation = load(arguments.dataset, split="val")
+    training, validation = (load(arguments.dataset, split=split) for split in ("train", "val"))
+    denovo = arguments.kind in SPECIES
     model = pretrain(
-        load(arguments.dataset, split="train"),
+        training,
         PretrainingConfig(
             kind=arguments.kind, **{name: getattr(arguments, name) for name in SETTINGS}
         ),
         validation=validation,
-        evaluate=None if arguments.kind in SPECIES else metre_evaluation(validation),
+        evaluate=denovo_evaluation(training) if denovo else metre_evaluation(validation),
         out_dir=arguments.out_dir,
         device=arguments.device,
     )
