@@ -69,7 +69,7 @@ def test_energies_are_counted_from_the_lowest_of_all_sets():
         ([-0.5, -0.6, -0.4, -0.5], ("has helped", "−0.500 eV/atom")),
         ([0.1, 0.12, 0.08, 0.1], ("has made it worse", "+0.100 eV/atom")),
         ([-0.1, 0.1, -0.1, 0.11], ("no clear effect",)),
-        ([-0.5, -0.6, -0.4, np.nan], ("has helped", "1 structures fewer have an energy")),
+        ([-0.5, -0.6, -0.4, np.nan], ("has helped", "1 structures fewer have one")),
         ([np.nan, np.nan, np.nan, 0.1], ("cannot be judged", "3 structures fewer")),
     ],
 )

@@ -87,9 +87,9 @@ def known_structures(
     known = whole[whole.table["formula"].isin(compositions.reduced_formulas())]
     table = known.table
     if potential is not None and len(known):
-        relaxed = potentials.relax(known.batch, potential)
-        table = table.assign(energy_per_atom=relaxed.energy_per_atom)
-        known = CrystalDataset(known.name, None, relaxed.crystals, table)
+        relaxed, energy = relax_known(known.batch, potential)
+        table = table.assign(energy_per_atom=energy)
+        known = CrystalDataset(known.name, None, relaxed, table)
     if "energy_per_atom" not in table:
         return known
     return known[table.sort_values(["formula", "energy_per_atom"]).index.to_numpy()]
@@ -149,6 +149,36 @@ def compare(
     order = ["what", "space_group", *PARAMETERS, "density", "energy_per_atom"]
     shown = table.set_index(["formula", "name"])[order].rename(columns=PARAMETERS | units)
     return shown.round(3).round(dict.fromkeys(ANGLES.values(), 1))
+
+
+def relax_known(
+    batch: CrystalBatch, potential: Potential, progress: bool = False
+) -> tuple[CrystalBatch, np.ndarray]:
+    """Relax structures; those of elements that the potential does not know stay as they are.
+
+    Args:
+        batch: structures.
+        potential: see ``potentials.relax``.
+        progress: show a bar.
+
+    Returns:
+        The structures, and their energies in eV/atom, nan where there is none, shape (B,). A
+        warning names the elements that are not known.
+    """
+    able, formulas = np.ones(len(batch), dtype=bool), np.array(batch.formulas())
+    for formula in np.unique(formulas):
+        try:
+            potential.check(batch[formulas == formula])
+        except ValueError as error:
+            warnings.warn(f"{formula} is not relaxed: {error}", stacklevel=2)
+            able &= formulas != formula
+    energy = np.full(len(batch), np.nan)
+    if not able.any():
+        return batch, energy
+    relaxed = potentials.relax(batch[able], potential, progress=progress)
+    energy[able] = relaxed.energy_per_atom
+    parts = CrystalBatch.concatenate([relaxed.crystals, batch[~able]])
+    return parts[np.argsort(np.concatenate([np.flatnonzero(able), np.flatnonzero(~able)]))], energy
 
 
 def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:

@@ -89,30 +89,35 @@ def energy_table(energies: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def verdict(before: np.ndarray, after: np.ndarray) -> str:
-    """Say in Markdown whether learning has lowered the energies, or made it worse.
+def verdict(
+    before: np.ndarray,
+    after: np.ndarray,
+    what: str = "energy",
+    unit: str = " eV/atom",
+    sign: int = -1,
+) -> str:
+    """Say in Markdown whether learning has helped, or made things worse.
 
     Args:
-        before: energies, eV/atom, nan where there is none, shape (n,).
+        before: a number of each structure, such as its energy; nan where there is none, shape (n,).
         after: the same for structures that begin with the same noise.
+        what: the number.
+        unit: of it.
+        sign: 1 if more is better, -1 if less.
     """
     both = np.isfinite(before) & np.isfinite(after)
     lost = int(np.isfinite(before).sum() - np.isfinite(after).sum())
-    fewer = f" {lost} structures fewer have an energy at all." if lost > 0 else ""
+    fewer = f" {lost} structures fewer have one at all." if lost > 0 else ""
     n = int(both.sum())
     if n < 2:
-        return f"**Learning cannot be judged**: {n} structures have an energy both times.{fewer}"
+        return f"**Learning cannot be judged**: {n} structures have both {what} values.{fewer}"
     change = (after - before)[both]
     mean, half = change.mean(), 1.96 * change.std(ddof=1) / n**0.5
-    words = (
-        "has made it worse"
-        if mean > half
-        else "has helped"
-        if mean < -half
-        else "has no clear effect"
-    )
+    gain, words = sign * mean, "has no clear effect"
+    if abs(gain) > half:
+        words = "has helped" if gain > 0 else "has made it worse"
     return (
-        f"**Learning {words}**: the energy changes by {mean:+.3f} eV/atom in the mean of the {n} "
+        f"**Learning {words}**: the {what} changes by {mean:+.3f}{unit} in the mean of the {n} "
         f"structures that have one before and after (95 % interval {mean - half:+.3f} to "
         f"{mean + half:+.3f}).{fewer}"
     ).replace("-", "−")
