@@ -267,6 +267,7 @@ def test_constraints_that_cannot_be_met(given, n_atoms, message):
     ("given", "message"),
     [
         (dict(fractions={"Ti": 0.5, "O": 0.4}), "add up to 1"),
+        (dict(fractions={"Ti": 0.31415, "O": 0.2718, "Na": 0.41405}), "ratios of whole numbers"),
         (dict(formula="NaCl", chemical_system="Na-Cl"), "one of chemical_system"),
         (dict(formula="NaCl", exclude=["Na"]), "exclude names Na"),
         (dict(elements=["Na"], formula="NaCl"), "elements lacks Cl"),
@@ -342,6 +343,11 @@ def test_models_without_the_flow_say_so():
     plain = FlowModel(CSPNet(16, 1, 4, 8), tiny_model().interpolants, tiny_model().base)
     with pytest.raises(ValueError, match="does not generate species"):
         Dynamics(plain).generate(torch.tensor([2]), 2, generator=generator())
+    for wrong in (torch.tensor([0]), torch.tensor([2.0]), torch.tensor([[2]])):
+        with pytest.raises(ValueError, match="numbers of atoms must be an int64 tensor"):
+            Dynamics(tiny_model()).generate(wrong, 2, generator=generator())
+    with pytest.raises(ValueError, match="elements must be atomic numbers from 1 to 100"):
+        DiscreteFlow(elements=(0, 8))
     with pytest.raises(ValueError, match="needs a generator, and neither x_0 nor record"):
         Dynamics(tiny_model()).generate(torch.tensor([2]), 2)
 

@@ -27,6 +27,7 @@ from irlkit.flows.interpolants import (
 from irlkit.flows.schedules import LinearAnnealing
 from irlkit.networks import omatg
 from irlkit.networks.cspnet import CSPNet
+from tests.tiny_omatg import GOLDENS
 from tests.toys import integrate
 
 yaml = pytest.importorskip("yaml")
@@ -622,3 +623,69 @@ def test_interpolants_that_contradict_themselves():
 def test_generation_needs_settings():
     with pytest.raises(ValueError, match="model must be one that load_omatg made"):
         omatg.dynamics_of(irlkit.load_pretrained("linear-ode"))
+
+
+# --- de novo generation ---
+
+
+def uniform(content):
+    """The configuration of the golden de novo model with the uniform base."""
+    content = copy.deepcopy(content)
+    fields_of(content)[0] = component("omg.si.x.DiscreteFlowMatchingUniform", noise=0.0)
+    sampler_of(content)["species_distribution"] = "omg.x.UniformSpeciesDistribution"
+    return content
+
+
+@pytest.fixture
+def denovo():
+    return yaml.safe_load((GOLDENS / "omatg_denovo.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("row", [True, False])
+@pytest.mark.parametrize("base", ["mask", "uniform"])
+def test_models_of_species_generate(base, row, denovo, tmp_path):
+    """With the uniform base, the mask's row of the embedding is there or not."""
+    content = torch.load(GOLDENS / "omatg_denovo.ckpt", weights_only=True)
+    name = "model.encoder.node_embedding.weight"
+    if not row:
+        content["state_dict"][name] = content["state_dict"][name][1:].clone()
+    torch.save(content, tmp_path / "c.ckpt")
+    config = denovo if base == "mask" else uniform(denovo)
+    if base == "mask" and not row:
+        with pytest.raises(ValueError, match=r"has shape \(100, .* asks for \(101,"):
+            irlkit.load_omatg(tmp_path / "c.ckpt", config)
+        return
+    model = irlkit.load_omatg(tmp_path / "c.ckpt", config)
+    assert (model.species.base, model.species.final_window) == (base, 5e-3)
+    dynamics, n_atoms = omatg.dynamics_of(model), torch.tensor([2, 5, 3])
+    assert dynamics.kind == "sde" and set(dynamics.noise) == {"pos"}
+    made = dynamics.generate(n_atoms, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made.n_atoms, n_atoms) and bool(made.cell.isfinite().all())
+    model.save(tmp_path / "model.safetensors")
+    again = omatg.dynamics_of(irlkit.load_pretrained(tmp_path / "model.safetensors"))
+    draws = torch.Generator().manual_seed(0)
+    assert torch.equal(again.generate(n_atoms, 5, generator=draws).pos, made.pos)
+    with pytest.raises(ValueError, match="does not know how many atoms"):
+        model.base.sample_n_atoms(3, draws)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: fields_of(c)[0]["init_args"].update(corrector=1),
+            r"arguments \['corrector'\] of DiscreteFlowMatchingMask are not supported",
+        ),
+        (
+            lambda c: sampler_of(c).update(
+                species_distribution=component("x.MaskSpeciesDistribution", elements=[1])
+            ),
+            "species_distribution MaskSpeciesDistribution with .*elements",
+        ),
+        (lambda c: fields_of(c)[0]["init_args"].update(noise=-1.0), "noise must be"),
+    ],
+)
+def test_what_a_flow_of_species_cannot_have(change, message, denovo):
+    change(denovo)
+    with pytest.raises(ValueError, match=message):
+        omatg.read_config(denovo)

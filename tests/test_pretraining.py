@@ -58,7 +58,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["linear-ode", "trig-sde-gamma"])
+@pytest.mark.parametrize("kind", ["linear-ode", "trig-sde-gamma", "denovo-mask", "denovo-uniform"])
 def test_loss_falls_on_one_batch(kind, dataset):
     config = PretrainingConfig(kind=kind, **(TINY | {"iterations": 150, "learning_rate": 3e-3}))
     model = pretrain(dataset, config, progress=False)

@@ -60,6 +60,11 @@ class Constraints:
                     "fractions must be positive and add up to 1, got "
                     f"{dict(self.fractions)} with a sum of {total:.6g}"
                 )
+            if sum(self._ratio().values()) != 1:
+                raise ValueError(
+                    "fractions must be ratios of whole numbers of atoms, such as 1/3 and 2/3, got "
+                    f"{dict(self.fractions)}"
+                )
         allowed = None if self.elements is None else _numbers("elements", self.elements)
         wanted = set(self._ratio()) | set(self._system()) | {z for z, _ in self._sites()}
         if clash := sorted(wanted & set(_numbers("exclude", self.exclude))):

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER
 from irlkit.flows._plain import by_name
 from irlkit.flows._species import JumpStep, SpeciesRules, UnmaskingStep
 from irlkit.flows.constraints import Constraints
@@ -59,6 +60,11 @@ class DiscreteFlow:
         check_finite("temperature", self.temperature, above=0)
         check_finite("final_window", self.final_window, least=0)
         if self.elements is not None:
+            if not self.elements or not all(1 <= z <= MAX_ATOMIC_NUMBER for z in self.elements):
+                raise ValueError(
+                    f"elements must be atomic numbers from 1 to {MAX_ATOMIC_NUMBER}, at least one, "
+                    f"got {self.elements}"
+                )
             object.__setattr__(self, "elements", tuple(int(z) for z in self.elements))
 
     def last(self, times: Tensor) -> Tensor:

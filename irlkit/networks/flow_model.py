@@ -126,6 +126,11 @@ class FlowModel(nn.Module):
             return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
         if self.species is None:
             raise ValueError("batch must hold compositions: this model does not generate species")
+        if batch.dtype != torch.int64 or batch.ndim != 1 or int(batch.min()) < 1:
+            raise ValueError(
+                "batch of numbers of atoms must be an int64 tensor of shape (B,), all above 0, "
+                f"got {batch.dtype} of shape {tuple(batch.shape)}"
+            )
         rules = self.species.rules(batch, self.network.sizes["n_species"], constraints)
         if given is not None:
             rules = replace(rules, given=torch.where(rules.given > 0, rules.given, given))
