@@ -76,8 +76,8 @@ def every_path(policy, n_atoms=2, n_steps=STEPS):
         )
         with torch.no_grad():
             inputs = policy.observe(inputs)
-        step = policy.steps(inputs)["species"]
         action = paths[:, i + 1].flatten()[None]
+        step = policy.steps(inputs)["species"].given(action)
         log_probs.append(step.policy.log_prob(action))
         kl = kl + step.policy.kl(step.reference)[0].unflatten(0, (-1, n_atoms)).sum(1)
         moves = policy.moves({"species": action}, inputs, None)
@@ -113,14 +113,24 @@ def gradient(policy, value):
     ])  # fmt: skip
 
 
-def chain(base, noise):
+CHAINS = {
+    "mask": ("mask", 0.0, None),
+    "mask with noise": ("mask", 0.8, None),
+    "uniform": ("uniform", 0.3, None),
+    "exact fractions": ("mask", 0.8, Constraints(fractions={"O": 0.5, "Na": 0.5})),
+    "chemical system": ("mask", 0.0, Constraints(chemical_system="O-Na")),
+}
+
+
+def chain(name):
+    base, noise, constraints = CHAINS[name]
     model = tiny_model(base, elements=(8, 11), noise=noise, temperature=1.3)
-    return moved(SpeciesPolicy(model))
+    return moved(SpeciesPolicy(model, constraints=constraints))
 
 
-@pytest.mark.parametrize(("base", "noise"), [("mask", 0.0), ("mask", 0.8), ("uniform", 0.3)])
-def test_gradient_of_the_expected_reward_is_that_of_all_paths(base, noise):
-    policy = chain(base, noise)
+@pytest.mark.parametrize("name", CHAINS)
+def test_gradient_of_the_expected_reward_is_that_of_all_paths(name):
+    policy = chain(name)
     trajectory, p, _ = every_path(policy)
     assert float(p.sum().detach()) == pytest.approx(1.0, abs=1e-10)
     rewards = torch.randn(len(p), generator=generator(3), dtype=torch.float64)
@@ -128,17 +138,18 @@ def test_gradient_of_the_expected_reward_is_that_of_all_paths(base, noise):
     # The expectation of the loss over what the old policy samples: every path with its probability.
     advantages = p.detach() * rewards * len(p)
     loss = grpo_loss(policy, trajectory, advantages, GRPOConfig(kl_weight=0.0))
-    events = policy.model.species.expected_events(trajectory.times) if base == "mask" else STEPS
+    flow = policy.model.species
+    events = flow.expected_events(trajectory.times) if flow.base == "mask" else STEPS
     ours = -2 * events * gradient(policy, loss.total)
     assert float((ours - exact).norm() / exact.norm()) < 1e-10
     assert float(exact.norm()) > 1e-6
 
 
-@pytest.mark.parametrize(("base", "noise"), [("mask", 0.0), ("mask", 0.8), ("uniform", 0.3)])
-def test_divergence_of_the_paths(base, noise):
-    policy = chain(base, noise)
+@pytest.mark.parametrize("name", CHAINS)
+def test_divergence_of_the_paths(name):
+    policy = chain(name)
     trajectory, p, kl = every_path(policy)
-    reference = SpeciesPolicy(policy.model)
+    reference = SpeciesPolicy(policy.model, constraints=policy.constraints)
     again, q, _ = every_path(reference)
     assert torch.equal(trajectory.actions["species"], again.actions["species"])
     exact = (p * (p / q).log()).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -92,8 +92,9 @@ class UnmaskingStep:
     """The distribution of the species after k steps of the mask base.
 
     Where what an atom may become depends on the others (exact fractions, systems), the atoms that
-    are unmasked in one step draw one after the other, in their order in the structure; the
-    divergence and the entropy are then those of each draw as the first of its step.
+    are unmasked in one step draw one after the other, in their order in the structure. Divergence
+    and entropy of an atom are then those after the draws before it, which ``given`` tells; their
+    mean over what is drawn is that of the step.
 
     Attributes:
         logits: divided by the temperature, minus infinity where forbidden, shape (k, n, S).
@@ -101,6 +102,7 @@ class UnmaskingStep:
         unmask: u, shape (k, 1).
         remask: m, shape (k, 1).
         rules: of the n atoms.
+        action: species after the step, shape (k, n), where it is known.
     """
 
     logits: Tensor
@@ -108,17 +110,23 @@ class UnmaskingStep:
     unmask: Tensor
     remask: Tensor
     rules: SpeciesRules
+    action: Tensor | None = None
 
     @cached_property
     def _masked(self) -> Tensor:
         return self.species == MASKED
 
     @cached_property
-    def _first(self) -> Categorical:
-        """What masked atoms become if they are the first of their structure in this step."""
+    def _becomes(self) -> Categorical:
+        """What masked atoms become, after the draws before them where these are known."""
         if not self.rules.counted:
             return Categorical(self.logits)
-        return self._restricted(torch.zeros_like(self.species))
+        nothing = torch.zeros_like(self.species)
+        return self._restricted(nothing if self.action is None else self.action)
+
+    def given(self, action: Tensor) -> UnmaskingStep:
+        """Return the step with divergences and entropies as they are when ``action`` is taken."""
+        return replace(self, action=action) if self.rules.counted else self
 
     def _restricted(self, action: Tensor) -> Categorical:
         """What each atom becomes, after those before it in its structure became ``action``."""
@@ -147,7 +155,7 @@ class UnmaskingStep:
         """Draw the species after the step, int64, shape (k, n)."""
         like = self.logits[..., 0]
         if not self.rules.counted:
-            candidates = self._first.sample(draws) + 1
+            candidates = self._becomes.sample(draws) + 1
             return self.taken(candidates, uniform(like, draws), uniform(like, draws))
         # As many numbers as atoms, whatever is drawn, so that ranks stay together.
         quantile, *u = (uniform(like, draws) for _ in range(3))
@@ -174,7 +182,7 @@ class UnmaskingStep:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the log-probability of each atom's species after the step, shape (k, n)."""
-        dist = self._restricted(action) if self.rules.counted else self._first
+        dist = self.given(action)._becomes
         became = dist.log_prob((action - 1).clamp(min=0)) + self.unmask.log()
         waits = action == MASKED
         of_masked = torch.where(waits, (-self.unmask).log1p(), became)
@@ -185,14 +193,14 @@ class UnmaskingStep:
 
     def kl(self, other: UnmaskingStep) -> Tensor:
         """Return the KL divergence of each atom's step from ``other``, shape (k, n)."""
-        return self._masked * self.unmask * self._first.kl(other._first)
+        return self._masked * self.unmask * self._becomes.kl(other._becomes)
 
     def entropy(self) -> Tensor:
         """Return the entropy of each atom's species after the step in nats, shape (k, n)."""
         share = torch.where(self._masked, self.unmask, self.remask)
         share = share.masked_fill(self.rules.given > 0, 0.0)
         waiting = torch.special.entr(share) + torch.special.entr(1 - share)
-        return waiting + self._masked * self.unmask * self._first.entropy()
+        return waiting + self._masked * self.unmask * self._becomes.entropy()
 
 
 @dataclass(frozen=True, eq=False)

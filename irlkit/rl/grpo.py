@@ -232,10 +232,9 @@ def grpo_loss(
     terms = {}
     inputs = trajectory.inputs(policy, index, mixed_precision)
     for field, step in policy.steps(inputs).items():
-        log_ratio = (
-            step.policy.log_prob(trajectory.actions[field][index])
-            - trajectory.log_probs[field][index]
-        )
+        action = trajectory.actions[field][index]
+        step = step.given(action)
+        log_ratio = step.policy.log_prob(action) - trajectory.log_probs[field][index]
         clip_eps = of_field(config.clip_eps, field, 0.3)
         parts = _field_terms(
             step, log_ratio, advantages, trajectory, clip_eps, config.normalization

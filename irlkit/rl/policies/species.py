@@ -78,7 +78,7 @@ class SpeciesPolicy(VelocityPolicy):
     of a structure with N atoms, whatever the number of steps: with ``normalization=
     "per_atom_surrogate"`` each is clipped by itself, and surrogate and KL are means over them. Time
     and noise alone decide which atoms those are. The KL divergence is that of the kernels at the
-    visited states; their sum over the steps is, on average, that of the paths.
+    visited states; their sum over the steps is, on average, exactly that of the paths.
 
     Args:
         model: frozen pretrained model with a flow of species, which has noise and temperature.
