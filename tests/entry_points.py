@@ -272,6 +272,16 @@ def entries(kit):
         "policies.AnnealingPolicy": dict(
             model=toy, annealing=schedules.LearnedAnnealing(4, 1), noise=k.noise, ref_noise=k.noise
         ),
+        "policies.FewStepPolicy": dict(
+            model=toy,
+            noise=k.noise,
+            ref_noise=k.noise,
+            annealing=LINEAR,
+            references=None,
+            guide_steps=2,
+            shares=(0.0, 1.0),
+            max_distance=0.25,
+        ),
         "policies.StateAnnealingPolicy": dict(
             model=toy, annealing=schedules.StateAnnealing(), noise=k.noise, ref_noise=k.noise
         ),

@@ -15,6 +15,7 @@ from irlkit.rl.grpo import GRPOConfig, GRPOLoss, clipped_surrogate, group_advant
 from irlkit.rl.policies import (
     POLICIES,
     AnnealingPolicy,
+    FewStepPolicy,
     FieldStep,
     Policy,
     ScorePolicy,
@@ -35,6 +36,7 @@ __all__ = [
     "ActionDistribution",
     "AnnealingPolicy",
     "Categorical",
+    "FewStepPolicy",
     "Field",
     "FieldStep",
     "GRPOConfig",

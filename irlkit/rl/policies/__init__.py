@@ -10,6 +10,7 @@ loss loop over the fields and know no policy by name.
 | annealing (15) | scalar per structure | s dt | (dt + action) b_ref |
 | state_annealing (15) | the same | s(t, dt, c, x) dt | the same |
 | velocity (13) | increment - b_ref dt | (b - b_ref) dt | b_ref dt + action |
+| few_step (13) | the same, guided in rollouts | the same | the same |
 | score (7) | increment | (b - sigma^2 z / (2 gamma)) dt | action |
 | species | species after the step | kernel of the discrete flow | replaces the species |
 
@@ -19,6 +20,7 @@ are never wrapped.
 
 from irlkit.rl.policies.annealing import AnnealingPolicy
 from irlkit.rl.policies.base import FieldStep, Outputs, Policy, StepInputs
+from irlkit.rl.policies.few_step import FewStepPolicy
 from irlkit.rl.policies.flow import CrystalFlow, FlowPolicy, evaluate
 from irlkit.rl.policies.network import NetworkPolicy, load_dynamics
 from irlkit.rl.policies.score import ScorePolicy
@@ -28,6 +30,7 @@ from irlkit.rl.policies.velocity import VelocityPolicy
 
 POLICIES: dict[str, type[FlowPolicy]] = {
     "annealing": AnnealingPolicy,
+    "few_step": FewStepPolicy,
     "score": ScorePolicy,
     "species": SpeciesPolicy,
     "state_annealing": StateAnnealingPolicy,
@@ -40,6 +43,7 @@ __all__ = [
     "AnnealingPolicy",
     "CrystalFlow",
     "DeNovoFlow",
+    "FewStepPolicy",
     "FieldStep",
     "FlowPolicy",
     "NetworkPolicy",
