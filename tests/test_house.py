@@ -89,6 +89,7 @@ LAYERS = (
     {"networks", "evaluate", "data"},
     {"rewards", "pretraining"},
     {"rl"},
+    {"envs"},
 )
 
 

@@ -23,3 +23,13 @@ class Troubled(LennardJones):
 
 def missing_calculator():
     raise OSError("no licence")
+
+
+def calculator_for(atoms, quantity):
+    """ASE's effective-medium potential, which knows few elements."""
+    from ase.calculators.emt import EMT
+
+    unknown = set(atoms.get_chemical_symbols()) - {"Cu", "Al", "Ni"}
+    if unknown:
+        raise ValueError(f"no parameters for {sorted(unknown)}")
+    return EMT()

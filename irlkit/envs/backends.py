@@ -1,0 +1,182 @@
+"""What computes energies and band gaps: potentials, and any ASE calculator in worker processes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from irlkit import potentials
+from irlkit.crystals import CrystalBatch
+from irlkit.potentials import Potential
+from irlkit.utils.checks import checked
+from irlkit.utils.workers import WorkerPool
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a backend says of B crystals.
+
+    Attributes:
+        values: float64, nan where there is none, shape (B,).
+        reasons: number of a crystal -> why there is none.
+    """
+
+    values: np.ndarray
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """Computes energies, and band gaps where it can. A context manager, which closes it.
+
+    Attributes:
+        name: with settings and versions: values of different names do not compare.
+        has_gap: whether it computes band gaps.
+        at_once: fillings evaluated together; what is finished is kept after so many.
+    """
+
+    name: str
+    has_gap: bool = False
+    at_once: int = 512
+
+    @abstractmethod
+    def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
+        """Return energies per atom, eV.
+
+        Args:
+            batch: B crystals.
+            like: crystals of the same compositions that decide on settings such as the cut-off and
+                the k-points, so that the points of a curve share them.
+        """
+
+    def gaps(self, batch: CrystalBatch) -> Computed:
+        """Return band gaps, eV; 0 for metals."""
+        raise NotImplementedError
+
+    def check(self, elements: Sequence[str]) -> None:  # noqa: B027
+        """Raise a ValueError that names elements that it cannot compute."""
+
+    def close(self) -> None:  # noqa: B027
+        """End processes and free memory."""
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class PotentialBackend(Backend):
+    """Energies of any potential of `irlkit.potentials`, in batches.
+
+    Args:
+        potential: a potential, or its name for `irlkit.potentials.get`.
+    """
+
+    @checked
+    def __init__(self, potential: Potential | str = "chgnet") -> None:
+        self.potential = potentials.get(potential)
+        self.name = self.potential.name
+
+    def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
+        """Return energies per atom, eV."""
+        found = self.potential(batch)
+        invalid = np.flatnonzero(~found.valid).tolist()
+        reasons = {**dict.fromkeys(invalid, "atoms are too close to one another"), **found.reasons}
+        return Computed(found.energy_per_atom, reasons)
+
+    def check(self, elements: Sequence[str]) -> None:
+        """Raise a ValueError that names elements that the potential does not know."""
+        self.potential.check(CrystalBatch.from_formulas(list(elements)))
+
+    def close(self) -> None:
+        """End the potential's processes."""
+        self.potential.close()
+
+
+class CalculatorBackend(Backend):
+    """Energies and gaps of ASE calculators, in worker processes with a time limit.
+
+    A crystal for which the calculator raises, does not converge, takes too long or ends its process
+    has failed, with the reason; the process is replaced.
+
+    Args:
+        factory: ``factory(atoms, quantity)`` makes the calculator of a quantity, "energy" or "gap";
+            the elements and the cell of the ASE atoms may decide on its settings.
+        name: what results and caches call it; it has to name settings and versions.
+        has_gap: whether its calculators know eigenvalues (`get_eigenvalues`).
+        n_workers: processes; None for one per core, 0 for this process.
+        timeout: seconds that one calculation may take.
+    """
+
+    @checked
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        name: str,
+        *,
+        has_gap: bool = False,
+        n_workers: int | None = None,
+        timeout: float = 1800.0,
+    ) -> None:
+        self.name = name
+        self.has_gap = has_gap
+        self._pool = WorkerPool(partial(partial, _calculate, factory), n_workers, timeout)
+        # Few: what is finished is kept.
+        self.at_once = max(self._pool.n_workers, 1)
+
+    def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
+        """Return energies per atom, eV."""
+        return self._map(
+            [(*pair, "energy") for pair in zip(batch.to_ase(), like.to_ase(), strict=True)]
+        )
+
+    def gaps(self, batch: CrystalBatch) -> Computed:
+        """Return band gaps, eV."""
+        return self._map([(atoms, atoms.copy(), "gap") for atoms in batch.to_ase()])
+
+    def _map(self, items: Sequence[Any]) -> Computed:
+        outcomes = self._pool.map(items)
+        values = [np.nan if o.value is None else o.value for o in outcomes]
+        reasons = {i: o.error for i, o in enumerate(outcomes) if o.error}
+        return Computed(np.array(values, dtype=np.float64), reasons)
+
+    def close(self) -> None:
+        """End the worker processes; the next call starts new ones."""
+        self._pool.close()
+
+
+def _calculate(factory: Callable[..., Any], item: tuple[Any, Any, str]) -> float:
+    atoms, like, quantity = item
+    calculator = atoms.calc = factory(like, quantity)
+    energy = float(atoms.get_potential_energy()) / len(atoms)
+    return energy if quantity == "energy" else _gap(calculator)
+
+
+def _gap(calculator: Any) -> float:
+    """From the highest band below the Fermi level to the lowest above; 0 where one crosses it."""
+    level = calculator.get_fermi_level()
+    n_points = len(calculator.get_ibz_k_points())
+    lowest, highest = [], []
+    for spin in range(calculator.get_number_of_spins()):
+        bands = np.array([calculator.get_eigenvalues(kpt=k, spin=spin) for k in range(n_points)])
+        lowest.append(bands.min(0))
+        highest.append(bands.max(0))
+    low, high = np.concatenate(lowest), np.concatenate(highest)
+    if ((low <= level) & (high > level)).any():
+        return 0.0
+    return max(float(low[low > level].min() - high[high <= level].max()), 0.0)
+
+
+def version(*packages: str) -> str:
+    """Return packages with their versions, for names.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: one is not installed.
+    """
+    return "+".join(f"{package}-{importlib.metadata.version(package)}" for package in packages)

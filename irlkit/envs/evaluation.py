@@ -1,0 +1,223 @@
+"""Evaluating fillings: each once, in batches, kept on the disk; and the reward of GRPO from it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.envs._cache import EvaluationCache, Key, Row
+from irlkit.envs._symmetry import canonical_keys
+from irlkit.envs._choice import get_backend
+from irlkit.envs.backends import Backend
+from irlkit.envs.properties import Property, get_property
+from irlkit.potentials import Potential
+from irlkit.rewards import Reward, RewardResult
+from irlkit.utils.checks import check_finite, checked
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What is known of B fillings.
+
+    Attributes:
+        values: of the property, float64, nan where it could not be told, shape (B,).
+        reasons: why not, in words, or "", shape (B,).
+        cached: True where nothing was computed in this call, shape (B,).
+        seconds: that the value took when it was computed, shape (B,).
+        details: one dictionary for each, such as the points and the fit of a curve.
+    """
+
+    values: np.ndarray
+    reasons: np.ndarray
+    cached: np.ndarray
+    seconds: np.ndarray
+    details: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass
+class _Counts:
+    hits: int = 0
+    misses: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    why: dict[str, int] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Evaluates a property of fillings, each crystal once.
+
+    Fillings that the symmetry of the skeleton turns into one another are one crystal. What was
+    computed is kept at once, so that a run that is killed loses at most what is being computed.
+    A context manager, which closes the backend if it was given by name.
+
+    Args:
+        property: name or property, see `irlkit.envs.properties`.
+        backend: name or backend, see `irlkit.envs.get_backend`.
+        cache: file of the cache; None remembers for as long as this object lives.
+
+    Raises:
+        ValueError: an unknown property, or one that the backend cannot tell.
+
+    >>> from irlkit.envs import Skeletons
+    >>> evaluator = Evaluator("density")
+    >>> evaluator(Skeletons.get("NaCl").crystals).values.round(2)
+    array([2.16])
+    """
+
+    @checked
+    def __init__(
+        self,
+        property: str | Property,
+        backend: str | Potential | Backend = "chgnet",
+        cache: str | Path | EvaluationCache | None = None,
+    ) -> None:
+        self.property = get_property(property)
+        self._owns_backend = not isinstance(backend, Backend)
+        self.backend = get_backend(backend)
+        self.property.check(self.backend)
+        self.cache = cache if isinstance(cache, EvaluationCache) else EvaluationCache(cache)
+        self.judge = self.property.settings(self.backend)
+        self._counts = _Counts()
+        self._lock = threading.Lock()
+        self._thread: ThreadPoolExecutor | None = None
+
+    @checked
+    def __call__(self, batch: CrystalBatch) -> Evaluations:
+        """Evaluate crystals: those that are not known yet, in one batch after the other."""
+        batch = batch.to("cpu", torch.float64)
+        keys = canonical_keys(batch)
+        with self._lock:
+            known = dict(self.cache.find(self.judge, keys))
+            missing: dict[Key, int] = {}
+            for i, key in enumerate(keys):
+                if key not in known:
+                    missing.setdefault(key, i)
+            todo = list(missing.items())
+            for start in range(0, len(todo), self.backend.at_once):
+                part = todo[start : start + self.backend.at_once]
+                rows = self._compute(batch[[i for _, i in part]])
+                found = {key: row for (key, _), row in zip(part, rows, strict=True)}
+                self.cache.store(self.judge, found.items())
+                known |= found
+            computed = set(missing.values())
+            self._counts.misses += len(computed)
+            self._counts.hits += len(batch) - len(computed)
+        rows = [known[key] for key in keys]
+        return Evaluations(
+            np.array([math.nan if row[0] is None else row[0] for row in rows], dtype=np.float64),
+            np.array([row[1] or "" for row in rows], dtype=object),
+            np.array([i not in computed for i in range(len(batch))]),
+            np.array([row[2] for row in rows], dtype=np.float64),
+            [row[3] for row in rows],
+        )
+
+    def _compute(self, batch: CrystalBatch) -> list[Row]:
+        began = time.perf_counter()
+        found = self.property.values(batch, self.backend)
+        seconds = time.perf_counter() - began
+        rows: list[Row] = []
+        for i, value in enumerate(found.values.tolist()):
+            good = math.isfinite(value)
+            reason = None if good else found.reasons.get(i, "the value is not finite")
+            rows.append((value if good else None, reason, seconds / len(batch), found.details[i]))
+            if reason is not None:
+                self._counts.failures += 1
+                self._counts.why[reason] = self._counts.why.get(reason, 0) + 1
+        self._counts.seconds += seconds
+        return rows
+
+    def submit(self, batch: CrystalBatch) -> Future[Evaluations]:
+        """Evaluate crystals in another thread, after what was submitted before.
+
+        Returns:
+            A future of what a call would return.
+        """
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="irlkit-evaluator")
+        return self._thread.submit(self, batch)
+
+    def report(self) -> dict[str, Any]:
+        """Return hits, misses, failures with their reasons, and seconds since the beginning."""
+        counts = self._counts
+        return {
+            "hits": counts.hits,
+            "misses": counts.misses,
+            "failures": counts.failures,
+            "seconds": counts.seconds,
+            "reasons": dict(sorted(counts.why.items(), key=lambda entry: -entry[1])),
+        }
+
+    def close(self) -> None:
+        """End the thread, the cache's file and, if it was made here, the backend."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+        if self._owns_backend:
+            self.backend.close()
+        self.cache.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class PropertyReward(Reward):
+    """CrystalGym's reward for a property near a target, as GRPO asks it.
+
+    The result's `info` holds `value`, `failed`, `error` (why), `cached` and `seconds`.
+
+    Args:
+        evaluator: tells the property.
+        target: of its value, positive.
+
+    >>> from irlkit.envs import Skeletons
+    >>> reward = PropertyReward(Evaluator("density"), target=3.0)
+    >>> reward(Skeletons.get("NaCl").crystals).values
+    tensor([0.7920], dtype=torch.float64)
+    """
+
+    @checked
+    def __init__(self, evaluator: Evaluator, target: float) -> None:
+        check_finite("target", target, above=0)
+        self.evaluator = evaluator
+        self.target = float(target)
+
+    @checked
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        """Judge all structures."""
+        return self.judge(self.evaluator(batch))
+
+    def judge(self, found: Evaluations) -> RewardResult:
+        """Return the rewards of evaluations."""
+        values = self.evaluator.property.reward(found.values, self.target)
+        info: Mapping[str, np.ndarray] = {
+            "value": found.values,
+            "failed": ~np.isfinite(found.values),
+            "error": found.reasons,
+            "cached": found.cached,
+            "seconds": found.seconds,
+        }
+        return RewardResult(torch.from_numpy(values), dict(info))
+
+    def energies(self) -> str:
+        """Return property, backend and settings."""
+        return self.evaluator.judge
+
+    def close(self) -> None:
+        """Close the evaluator."""
+        self.evaluator.close()

@@ -1,0 +1,304 @@
+"""Skeletons, properties of their fillings, backends and the cache."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.envs import (
+    PROTOTYPES,
+    BulkModulus,
+    CalculatorBackend,
+    EvaluationCache,
+    Evaluator,
+    PropertyReward,
+    Skeletons,
+    dft,
+    get_backend,
+)
+from irlkit.envs._symmetry import canonical_keys
+from irlkit.envs.backends import Backend, Computed
+from irlkit.envs.properties import GPA
+from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
+
+
+def filling(name, symbols):
+    skeleton = Skeletons.get(name)
+    species = np.array([atomic_numbers([s])[0] for s in symbols.split()])
+    return skeleton.filled(np.zeros(1, dtype=int), species[None])
+
+
+@dataclass
+class Curve(Backend):
+    """Energies per atom of one Birch-Murnaghan curve, in the volume per atom."""
+
+    v0: float = 20.0
+    modulus: float = 100.0
+    derivative: float = 4.5
+    name: str = "curve"
+
+    def energies(self, batch, like):
+        v = (batch.volume / batch.n_atoms).numpy()
+        x = (self.v0 / v) ** (2 / 3)
+        b = self.modulus / GPA
+        energy = (x - 1) ** 3 * self.derivative + (x - 1) ** 2 * (6 - 4 * x)
+        return Computed(9 * self.v0 * b / 16 * energy - 3.0)
+
+
+# --- skeletons ---
+
+
+def test_skeletons_are_cubic_of_the_stated_groups():
+    skeletons = Skeletons.get()
+    assert skeletons.names == PROTOTYPES
+    assert skeletons.n_atoms.min() == 4 and skeletons.n_atoms.max() == 8
+    assert skeletons.space_groups == (221, 221, 229, 215, 225, 224, 225)
+    assert len(Skeletons.get("train")) == 5 and len(Skeletons.get("test")) == 2
+    assert [len(set(ELEMENTS[n])) for n in ("small", "medium", "large")] == [18, 30, 50]
+
+
+def test_skeletons_of_ones_own(tmp_path):
+    batch = Skeletons.get(["NaCl", "AuSb3"]).crystals
+    path = tmp_path / "mine.cif"
+    batch[0].to_structures()[0].to(str(path))
+    mixed = Skeletons.get([path, "SnI4", batch, batch.to_structures()[1]])
+    assert mixed.names == ("mine", "SnI4", "NaCl-0", "Sb3Au-1", "Sb3Au")
+    assert mixed.n_atoms.tolist() == [8, 5, 8, 4, 4]
+
+
+def test_bad_skeletons_and_elements_are_refused_in_words(tmp_path):
+    structure = Skeletons.get("NaCl").crystals.to_structures()[0]
+    structure[0] = {"Na": 0.5, "K": 0.5}
+    structure.to(str(tmp_path / "disordered.cif"))
+    with pytest.raises(ValueError, match="occupancy"):
+        Skeletons.get(tmp_path / "disordered.cif")
+    with pytest.raises(ValueError, match="disordered; give every site one element"):
+        Skeletons.get(structure)
+    with pytest.raises(ValueError, match=r"skeletons must be 'all'.*got 'perovskite'"):
+        Skeletons.get("perovskite")
+    for elements, message in (
+        ("tiny", "one of .*'large', 'medium', 'small'"),
+        (["Na", "Xx"], "symbols such as 'Na', got .'Xx'."),
+        (["Na", "Na"], "must differ"),
+        ([], "got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            atomic_numbers(elements)
+
+
+@pytest.mark.parametrize("name", PROTOTYPES)
+def test_symmetry_makes_one_crystal_of_equal_fillings(name):
+    """Fillings with one key have one structure, and fillings with two keys have not."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    skeleton = Skeletons.get(name)
+    rng = np.random.default_rng(0)
+    species = rng.choice([11, 17], size=(14, skeleton.n_atoms[0]))
+    batch = skeleton.filled(np.zeros(14, dtype=int), species)
+    keys = canonical_keys(batch)
+    assert keys == canonical_keys(batch.to(dtype=torch.float32))
+    matcher = StructureMatcher(
+        ltol=1e-3, stol=1e-3, angle_tol=0.1, primitive_cell=False, scale=False
+    )
+    structures = batch.to_structures()
+    for i in range(14):
+        for j in range(i):
+            assert (keys[i] == keys[j]) == matcher.fit(structures[i], structures[j]), (i, j)
+
+
+# --- properties ---
+
+
+def test_density_and_its_reward():
+    evaluator = Evaluator("density")
+    found = evaluator(filling("NaCl", "Na Na Na Na Cl Cl Cl Cl"))
+    assert found.values[0] == pytest.approx(2.163, abs=0.01)
+    reward = PropertyReward(evaluator, 3.0)(filling("NaCl", "Na Na Na Na Cl Cl Cl Cl"))
+    assert float(reward.values[0]) == pytest.approx(np.exp(-((found.values[0] - 3) ** 2) / 3))
+    assert reward.info["value"][0] == found.values[0] and not reward.info["failed"][0]
+
+
+def test_rewards_of_the_paper():
+    of = {name: Evaluator(name, Curve()).property for name in ("density", "bulk_modulus")}
+    assert of["density"].reward(np.array([3.0, np.nan]), 3.0).tolist() == [1.0, -1.0]
+    rewards = of["bulk_modulus"].reward(np.array([300.0, 150.0, 3000.0, np.nan]), 300.0)
+    assert rewards.tolist() == [0.0, -0.5, -5.0, -5.0]
+
+
+@pytest.mark.parametrize("v0", [7.0, 12.0, 18.8, 26.0, 45.0])
+def test_bulk_modulus_is_that_of_the_curve(v0):
+    found = Evaluator("bulk_modulus", Curve(v0=v0))(filling("RbCaH3", "Rb Ca H H H"))
+    assert found.values[0] == pytest.approx(100.0, rel=1e-3)
+    details = found.details[0]
+    assert details["volume"] == pytest.approx(v0, rel=1e-4)
+    assert details["derivative"] == pytest.approx(4.5, abs=0.05)
+    assert details["energy"] == pytest.approx(-3.0, abs=1e-6)
+    assert len(details["volumes"]) == len(details["energies"]) == 5
+
+
+@pytest.mark.parametrize("v0", [2.0, 90.0])
+def test_a_curve_without_a_minimum_in_reach_is_a_failure(v0):
+    found = Evaluator("bulk_modulus", Curve(v0=v0))(filling("RbCaH3", "Rb Ca H H H"))
+    assert np.isnan(found.values[0])
+    assert "no minimum between 0.3 and 3 times the skeleton's volume" in found.reasons[0]
+    assert Evaluator("bulk_modulus", Curve(v0=v0)).property.reward(found.values, 300.0)[0] == -5
+
+
+def test_bulk_moduli_of_chgnet_do_not_depend_on_the_batch():
+    batch = CrystalBatch.concatenate(
+        [filling("NaCl", "Mg Mg Mg Mg O O O O"), filling("RbCaH3", "K Mg F F F")]
+    )
+    evaluator = Evaluator("bulk_modulus")
+    together = evaluator(batch).values
+    assert 115 < together[0] < 160  # MgO: PBE 149 GPa
+    alone = Evaluator("bulk_modulus")(batch[1]).values
+    assert alone[0] > 0 and alone[0] == pytest.approx(together[1], rel=1e-3)
+
+
+def test_bad_properties_are_refused():
+    with pytest.raises(ValueError, match=r"property must be one of .*got 'hardness'"):
+        Evaluator("hardness")
+    with pytest.raises(ValueError, match=r"chgnet-0.3.0 computes no band gaps.*backend='gpaw'"):
+        Evaluator("band_gap")
+    with pytest.raises(ValueError, match="n_points must be at least 4"):
+        BulkModulus(n_points=3)
+    with pytest.raises(ValueError, match="target"):
+        PropertyReward(Evaluator("density"), -1.0)
+
+
+# --- backends ---
+
+
+def test_a_backend_that_is_not_installed_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install 'gpaw"):
+        get_backend("gpaw")
+    with pytest.raises(ImportError, match="apt-get install quantum-espresso"):
+        get_backend("espresso", pseudo_dir=tmp_path, command="pw-that-is-not-there.x")
+    with pytest.raises(FileNotFoundError, match="pseudo_dir"):
+        get_backend("espresso", pseudo_dir=tmp_path / "nowhere")
+
+
+def test_any_calculator_in_processes_with_reasons():
+    from tests.toy_calculators import calculator_for
+
+    with CalculatorBackend(calculator_for, "emt", n_workers=1, timeout=30) as backend:
+        evaluator = Evaluator(BulkModulus(reach=(0.6, 1.6)), backend)
+        copper, other = filling("NaCl", "Cu " * 8), filling("AuSb3", "Cu Cu Cu Fe")
+        found = evaluator(CrystalBatch.concatenate([copper, other]))
+        assert 50 < found.values[0] < 200
+        assert np.isnan(found.values[1]) and "Fe" in found.reasons[1]
+    assert evaluator.report()["failures"] == 1
+
+
+def test_input_of_espresso_is_that_of_the_paper(tmp_path):
+    for name in ("Na.pbe-spn.UPF", "cl_pbe_v1.4.upf", "README"):
+        (tmp_path / name).touch()
+    atoms = filling("NaCl", "Na Na Na Na Cl Cl Cl Cl").to_ase()[0]
+    settings = dft.espresso_input(atoms, "gap")
+    assert settings["system"] == {
+        "ecutwfc": 50,
+        "ecutrho": 400,
+        "nbnd": 68,
+        "nspin": 1,
+        "occupations": "fixed",
+    }
+    smeared = dft.espresso_input(atoms, "energy")["system"]
+    assert smeared["occupations"] == "smearing" and smeared["degauss"] == 0.001
+    calculator = dft._espresso(str(tmp_path), "pw.x", 3.5, atoms, "energy")
+    calculator.template.write_input(
+        calculator.profile, tmp_path, atoms, calculator.parameters, ["energy"]
+    )
+    text = (tmp_path / calculator.template.inputname).read_text().split()
+    for words in (
+        "ecutwfc = 50",
+        "ecutrho = 400",
+        "electron_maxstep = 300",
+        "mixing_beta = 0.7",
+        "nbnd = 68",
+        "K_POINTS automatic 4 4 4",
+        "Cl 35.45 cl_pbe_v1.4.upf",
+    ):
+        assert words in " ".join(text)
+    with pytest.raises(ValueError, match=r"no pseudopotential .* for K, O"):
+        dft.pseudopotentials(tmp_path, ["O", "Na", "K"])
+
+
+def test_k_points_and_cut_offs():
+    assert dft.k_points(np.eye(3) * 4.0, 3.5) == (6, 6, 6)
+    assert dft.k_points(np.diag([4.0, 8.0, 40.0]), 3.5) == (6, 4, 2)
+    assert dft.cutoff(["Na", "Cl"]) == 400 and dft.cutoff(["Mg", "O"]) == 650
+
+
+# --- the cache ---
+
+
+class Counting(Curve):
+    n = 0
+
+    def energies(self, batch, like):
+        Counting.n += len(batch)
+        return super().energies(batch, like)
+
+
+def test_what_is_known_is_not_computed_again(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    a, b = filling("RbVF3", "Rb V F F Cl"), filling("RbVF3", "Rb V Cl F F")
+    with Evaluator("bulk_modulus", Counting(), path) as evaluator:
+        found = evaluator(CrystalBatch.concatenate([a, b, a]))
+        assert found.cached.tolist() == [False, True, True] and len(set(found.values)) == 1
+        n = Counting.n
+        assert evaluator.submit(b).result().cached[0] and Counting.n == n
+        assert {k: evaluator.report()[k] for k in ("hits", "misses", "failures")} == {
+            "hits": 3, "misses": 1, "failures": 0
+        }  # fmt: skip
+    with Evaluator("bulk_modulus", Counting(), path) as evaluator:
+        again = evaluator(a)
+        assert again.cached[0] and Counting.n == n and again.details[0] == found.details[0]
+    # Other settings, another judge.
+    with Evaluator(BulkModulus(n_points=7), Counting(), path) as evaluator:
+        assert not evaluator(a).cached[0]
+        assert len(evaluator.cache) == 2
+
+
+def test_failures_are_kept_too(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    for cached in (False, True):
+        with Evaluator("bulk_modulus", Curve(v0=900.0), path) as evaluator:
+            found = evaluator(filling("NaCl", "Na " * 8))
+            assert np.isnan(found.values[0]) and "no minimum" in found.reasons[0]
+            assert found.cached[0] == cached
+
+
+WRITER = """
+import os, sys
+from irlkit.envs import EvaluationCache
+cache = EvaluationCache(sys.argv[1])
+for i in range(200):
+    cache.store("judge", [((sys.argv[2], str(i)), (float(i), None, 0.0, {}))])
+    cache.store("judge", [(("both", str(i)), (float(i), None, 0.0, {}))])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_processes_share_a_cache_and_killed_ones_lose_nothing(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [-9, -9]
+    cache = EvaluationCache(path)
+    assert len(cache) == 600
+    keys = [(name, str(i)) for name in ("a", "b", "both") for i in range(200)]
+    found = cache.find("judge", keys)
+    assert [found[key][0] for key in keys] == [*map(float, range(200))] * 3
+    assert not cache.find("another judge", keys)
+
+
+def test_another_file_is_no_cache(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, whatever its length" * 100)
+    with pytest.raises(ValueError, match=r"notes.txt is no cache of evaluations"):
+        EvaluationCache(path)
