@@ -20,9 +20,9 @@ from irlkit.envs import (
     dft,
     get_backend,
 )
+from irlkit.envs._backends import Backend, Computed
+from irlkit.envs._properties import GPA
 from irlkit.envs._symmetry import canonical_keys
-from irlkit.envs.backends import Backend, Computed
-from irlkit.envs.properties import GPA
 from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
 
 
@@ -199,7 +199,7 @@ def test_input_of_espresso_is_that_of_the_paper(tmp_path):
     for name in ("Na.pbe-spn.UPF", "cl_pbe_v1.4.upf", "README"):
         (tmp_path / name).touch()
     atoms = filling("NaCl", "Na Na Na Na Cl Cl Cl Cl").to_ase()[0]
-    settings = dft.espresso_input(atoms, "gap")
+    settings = dft._espresso_input(atoms, "gap")
     assert settings["system"] == {
         "ecutwfc": 50,
         "ecutrho": 400,
@@ -207,7 +207,7 @@ def test_input_of_espresso_is_that_of_the_paper(tmp_path):
         "nspin": 1,
         "occupations": "fixed",
     }
-    smeared = dft.espresso_input(atoms, "energy")["system"]
+    smeared = dft._espresso_input(atoms, "energy")["system"]
     assert smeared["occupations"] == "smearing" and smeared["degauss"] == 0.001
     calculator = dft._espresso(str(tmp_path), "pw.x", 3.5, atoms, "energy")
     calculator.template.write_input(
@@ -225,13 +225,13 @@ def test_input_of_espresso_is_that_of_the_paper(tmp_path):
     ):
         assert words in " ".join(text)
     with pytest.raises(ValueError, match=r"no pseudopotential .* for K, O"):
-        dft.pseudopotentials(tmp_path, ["O", "Na", "K"])
+        dft._pseudopotentials(tmp_path, ["O", "Na", "K"])
 
 
 def test_k_points_and_cut_offs():
-    assert dft.k_points(np.eye(3) * 4.0, 3.5) == (6, 6, 6)
-    assert dft.k_points(np.diag([4.0, 8.0, 40.0]), 3.5) == (6, 4, 2)
-    assert dft.cutoff(["Na", "Cl"]) == 400 and dft.cutoff(["Mg", "O"]) == 650
+    assert dft._k_points(np.eye(3) * 4.0, 3.5) == (6, 6, 6)
+    assert dft._k_points(np.diag([4.0, 8.0, 40.0]), 3.5) == (6, 4, 2)
+    assert dft._cutoff(["Na", "Cl"]) == 400 and dft._cutoff(["Mg", "O"]) == 650
 
 
 # --- the cache ---

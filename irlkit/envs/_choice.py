@@ -6,7 +6,7 @@ from typing import Any
 
 from irlkit import potentials
 from irlkit.envs import dft
-from irlkit.envs.backends import Backend, PotentialBackend
+from irlkit.envs._backends import Backend, PotentialBackend
 from irlkit.potentials import Potential
 from irlkit.utils.checks import checked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def _skeleton(cell_bytes: bytes, pos_bytes: bytes) -> tuple[str, np.ndarray]:
     rounded = np.round(cell, 4) + 0.0, np.round(pos, 5) % 1.0 + 0.0
     digest = hashlib.sha256(b"".join(x.tobytes() for x in rounded)).hexdigest()[:16]
     identity = np.arange(len(pos))[None]
-    found = spglib.get_symmetry((cell, pos, np.ones(len(pos), dtype=int)), symprec=_TOLERANCE)
+    symmetry: Any = spglib.get_symmetry
+    found = symmetry((cell, pos, np.ones(len(pos), dtype=int)), symprec=_TOLERANCE)
     if found is None:
         return digest, identity
     images = np.einsum("pij,nj->pni", found["rotations"], pos) + found["translations"][:, None]

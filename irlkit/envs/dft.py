@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irlkit.envs.backends import CalculatorBackend, version
+from irlkit.envs._backends import CalculatorBackend, version
 from irlkit.utils.checks import check_finite, checked
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ _HARD = dict.fromkeys("N O F".split(), 650.0) | dict.fromkeys(
 """Cut-off that elements need, eV; `_SOFT` does for the others."""
 
 
-def cutoff(symbols: Any) -> float:
+def _cutoff(symbols: Any) -> float:
     """Return the plane-wave cut-off that elements need, eV.
 
-    >>> cutoff(["Mg", "O"]), cutoff(["Na", "Cl"])
+    >>> _cutoff(["Mg", "O"]), _cutoff(["Na", "Cl"])
     (650.0, 400.0)
     """
     return max([_SOFT, *(_HARD.get(symbol, _SOFT) for symbol in symbols)])
 
 
-def k_points(cell: np.ndarray, density: float) -> tuple[int, int, int]:
+def _k_points(cell: np.ndarray, density: float) -> tuple[int, int, int]:
     """Return the numbers of k-points along the reciprocal vectors of a cell, even ones.
 
     Args:
@@ -96,9 +96,9 @@ def _gpaw(k_density: float, cutoff_scale: float, like: Atoms, quantity: str) -> 
     from gpaw import GPAW
 
     return GPAW(
-        mode={"name": "pw", "ecut": cutoff_scale * cutoff(set(like.get_chemical_symbols()))},
+        mode={"name": "pw", "ecut": cutoff_scale * _cutoff(set(like.get_chemical_symbols()))},
         xc="PBE",
-        kpts={"size": k_points(like.cell.array, k_density), "gamma": True},
+        kpts={"size": _k_points(like.cell.array, k_density), "gamma": True},
         occupations={"name": "fermi-dirac", "width": 0.05},
         maxiter=200,
         txt=None,
@@ -153,10 +153,10 @@ class _Espresso(CalculatorBackend):
     pseudo_dir: Path
 
     def check(self, elements: Any) -> None:
-        pseudopotentials(self.pseudo_dir, elements)
+        _pseudopotentials(self.pseudo_dir, elements)
 
 
-def pseudopotentials(folder: Path, symbols: Any) -> dict[str, str]:
+def _pseudopotentials(folder: Path, symbols: Any) -> dict[str, str]:
     """Return the file of each element's pseudopotential.
 
     Raises:
@@ -176,7 +176,7 @@ def pseudopotentials(folder: Path, symbols: Any) -> dict[str, str]:
     return {symbol: found[symbol] for symbol in sorted(set(symbols))}
 
 
-def espresso_input(like: Atoms, quantity: str) -> dict[str, dict[str, Any]]:
+def _espresso_input(like: Atoms, quantity: str) -> dict[str, dict[str, Any]]:
     """Return the settings of pw.x for atoms (appendix B.5).
 
     Args:
@@ -212,7 +212,7 @@ def _espresso(folder: str, command: str, k_density: float, like: Atoms, quantity
     return Espresso(
         profile=EspressoProfile(command=command, pseudo_dir=folder),
         directory=tempfile.mkdtemp(prefix="irlkit-pw-"),
-        pseudopotentials=pseudopotentials(Path(folder), like.get_chemical_symbols()),
-        input_data=espresso_input(like, quantity),
-        kpts=k_points(like.cell.array, k_density),
+        pseudopotentials=_pseudopotentials(Path(folder), like.get_chemical_symbols()),
+        input_data=_espresso_input(like, quantity),
+        kpts=_k_points(like.cell.array, k_density),
     )

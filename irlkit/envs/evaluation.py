@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.envs._backends import Backend
 from irlkit.envs._cache import EvaluationCache, Key, Row
-from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs._choice import get_backend
-from irlkit.envs.backends import Backend
-from irlkit.envs.properties import Property, get_property
+from irlkit.envs._properties import Property, get_property
+from irlkit.envs._symmetry import canonical_keys
 from irlkit.potentials import Potential
 from irlkit.rewards import Reward, RewardResult
 from irlkit.utils.checks import check_finite, checked
@@ -64,7 +64,7 @@ class Evaluator:
     A context manager, which closes the backend if it was given by name.
 
     Args:
-        property: name or property, see `irlkit.envs.properties`.
+        property: name or property, see `irlkit.envs.PROPERTIES`.
         backend: name or backend, see `irlkit.envs.get_backend`.
         cache: file of the cache; None remembers for as long as this object lives.
 
@@ -200,9 +200,9 @@ class PropertyReward(Reward):
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Judge all structures."""
-        return self.judge(self.evaluator(batch))
+        return self._judge(self.evaluator(batch))
 
-    def judge(self, found: Evaluations) -> RewardResult:
+    def _judge(self, found: Evaluations) -> RewardResult:
         """Return the rewards of evaluations."""
         values = self.evaluator.property.reward(found.values, self.target)
         info: Mapping[str, np.ndarray] = {

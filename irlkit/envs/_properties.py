@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch, validity
-from irlkit.envs.backends import Backend
+from irlkit.envs._backends import Backend
 from irlkit.utils.checks import check_finite, checked
 
 GPA = 160.21766208
