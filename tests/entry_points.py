@@ -633,8 +633,10 @@ def entries(kit):
             prune=False,
         ),
         # --- experiments ---
-        "experiments.Claim": dict(claim="a", value=1.0, target=">= 1", holds=True, required=True),
-        "experiments.Claim.check": dict(claim="a", value=1.0, target=">= 1", required=True),
+        "experiments.Claim": vars(experiments.Claim.check("a", 1.0, ">= 1")),
+        "experiments.Claim.check": dict(
+            claim="a", value=1.0, target=">= 1", kind="claim", control=None
+        ),
         "experiments.claims_table": dict(claims=[experiments.Claim.check("a", 1.0, ">= 1")]),
         "experiments.AnnealingPreset": vars(PRESET),
         "experiments.NoisePreset": vars(experiments.presets("noise")["quick"]),

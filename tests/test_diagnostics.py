@@ -37,7 +37,7 @@ def history(n=20, **columns):
 def test_nothing_is_wrong_with_a_healthy_run():
     (finding,) = judge(history())
     assert finding.severity == "good"
-    assert "reward went from 0.1" in finding.finding
+    assert "reward rose from 0.12" in finding.finding
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_nothing_is_wrong_with_a_healthy_run():
         ({"distinct": (0.8, 0.1)}, "problem", "15% are different", "kl_weight"),
         ({"reward": (0.4, 0.1)}, "problem", "reward fell from", "restore_best"),
         ({"pos_drift_ratio": 3.0, "reward": 0.1}, "warning", "velocity of pos", "kl_weight"),
+        ({"reward": 4.59}, "warning", "not risen beyond its noise: from 4.59 to 4.59", "longer"),
         ({"non_finite": 2}, "warning", "2 structures per iteration", "out_dir"),
     ],
 )

@@ -18,12 +18,13 @@ from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_anneali
 from irlkit.lab import experiments
 from irlkit.lab.experiments import _handcrafted as handcrafted
 from irlkit.lab.experiments import claims, records
-from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_remark
+from irlkit.lab.experiments._annealing_claims import annealing_claims
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
 from irlkit.rl.trainer import GRPOTrainer
+from tests.tiny_experiments import evaluated
 
 # --------------------------------------------------------------------------------------------------
 # Presets
@@ -92,93 +93,113 @@ def test_fewer_seeds_where_evaluations_are_long():
 # --------------------------------------------------------------------------------------------------
 
 
-def evaluation(**changes):
-    """A table in which everything holds, at 10 against 500 steps; `changes` are METRe."""
-    metre = {
-        **{f"learned_{n}": 0.80 for n in presets("annealing")["laptop"].evaluation_steps},
-        "handcrafted_500": 0.80,
-        "tuned_10": 0.30,
-        **changes,
-    }
-    rows = []
-    for (name, value), seed in product(metre.items(), (0, 1, 2)):
-        schedule, n_steps = name.split("_")
-        tuned = {"learned": np.nan, "handcrafted": 500, "tuned": 10}[schedule]
-        schedule = "learned" if schedule == "learned" else "handcrafted"
-        value = value[seed] if isinstance(value, tuple) else value
-        labels = {"schedule": schedule, "tuned_at": tuned, "n_steps": int(n_steps), "seed": seed}
-        rows.append({**labels, "metre": value, "crmse": 0.5 - 0.4 * value})
-    return pd.DataFrame(rows)
+PRESET = presets("annealing")["laptop"]
+GOOD = {
+    **{("learned", k): (0.8, 0.1) for k in PRESET.evaluation_steps},
+    **{("none", k): (0.7, 0.2) for k in PRESET.evaluation_steps},
+    ("handcrafted", 500): (0.8, 0.1),
+    ("handcrafted", 10): (0.72, 0.15),
+    ("rule", 10): (0.8, 0.12),
+    ("rule", 5): (0.8, 0.14),
+}
+"""Schedule, steps -> METRe and RMSE of what should be found."""
 
 
-def judge(table, smallest=0.3):
-    return annealing_claims(table, presets("annealing")["laptop"], smallest)
+def judge(changes=None, smallest=0.3, dropped=()):
+    """The claims where everything holds but for the changes."""
+    evaluations = []
+    for (schedule, k), (metre, rmsd) in {**GOOD, **(changes or {})}.items():
+        if (schedule, k) in dropped:
+            continue
+        tuned_at = k if schedule in ("handcrafted", "rule") else np.nan
+        labels = {"schedule": schedule, "tuned_at": tuned_at, "n_steps": k}
+        for trained, seed in product((0, 1, 2) if schedule == "learned" else (np.nan,), (0, 1, 2)):
+            of = {**labels, "training_seed": trained, "seed": seed}
+            evaluations.append(evaluated(metre=metre, rmsd=rmsd, **of))
+    evidence = claims._Evidence(evaluations, experiments.VelocityAnnealing.metric_names)
+    return annealing_claims(evidence, PRESET, smallest)
 
 
 def test_all_claims_hold():
-    judged = judge(evaluation())
+    judged = judge()
     assert all(claim.holds for claim in judged)
-    assert [claim.required for claim in judged].count(False) == 1, "five steps are an aim"
-    assert len(judged) == 10
+    assert [claim.kind for claim in judged].count("aim") == 2, "five steps are aims"
+    assert [claim.kind for claim in judged[:4]] == ["claim"] * 4
+    assert all(claim.low <= claim.value <= claim.high for claim in judged[:-1])
+    assert "cRMSE of the learned annealing, 10 steps relative to" in judged[0].claim
+    assert judged[0].control == pytest.approx((0.7 * 0.2 + 0.3 * 0.5) / 0.18, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("changes", "failing"),
+    ("changes", "not_holding"),
     [
-        # 0.75 / 0.80 < 0.97, and the cRMSE rises from 0.18 to 0.20.
-        ({"learned_10": 0.75}, {0, 1}),
-        # In one seed the handcrafted schedule at 10 steps is better.
-        ({"tuned_10": (0.3, 0.3, 0.81)}, {2, 3}),
-        ({"learned_5": 0.7}, {5}),
-        ({"learned_500": 0.7}, {9}),
+        ({("learned", 10): (0.8, 0.13)}, {1, 4}),
+        ({("rule", 10): (0.8, 0.1)}, {4}),
+        ({("handcrafted", 10): (0.8, 0.1)}, {2, 3}),
+        ({("learned", 500): (0.8, 0.2)}, {9}),
+        ({("learned", 5): (0.6, 0.1)}, {5, 10, 12}),
     ],
 )
-def test_claims_that_fail(changes, failing):
-    judged = judge(evaluation(**changes))
-    assert {i for i, claim in enumerate(judged) if not claim.holds} == failing
+def test_claims_that_do_not_hold(changes, not_holding):
+    judged = judge(changes)
+    assert {i for i, claim in enumerate(judged, start=1) if not claim.holds} == not_holding
+
+
+def test_what_learned_nothing_satisfies_no_claim():
+    null = {(schedule, k): value for (schedule, k), value in GOOD.items() if schedule == "none"}
+    judged = judge({("learned", k): value for (_, k), value in null.items()}, smallest=1.0)
+    assert not any(claim.holds for claim in judged if claim.kind != "guard")
+    assert all(c.value == pytest.approx(c.control) for c in judged if c.control is not None)
+    # Where doing nothing is good enough, what is claimed is no evidence, and is not called so.
+    trivial = judge({("none", 10): (0.8, 0.1)})
+    assert [i for i, c in enumerate(trivial[:9], start=1) if c.kind == "guard"] == [1, 2, 3, 4]
 
 
 def test_a_reversed_velocity_fails():
-    assert not judge(evaluation(), smallest=0.0)[4].holds
+    assert judge(smallest=0.0)[-1].verdict == "fails"
 
 
-def test_robustness_compares_the_same_seeds():
-    # At 500 steps only the first seed was evaluated, which is worse at 10 steps than the others.
-    table = evaluation(learned_10=(0.7, 0.9, 0.9), learned_500=0.7)
-    table = table[(table["schedule"] != "learned") | (table["n_steps"] < 500) | (table.seed == 0)]
-    claim = judge(table)[-1]
-    assert "500 steps" in claim.claim and claim.value == pytest.approx(1.0)
+def test_what_was_not_measured_is_undecided():
+    judged = judge(dropped=[("rule", 10)])
+    assert (judged[3].verdict, judged[3].value) == ("undecided", None)
+    assert judged[0].holds
 
 
-def test_what_was_not_measured_does_not_hold():
-    table = evaluation()
-    judged = judge(table[table["tuned_at"] != 10])
-    assert [judged[i].holds for i in (0, 2, 3)] == [True, False, False]
-    assert judged[2].value is None
-    nothing_matched = judge(evaluation(**{"handcrafted_500": 0.0}))
-    assert nothing_matched[0].value is None and not nothing_matched[0].holds
+def test_comparisons_are_of_the_same_seeds():
+    names = {"crmse": "cRMSE"}
+    rows = [
+        evaluated(schedule=schedule, rmsd=rmsd, seed=seed)
+        for schedule, rmsd, seed in (("a", 0.1, 0), ("b", 0.1, 0), ("b", 0.3, 1))
+    ]
+    evidence = claims._Evidence(rows, names)
+    a, b = (claims._Group(name, {"schedule": name}) for name in "ab")
+    assert evidence.check("crmse", a, b, ">= 1", relative=True).value == pytest.approx(1.0)
+    pairs = [
+        evaluated(schedule=name, rmsd=0.1 * (1 + t), training_seed=t, seed=s)
+        for name, t, s in (("a", 0, 0), ("a", 1, 1), *(("b", t, s) for t in (0, 1) for s in (0, 1)))
+    ]
+    same = claims._Evidence(pairs, names).check("crmse", a, b, ">= 1", relative=True)
+    assert same.value == same.low == same.high == pytest.approx(1.0), "of the pairs that both have"
+    with pytest.raises(ValueError, match="nothing was evaluated yet"):
+        claims._Evidence([], names)
 
 
 def test_claims_table_is_readable():
-    table = claims.claims_table(judge(evaluation(learned_5=0.1)))
-    assert list(table.columns) == ["claim", "value", "target", "holds", "kind"]
-    assert table["kind"][6] == "aim" and table["holds"][6] == "NO", "numbered from 1"
-    assert " " not in table["target"][1], "breaks over two lines"
+    table = claims.claims_table(judge({("learned", 5): (0.1, 0.1)}))
+    expected = ["claim", "kind", "value", "95 % interval", "control", "target", "verdict"]
+    assert list(table.columns) == expected
+    assert table["kind"][5] == "aim" and table["verdict"][5] == "fails", "numbered from 1"
+    assert " " not in table["target"][1] + table["95 % interval"][1], "breaks over two lines"
+    assert table["claim"].str.len().max() > 50
+    assert all(claim in table._repr_html_() for claim in table["claim"]), "texts are cut"
 
 
 def test_the_conclusion_is_computed():
-    table = evaluation(learned_10=(0.7, 0.75, 0.8), learned_5=0.1).assign(n_structures=100)
-    preset = presets("annealing")["laptop"]
-    judged = judge(table)
-    text = claims._held_in_words(judged)
-    n_required = sum(claim.required for claim in judged)
-    n_held = sum(claim.holds for claim in judged if claim.required)
-    assert f"**{n_held} of {n_required} claims hold.**" in text
-    failing = [i for i, claim in enumerate(judged, start=1) if not claim.holds]
-    assert failing and all(f"{i} (" in text for i in failing) and "6 (aim)" in text
-    assert claims._held_in_words(judge(evaluation())) == "**9 of 9 claims hold.**"
-    text = annealing_remark(table, preset)
-    assert "With 100 test structures" in text and "4.3 percentage points" in text
+    text = claims._verdicts_in_words(judge({("learned", 5): (0.6, 0.1)}))
+    assert text.startswith("**Claims:** 8 hold (number 1, 2, 3, 4, 6, 7, 8, 9). **Aims:** 2 fail")
+    assert "1 fails (number 12)" in text
+    text = claims._verdicts_in_words(judge(dropped=[("rule", 10)]))
+    assert "1 is undecided (number 4)" in text
 
 
 def test_means_have_their_range():
@@ -348,19 +369,26 @@ def finished(files, tmp_path_factory):
     experiment.evaluate("learned")
     experiment.sweep_few_steps()
     experiment.evaluate("handcrafted", 3, tuned_at=3)
+    experiment.sweep_rule(3, 2)
+    experiment.evaluate("rule")
+    experiment.evaluate("rule", 2, tuned_at=2)
     return experiment
 
 
 def test_every_schedule_is_evaluated_for_every_seed_and_number_of_steps(finished):
     rows = finished.evaluation
     counts = rows.groupby(["schedule", "tuned_at"], dropna=False).size().to_dict()
-    assert sorted(counts.values()) == [2, 7, 8, 8]
+    assert sorted(counts.values()) == [2, 2, 7, 8, 8, 12]
+    # All pairs of training and base seeds where steps are few.
+    learned = rows[rows["schedule"] == "learned"].groupby("n_steps").size()
+    assert learned.to_dict() == {2: 4, 3: 4, 4: 2, 6: 2}
+    assert list(finished.seed_spreads("crmse").index) == [("learned", 2), ("learned", 3)]
     assert set(rows["n_steps"]) == {2, 3, 4, 6}
     assert set(rows["n_structures"]) == {len(finished.test)}
     assert len(finished.structures) == len(rows) * len(finished.test)
     table = finished.table()
-    assert len(table) == 4 + 4 + 4 + 1
-    assert len(table.query("steps == 3")) == 4
+    assert len(table) == 4 + 4 + 4 + 1 + 4 + 1
+    assert len(table.query("steps == 3")) == 5
     mean = rows[(rows["schedule"] == "none") & (rows["n_steps"] == 2)]["crmse"].mean()
     assert table.loc[("none", 2), "cRMSE"].startswith(f"{mean:.3f} (")
     with pytest.raises(ValueError, match=r"name must be one of \['metrics'\], got 'metric'"):
@@ -371,6 +399,22 @@ def test_a_cell_that_is_run_again_replaces_what_was_there(finished):
     before = finished.evaluation.drop(columns="seconds")
     finished.evaluate("none", 2)
     pd.testing.assert_frame_equal(finished.evaluation.drop(columns="seconds"), before)
+
+
+def test_evaluations_go_on_where_they_were_interrupted(files, tmp_path, finished, monkeypatch):
+    make(files, tmp_path).evaluate("none", (2, 3))
+    counted = []
+    judge = experiments.VelocityAnnealing._judge
+    monkeypatch.setattr(
+        experiments.VelocityAnnealing, "_judge", lambda *a: counted.append(1) or judge(*a)
+    )
+    rows = make(files, tmp_path).evaluate("none")
+    assert len(rows) == 7 and len(counted) == 3, "those at two and three steps are there"
+    expected = finished.evaluation.query("schedule == 'none'")
+    columns = ["n_steps", "seed", "metre", "crmse", "n_structures"]
+    pd.testing.assert_frame_equal(
+        rows[columns], expected[columns].reset_index(drop=True), check_dtype=False
+    )
 
 
 def test_base_samples_depend_on_the_seed_alone(finished):
@@ -390,8 +434,8 @@ def test_learned_schedules_are_those_with_the_best_validation(finished):
 
 def test_curves_are_those_of_the_schedules(finished):
     curves = finished.schedule_curves()
-    # Two learned ones at few, fewest and most steps, two handcrafted ones at few; two fields.
-    assert len(curves) == 2 * (2 * (3 + 2 + 6) + 2 * 3)
+    # Two learned ones at few, fewest and most steps, two handcrafted ones at few, and rules.
+    assert len(curves) == 2 * (2 * (3 + 2 + 6) + 2 * 3 + 3 + 2)
     best = finished.best_handcrafted(6)
     rows = curves[(curves["tuned_at"] == 6) & (curves["field"] == "pos")]
     np.testing.assert_allclose(rows["factor"], 1 + best.pos * rows["t"], rtol=1e-5)
@@ -419,22 +463,24 @@ def test_some_structures_to_play_with(finished):
 def test_results_are_complete_and_strict(finished):
     judged = finished.claims()
     text = finished.conclusion(judged)
-    assert "claims hold.**" in text and "standard error" in text and "quick" in text
+    assert "**Claims:**" in text and "4 test structures" in text and "quick" in text
     paths = finished.write_results(judged)
     assert all(path.is_file() for path in paths)
     found = json.loads(
         (finished.out_dir / "results.json").read_text(),
         parse_constant=lambda text: pytest.fail(f"{text} is not JSON"),
     )
-    keys = "parameters environment dataset evaluation handcrafted_sweep training claims"
+    keys = "parameters environment dataset evaluation handcrafted_sweep rule_sweep training claims"
     assert set(found) == set(keys.split())
+    assert not finished._unwritten.exists(), "what is written is evaluated anew"
     assert found["parameters"]["preset"] == "quick"
     assert found["dataset"]["split_sizes"].keys() == {"train", "val", "test"}
     assert found["training"]["best_iteration"].keys() == {"0", "1"}
     assert len(found["claims"]) == len(judged)
     assert len(found["evaluation"]) == len(finished.evaluation)
     for row in found["evaluation"]:
-        assert (row["coefficients"] is not None) == (row["schedule"] == "handcrafted")
+        assert (row["coefficients"] is not None) == (row["schedule"] in ("handcrafted", "rule"))
+        assert (row["training_seed"] is not None) == (row["schedule"] == "learned")
     assert [len(sweep["trials"]) for sweep in found["handcrafted_sweep"]] == [6, 4]
     for seed in TINY.seeds:
         path = finished.out_dir / f"schedule_seed_{seed}.safetensors"
@@ -457,10 +503,12 @@ def test_figures_are_written_without_a_network(tmp_path):
 
 def test_the_order_of_things_is_explained(files, tmp_path):
     experiment = make(files, tmp_path)
-    with pytest.raises(ValueError, match="schedule must be none, handcrafted or learned"):
+    with pytest.raises(ValueError, match="schedule must be none, handcrafted, rule or learned"):
         experiment.evaluate("bogus")
     with pytest.raises(ValueError, match="sweep for 6 steps"):
         experiment.evaluate("handcrafted")
+    with pytest.raises(ValueError, match="call sweep_rule"):
+        experiment.evaluate("rule")
     with pytest.raises(ValueError, match="train_schedules"):
         experiment.evaluate("learned")
     assert "tiny" not in experiment.summary().to_string()

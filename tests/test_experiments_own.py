@@ -93,4 +93,6 @@ def test_claims(salts):
     table.loc[table["set"] == "after", "reward"] = [-1.0, *[np.nan] * 5]
     held = [claim.holds for claim in own.own_claims(table, 0.9, n_skipped=1)]
     assert held == [False] * 4
-    assert [claim.required for claim in own.own_claims(table, 1.0)] == [True, True, False, False]
+    assert [claim.kind for claim in own.own_claims(table, 1.0)] == ["aim"] + ["guard"] * 3
+    table["reward"] = 0.0
+    assert [claim.holds for claim in own.own_claims(table, 1.0)] == [False] + [True] * 3

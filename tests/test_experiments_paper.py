@@ -85,10 +85,13 @@ def run_annealing(experiment):
     experiment.sweep_few_steps()
     experiment.evaluate("handcrafted", experiment.preset.n_steps, tuned_at=2)
     experiment.evaluate("learned")
+    experiment.sweep_rule(2)
+    experiment.evaluate("rule")
 
 
 def run_energy(experiment):
     experiment.sweep_reference()
+    experiment.sweep_rule()
     experiment.evaluate_pretrained()
     experiment.train_policies()
     experiment.evaluate_policies()

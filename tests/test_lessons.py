@@ -57,10 +57,12 @@ def test_energies_are_counted_from_the_lowest_of_all_sets():
     assert list(table["with an energy"]) == [2, 3]
     assert list(table["near the lowest"]) == [1, 2]
     assert table.loc["before", "mean, eV/atom"] == pytest.approx(-1.48)
-    valid, mean, near = quickstart.energy_claims(before, after)
-    assert (valid.value, valid.required) == (pytest.approx(2 / 3), True)
-    assert mean.holds and mean.value == pytest.approx(-1.66 + 1.48) and not mean.required
+    mean, near, valid = quickstart.energy_claims(before, after)
+    assert (valid.value, valid.kind) == (pytest.approx(2 / 3), "guard")
+    assert mean.holds and mean.value == pytest.approx(-1.66 + 1.48) and mean.kind == "aim"
     assert near.value == 1
+    unchanged = quickstart.energy_claims(before, before)
+    assert [claim.holds for claim in unchanged] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,10 @@ def test_a_notebook_says_whether_learning_made_it_worse(changes, words):
     assert all(part in said for part in words), said
 
 
-def test_distance_from_what_is_known_is_an_aim():
+def test_distance_from_what_is_known_is_a_guard():
     energies = np.array([-1.0, -2.0])
-    *_, aim = quickstart.energy_claims(energies, energies, 0.004)
-    assert aim.holds and not aim.required and aim.value == 0.004
+    *_, guard = quickstart.energy_claims(energies, energies, 0.004)
+    assert guard.holds and guard.kind == "guard" and guard.value == 0.004
     assert len(quickstart.energy_claims(energies, energies)) == 3
 
 
@@ -90,7 +92,7 @@ def test_no_energy_at_all_holds_nothing():
     nothing = np.full(3, np.nan)
     table = quickstart.energy_table({"before": nothing, "after": nothing})
     assert table["lowest, eV/atom"].isna().all() and (table["near the lowest"] == 0).all()
-    valid, mean, _ = quickstart.energy_claims(nothing, nothing)
+    mean, _, valid = quickstart.energy_claims(nothing, nothing)
     assert not valid.holds and not mean.holds and mean.value is None
 
 
@@ -117,8 +119,10 @@ def test_spreads_and_their_claims():
     claims = lessons.interpolant_claims(1.0, 1.05, table)
     assert all(claim.holds for claim in claims)
     worse = lessons.interpolant_claims(1.0, 0.5, table)
-    assert not worse[0].holds, "no network beats the mean"
-    assert not lessons.interpolant_claims(0.0, 0.5, table)[0].holds
+    assert not worse[-1].holds, "no network beats the mean"
+    assert not lessons.interpolant_claims(0.0, 0.5, table)[-1].holds
+    untrained = lessons.interpolant_claims(1.0, 40.0, table)
+    assert not untrained[0].holds and untrained[-1].kind == "guard"
 
 
 def test_parameters_of_a_notebook_are_what_its_literal_cells_set():
@@ -142,5 +146,5 @@ def test_records_are_strict_json_tables_and_figures(tmp_path):
     )
     assert all(path.is_file() for path in paths)
     results = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert results["claims"][0]["holds"] is True and results["potential"] is None
+    assert results["claims"][0]["verdict"] == "holds" and results["potential"] is None
     assert len(pd.read_parquet(tmp_path / "new" / "history.parquet")) == 2

@@ -352,8 +352,8 @@ def test_notebook_runs_and_writes_its_results(path, tmp_path):
     assert results["parameters"]["preset"] == "quick"
     assert results["environment"] and results["dataset"] and results["claims"]
     for claim in results["claims"]:
-        assert {"claim", "value", "target", "holds"} <= set(claim)
-        assert isinstance(claim["holds"], bool)
+        assert {"claim", "value", "low", "high", "control", "target", "kind"} <= set(claim)
+        assert claim["verdict"] in ("holds", "fails", "undecided")
     for row in results.get("evaluation", []):
         assert set(row) >= EVALUATION_KEYS
         assert 0 <= row["metre"] <= 1 and row["n_structures"] > 0

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 from pymatgen.core import Lattice, Structure
@@ -28,3 +29,15 @@ def write_files(folder):
             rows.append({"material_id": len(rows), "cif": Structure(lattice, *sites).to(fmt="cif")})
     pd.DataFrame(rows).to_csv(folder / "salts.csv", index=False)
     return folder
+
+
+def evaluated(n=240, rmsd=0.1, metre=0.8, energy=0.5, invalid=0.0, **labels):
+    """Labels of an evaluation, and structures of which these shares match and have no energy."""
+    labels = {"training_seed": np.nan, "tuned_at": np.nan, **labels}
+    rng = np.random.default_rng(int(labels["seed"]))
+    place = (0.618034 * np.arange(n) + 0.3 * labels["seed"]) % 1  # Evenly, whatever the share.
+    distance = np.where(place < metre, rmsd * rng.uniform(0.5, 1.5, n), np.nan)
+    above = np.where(place < 1 - invalid, energy * rng.uniform(0.5, 1.5, n), np.nan)
+    columns = {"rmsd": distance, "best_rmsd": distance, "polymorph_rmsd": distance}
+    formulas = [f"c{i // 2}" for i in range(n)]
+    return labels, pd.DataFrame({"formula": formulas, **columns, "energy_above_reference": above})

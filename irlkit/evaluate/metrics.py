@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
@@ -146,6 +147,7 @@ class EnergyMetrics:
             for, eV/atom, over structures with an energy; nan where there is none.
         energy_above_lowest: The same above the lowest reference of the composition.
         median_energy_above_reference: Median instead of mean, which few outliers cannot move.
+        trimmed_energy_above_reference: Mean without the lowest and the highest tenth.
         invalid_rate: Share of generated structures without an energy: those that
             `validity.check` rejects and those that the potential failed on.
         n_failed: Valid structures that the potential failed on.
@@ -159,6 +161,7 @@ class EnergyMetrics:
     energy_above_reference: float
     energy_above_lowest: float
     median_energy_above_reference: float
+    trimmed_energy_above_reference: float
     invalid_rate: float
     n_failed: int
     n_structures: int
@@ -222,14 +225,15 @@ def evaluate_energies(
     lowest = np.full(inverse.max() + 1, np.inf)
     np.minimum.at(lowest, inverse, reference)
     above, above_lowest = energy - reference, energy - lowest[inverse]
-    finite = np.isfinite(above)
+    finite = above[np.isfinite(above)]
     return EnergyMetrics(
         energy_above_reference=_mean(above),
         energy_above_lowest=_mean(above_lowest),
-        median_energy_above_reference=(
-            float(np.median(above[finite])) if finite.any() else float("nan")
+        median_energy_above_reference=float(np.median(finite)) if len(finite) else float("nan"),
+        trimmed_energy_above_reference=(
+            float(stats.trim_mean(finite, 0.1)) if len(finite) else float("nan")
         ),
-        invalid_rate=float(1 - finite.mean()),
+        invalid_rate=1 - len(finite) / len(batch),
         n_failed=int(result.failed.sum()),
         n_structures=len(batch),
         potential=potential.name,

@@ -56,9 +56,13 @@ def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Fi
     found = [*_of_rewards(run), *_of_updates(run), *_of_structures(run)]
     if not found:
         reward, before = run.late("reward"), run.early("reward")
-        found = [
-            Finding("good", f"Nothing is wrong; the reward went from {before:.3g} to {reward:.3g}.")
-        ]
+        change = f"from {before:.4g} to {reward:.4g}"
+        found = [Finding("good", f"Nothing is wrong; the reward rose {change}.")]
+        if not run.rises("reward"):
+            advice = "Train for longer, or raise learning_rate or the exploration noise."
+            found = [
+                Finding("warning", f"The reward has not risen beyond its noise: {change}.", advice)
+            ]
     return sorted(found, key=lambda entry: ("problem", "warning", "good").index(entry.severity))
 
 

@@ -28,6 +28,8 @@ class EnergyExperiment(AnnealedExperiment[S]):
         "metre": "METRe",
         "crmse": "cRMSE",
         "energy_above_reference": "energy above reference, eV/atom",
+        "median_energy_above_reference": "its median",
+        "trimmed_energy_above_reference": "its trimmed mean",
         "invalid_rate": "invalid",
     }
 

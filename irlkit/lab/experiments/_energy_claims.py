@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from irlkit.lab.experiments.claims import Claim, _rows
+from irlkit.lab.experiments.claims import Claim, Kind, _Evidence, _Group
 from irlkit.lab.experiments.presets import EnergyPreset
 
 PRETRAINED = "pretrained"
@@ -12,80 +10,70 @@ ANNEALED = "pretrained, annealed"
 """The pretrained model with the learned annealing that the policies keep."""
 
 
-def energy_claims(evaluation: pd.DataFrame, preset: EnergyPreset) -> list[Claim]:
-    """The paper's claims about energy reinforcement (section 4.2), on means over seeds.
+def energy_claims(
+    evidence: _Evidence, preset: EnergyPreset, with_annealing: bool, with_rule: bool
+) -> list[Claim]:
+    """The paper's claims about energy reinforcement (section 4.2).
 
     The claims are about the model that reinforcement begins with, integrated as the policies are.
     The same about this model with the annealing and the many steps that suit its structures best,
     as the paper has it, are aims: how low its energies are says what that annealing does to
-    energies, which depends on the data (docs/results.md), more than what reinforcement does.
+    energies, which depends on the data (docs/results.md), more than what reinforcement does. The
+    control is the policy before training, with the same noise and steps.
 
-    The claim about matches counts those with any polymorph of the composition. Matches with the
-    very reference that the structure was generated for are an aim: where this is not the lowest
-    polymorph, an energy below it is not to be had without leaving it. Where no two references
-    share a composition, both are the same.
+    That matches are kept and structures stay valid are guards: a policy that does nothing keeps
+    them. Where a reference is not the lowest polymorph of its composition, an energy below it is
+    not to be had without leaving it, so that matches with any polymorph are counted as well.
+
+    `with_annealing` says whether the policies keep a learned annealing, `with_rule` whether the
+    rule that needs no learning was evaluated.
     """
-    few, many = preset.n_steps, preset.reference_steps
-    metrics = (
-        ("polymorph match rate", "polymorph_match_rate", ">= -0.01", True),
-        ("match rate", "match_rate", ">= -0.01", False),
-        ("RMSE", "rmse", "<= 0", True),
-        ("invalid-energy rate", "invalid_rate", "<= 0", True),
-    )
-    means = {
-        name: _rows(evaluation, policy=name, n_steps=few).mean(numeric_only=True)
-        for name in preset.policies
-    }
-    energies = {name: float(mean["energy_above_reference"]) for name, mean in means.items()}
-    entries: list[tuple[str, float, str, bool]] = []
-    for n_steps, schedule, how, required, compared in (
-        (few, "none", "without annealing", True, metrics),
-        (many, "handcrafted", "with its best annealing", False, metrics),
-        (many, "none", "without annealing", False, ()),
-    ):
-        than = f"the pretrained model {how}, {n_steps} steps"
-        baseline = _rows(evaluation, policy=PRETRAINED, n_steps=n_steps, schedule=schedule)
-        theirs = baseline.mean(numeric_only=True)
-        for name, ours in means.items():
-            who = f"{name}, {few} steps"
-            share = _share(energies[name], float(theirs["energy_above_reference"]))
-            what = f"{who}: energy above reference relative to {than}"
-            entries.append((what, share, "<= 0.5", required))
-            entries += [
-                (
-                    f"{who}: {what} minus that of {than}",
-                    float(ours[column] - theirs[column]),
-                    target,
-                    required and may_be_claimed,
-                )
-                for what, column, target, may_be_claimed in compared
-            ]
-    annealed = _rows(evaluation, policy=PRETRAINED, n_steps=few, schedule="learned")
-    if len(annealed):
-        before = float(annealed["energy_above_reference"].mean())
-        entries += [
-            (
-                f"{name}, {few} steps: energy above reference relative to the pretrained model "
-                f"with the learned annealing, {few} steps",
-                _share(energy, before),
-                "< 1",
-                True,
+    few, many, check = preset.n_steps, preset.reference_steps, evidence.check
+    energy = "energy_above_reference"
+
+    def pretrained(n_steps: int, schedule: str, how: str) -> _Group:
+        labels = {"policy": PRETRAINED, "n_steps": n_steps, "schedule": schedule}
+        return _Group(f"the pretrained model {how}, {n_steps} steps", labels)
+
+    ours = {}
+    for name in preset.policies:
+        start = _Group(f"{name} before training", {"policy": untrained(name), "n_steps": few})
+        ours[name] = _Group(f"{name}, {few} steps", {"policy": name, "n_steps": few}, start)
+    start = pretrained(few, "none", "without annealing")
+    best = pretrained(many, "handcrafted", "with its best annealing")
+    plain = pretrained(many, "none", "without annealing")
+    claims = []
+    for theirs, kind in ((start, "claim"), (best, "aim"), (plain, "aim")):
+        of: Kind = "claim" if kind == "claim" else "aim"
+        for group in ours.values():
+            claims.append(check(energy, group, theirs, "<= 0.5", of, relative=True))
+            claims.append(
+                check(energy, group, theirs, "<= 0.5", of, relative=True, statistic="median")
             )
-            for name, energy in energies.items()
+            if theirs is not plain:
+                claims.append(check("rmse", group, theirs, "< 0", of))
+    if with_annealing:
+        annealed = pretrained(few, "learned", "with the learned annealing")
+        claims += [check(energy, group, annealed, "< 0") for group in ours.values()]
+    if with_rule:
+        rule = pretrained(few, "rule", "with the rule")
+        claims += [
+            check(energy, group, rule, "< 0", "aim", statistic=statistic)
+            for group in ours.values()
+            for statistic in ("mean", "median")
         ]
-    by_kind = {preset.policies[name].policy: energy for name, energy in energies.items()}
+    for group in ours.values():
+        claims += [
+            check("polymorph_match_rate", group, start, ">= -0.01", "guard"),
+            check("match_rate", group, start, ">= -0.01", "guard"),
+            check("invalid_rate", group, start, "<= 0", "guard"),
+        ]
+    by_kind = {preset.policies[name].policy: group for name, group in ours.items()}
     velocity, score = by_kind["velocity"], by_kind["score"]
-    entries.append(
-        (
-            "energy above reference, velocity-based minus score-based, relative to score-based",
-            (velocity - score) / abs(score) if score else float("nan"),
-            "<= 0.1",
-            True,
-        )
-    )
-    return [Claim.check(*entry) for entry in entries]
+    claims.append(check(energy, velocity, score, "<= 1.1", "guard", relative=True))
+    return claims
 
 
-def _share(value: float, of: float) -> float:
-    """A share of a positive number; nan of others, of which no share can be taken."""
-    return value / of if of > 0 else float("nan")
+def untrained(name: str) -> str:
+    """What evaluations of a policy before its training are called."""
+    return f"{name}, untrained"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from irlkit.flows.dynamics import Dynamics
-from irlkit.flows.schedules import Annealing, LinearAnnealing
+from irlkit.flows.schedules import Annealing, EndpointAnnealing, LinearAnnealing
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ def make_job(
     annealing: Annealing | None = None,
     *,
     tuned_at: int | None = None,
+    training_seed: int | None = None,
     dynamics: Dynamics | None = None,
     **labels: Any,
 ) -> Job:
@@ -41,20 +44,51 @@ def make_job(
     Args:
         n_steps: integration steps.
         seed: of the base samples.
-        schedule: what the annealing is called: "none", "handcrafted", "learned", ...
+        schedule: what the annealing is called: "none", "handcrafted", "rule", "learned", ...
         annealing: of the velocity.
-        tuned_at: number of steps that a handcrafted one was tuned for.
+        tuned_at: number of steps that a handcrafted one, or the rule, was tuned for.
+        training_seed: of what was trained; None: nothing was.
         dynamics: what generates; None: the pretrained model with the annealing.
     """
-    linear = annealing if isinstance(annealing, LinearAnnealing) else None
+    tuned = annealing if isinstance(annealing, LinearAnnealing | EndpointAnnealing) else None
     annealed = {
         "schedule": schedule,
         "tuned_at": np.nan if tuned_at is None else tuned_at,
-        "pos": np.nan if linear is None else linear.pos,
-        "cell": np.nan if linear is None else linear.cell,
+        "pos": np.nan if tuned is None else tuned.pos,
+        "cell": np.nan if tuned is None else tuned.cell,
     }
-    columns = {**labels, **annealed, "n_steps": n_steps, "seed": seed}
+    trained = np.nan if training_seed is None else training_seed
+    columns = {**labels, **annealed, "n_steps": n_steps, "seed": seed, "training_seed": trained}
     return Job(columns, annealing if dynamics is None else dynamics)
+
+
+def seed_pairs(
+    trained: Sequence[int], seeds: Sequence[int], crossed: bool = True
+) -> list[tuple[int, int]]:
+    """Pairs of a training seed and a seed of base samples: all, or those of equal seeds."""
+    return [(t, s) for t in trained for s in seeds if crossed or t == s]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A name for what an evaluation depends on: the same for the same weights and settings."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, nn.Module):
+            add(getattr(part, "arguments", None))
+            part = {name: value.detach() for name, value in part.state_dict().items()}
+        if isinstance(part, Mapping):
+            for name, value in part.items():
+                digest.update(f"{name}:".encode())
+                add(value)
+        elif hasattr(part, "detach"):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(f"{part!r};".encode())
+
+    for part in parts:
+        add(part)
+    return digest.hexdigest()[:32]
 
 
 def evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
@@ -63,7 +97,8 @@ def evaluation_records(evaluation: pd.DataFrame) -> list[dict[str, Any]]:
     for record in evaluation.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         coefficients = {name: row.pop(name) for name in ("pos", "cell")}
-        tuned = row["schedule"] == "handcrafted"
-        row["tuned_at"] = int(row["tuned_at"]) if row["tuned_at"] > 0 else None  # Or nan.
+        tuned = row["schedule"] in ("handcrafted", "rule")
+        for name in ("tuned_at", "training_seed"):
+            row[name] = None if np.isnan(row[name]) else int(row[name])
         records.append({**row, "coefficients": coefficients if tuned else None})
     return records

@@ -4,86 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pandas as pd
+import numpy as np
 
-from irlkit.lab.experiments.claims import Claim, _ratio, _rows
+from irlkit.evaluate.evidence import Estimate
+from irlkit.lab.experiments.claims import Claim, _Evidence, _Group
 from irlkit.lab.experiments.presets import NoisePreset
 
 
 def noise_claims(
-    evaluation: pd.DataFrame,
+    evidence: _Evidence,
     preset: NoisePreset,
-    medium: Mapping[tuple[str, str], float],
-    reached: bool,
+    medium: Mapping[tuple[str, str], np.ndarray],
+    loss: np.ndarray,
 ) -> list[Claim]:
     """The paper's claims about noise and annealing (section 4.2, Appendix C), for one model.
 
+    Nothing is learned here: the control is the same without what is claimed to help, or to harm.
+
     Args:
-        evaluation: of that model.
+        evidence: of evaluations of that model.
         preset: says which steps are few and many.
-        medium: (integration, schedule) -> medium scale; the largest that was tried, if it is
-            larger than that.
-        reached: whether the constant schedule reaches it with the perturbed ODE.
+        medium: (integration, schedule) -> medium scale, in resamples; the largest that was tried,
+            if it is larger than that.
+        loss: of the perturbed ODE at the largest scale of the constant schedule, in resamples.
     """
     few, many = preset.n_steps, preset.reference_steps
-    share = f"{preset.levels['medium']:.0%} of the quality"
-    sde, ode = "SDE", "perturbed ODE"
-    entries = [
-        (
-            f"scale that costs {share}, SDE relative to perturbed ODE, {kind} schedule",
-            _of(medium[sde, kind], medium[ode, kind]),
-            "> 1",
-        )
-        for kind in ("constant", "square root")
-    ]
-    entries += [
-        (
-            f"scale that costs {share}, square-root relative to constant schedule, {way}",
-            _of(medium[way, "square root"], medium[way, "constant"]),
-            "> 1",
-        )
-        for way in (sde, ode)
-    ]
-    none, annealed = (
-        {k: _rows(evaluation, integration="ODE", schedule=s, n_steps=k) for k in (few, many)}
-        for s in ("none", "handcrafted")
+    level = preset.levels["medium"]
+    sde, ode, check = "SDE", "perturbed ODE", evidence.check
+
+    def ratio(name: str, above: tuple[str, str], below: tuple[str, str]) -> Claim:
+        ours, theirs = medium[above], medium[below]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value, control = Estimate.of(ours / theirs), Estimate.of(theirs / theirs)
+        what = f"scale that costs {level:.0%} of the quality, {name}"
+        return Claim.check(what, value, "> 1", "claim", control)
+
+    def plain(k: int, way: str = "ODE", noise: str = "none") -> _Group:
+        labels = {"integration": way, "schedule": "none", "n_steps": k, "noise": noise}
+        return _Group(f"{way} without annealing, {k} steps", labels)
+
+    def annealed(k: int, way: str = "ODE", control: bool = True) -> _Group:
+        labels = {"integration": way, "schedule": "handcrafted", "n_steps": k}
+        name = f"{way} annealed for {many} steps, {k} steps"
+        return _Group(name, labels, plain(k) if control else None)
+
+    stochastic = _Group(
+        f"SDE annealed for {many} steps, {many} steps",
+        annealed(many, sde).labels,
+        annealed(many, control=False),
     )
-    stochastic = _rows(evaluation, integration=sde, schedule="handcrafted", n_steps=many)
-    crmse = annealed[many]["crmse"] - none[many]["crmse"]
-    gained = stochastic["match_rate"] - annealed[many]["match_rate"]
-    entries += [
-        (
-            f"a constant schedule of some scale costs more than {share} of the perturbed ODE "
-            "(1: yes)",
-            float(reached),
-            ">= 1",
+    gained, same = (
+        evidence.draw.mean(ours) - evidence.draw.mean(theirs)
+        for ours, theirs in (
+            evidence.values("match_rate", stochastic, annealed(many)),
+            evidence.values("match_rate", annealed(many), annealed(many)),
+        )
+    )
+    return [
+        *(
+            ratio(f"SDE relative to perturbed ODE, {kind} schedule", (sde, kind), (ode, kind))
+            for kind in ("constant", "square root")
         ),
-        (
-            f"match rate with the annealing for {many} steps, at {few} relative to {many} steps",
-            _paired(annealed[few], annealed[many]),
-            "<= 0.9",
+        *(
+            ratio(
+                f"square-root relative to constant schedule, {way}", (way, kind), (way, "constant")
+            )
+            for kind, way in (("square root", sde), ("square root", ode))
         ),
-        (
-            f"match rate without annealing, at {few} relative to {many} steps",
-            _paired(none[few], none[many]),
-            ">= 0.95",
+        Claim.check(
+            "share of the quality that the largest scale of the constant schedule costs, perturbed "
+            "ODE",
+            Estimate.of(loss),
+            f">= {level:g}",
+            "claim",
+            0.0,
         ),
-        (f"cRMSE with annealing minus without, at {many} steps", float(crmse.mean()), "< 0"),
-        (
-            f"match rate of the SDE minus that of the ODE, both annealed and at {many} steps, "
-            "absolute value",
-            float(abs(gained.mean())),
+        check("match_rate", annealed(few), annealed(many), "<= 0.9", relative=True),
+        check("crmse", annealed(many), plain(many), "< 0"),
+        check("match_rate", plain(few), plain(many), ">= 0.95", "guard", relative=True),
+        Claim.check(
+            f"match rate of {stochastic.name} minus that of the ODE, absolute value",
+            Estimate.of(np.abs(gained)),
             "<= 0.03",
+            "guard",
+            Estimate.of(np.abs(same)),
         ),
     ]
-    return [Claim.check(*entry) for entry in entries]
-
-
-def _paired(values: pd.DataFrame, others: pd.DataFrame) -> float:
-    """Ratio of match rates over the seeds that both have."""
-    seeds = values.index.intersection(others.index)
-    return _ratio(values["match_rate"].reindex(seeds), others["match_rate"].reindex(seeds))
-
-
-def _of(value: float, other: float) -> float:
-    return value / other if other else float("nan")

@@ -7,10 +7,11 @@ the same x_0, and differences are paired.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import pandas as pd
 import torch
@@ -18,12 +19,13 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
+from irlkit.evaluate.evidence import spread_of_seeds
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import Annealing
-from irlkit.lab.experiments._jobs import Job, evaluation_records
+from irlkit.lab.experiments._jobs import Job, evaluation_records, fingerprint
 from irlkit.lab.experiments._splits import load_splits
 from irlkit.lab.experiments._training import Run, Trainings
-from irlkit.lab.experiments.claims import Claim, _held_in_words, _with_range
+from irlkit.lab.experiments.claims import Claim, _Evidence, _verdicts_in_words, _with_range
 from irlkit.lab.experiments.presets import _Preset
 from irlkit.lab.experiments.records import write_records
 from irlkit.networks.flow_model import FlowModel
@@ -32,6 +34,7 @@ from irlkit.rewards import CRMSEReward, Reward
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import check_kind, checked
 from irlkit.utils.progress import progress_bar
+from irlkit.utils.system import write_atomically
 
 P = TypeVar("P", bound=_Preset)
 
@@ -98,6 +101,7 @@ class Experiment(Generic[P]):
         self.pool = metrics.MatchPool(preset.n_workers)
         self.seconds: dict[str, float] = {}
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
+        self._unwritten = self.out_dir / "evaluated"
         self.policies: dict[Any, Policy] = {}
         self._trainings = Trainings(self.out_dir / "training", self.train, progress)
         self._histories = self._trainings.histories
@@ -201,16 +205,38 @@ class Experiment(Generic[P]):
         bar = progress_bar(total=total, disable=not self.progress, desc=name, unit="step")
         with self._timed(f"evaluation of {name}", add=True), bar:
             for job in jobs:
-                n_steps, seed = job.labels["n_steps"], job.labels["seed"]
-                started = time.perf_counter()
-                generated = self.generate(self.test.batch, n_steps, job.dynamics, seed)
-                measured, table = self._judge(generated.to("cpu"), self.test)
-                row = {**job.labels, **measured, "seconds": time.perf_counter() - started}
+                n_steps = job.labels["n_steps"]
+                table = self._evaluate(job.dynamics, n_steps, job.labels["seed"])
+                row: dict[str, Any] = dict(job.labels) | cast(dict[str, Any], table.attrs)
                 rows.append(row)
                 key = tuple(str(value) for value in job.labels.values())
                 self._evaluated[key] = (row, table.assign(**job.labels))
                 bar.update(n_steps)
         return pd.DataFrame(rows)
+
+    def _evaluate(
+        self, dynamics: Dynamics | Annealing | None, n_steps: int, seed: int
+    ) -> pd.DataFrame:
+        """A row per test structure, metrics in its ``attrs``: of files, until results are written.
+
+        So an evaluation that was interrupted goes on, and what is the same is evaluated once.
+        """
+        if not isinstance(dynamics, Dynamics):
+            dynamics = Dynamics(self.model, dynamics)
+        batch, parameters = (
+            self.test.batch,
+            {**self._parameters(), "settings": None, "out_dir": None},
+        )
+        what = (vars(dynamics), n_steps, seed, parameters, batch.species, batch.pos, batch.cell)
+        path = self._unwritten / f"{fingerprint(*what)}.parquet"
+        if path.is_file():
+            return pd.read_parquet(path)
+        started = time.perf_counter()
+        generated = self.generate(batch, n_steps, dynamics, seed)
+        measured, table = self._judge(generated.to("cpu"), self.test)
+        table.attrs.update(measured, seconds=time.perf_counter() - started)
+        write_atomically(path, table.to_parquet(index=False))
+        return table
 
     # --- What it says ---
 
@@ -239,7 +265,7 @@ class Experiment(Generic[P]):
         table = groups[list(self.metric_names)].agg(_with_range)
         names: dict[str | int, str] = {"n_steps": "steps", "schedule": "annealing"}
         table = table.rename(columns=dict(self.metric_names)).rename_axis(index=names)
-        return table.assign(seeds=groups.size())
+        return table.assign(runs=groups.size())
 
     def claims(self) -> list[Claim]:
         """Judge the claims of the experiment by what was measured."""
@@ -248,9 +274,34 @@ class Experiment(Generic[P]):
     def _claims(self) -> list[Claim]:
         raise NotImplementedError
 
+    def _evidence(self, **labels: Any) -> _Evidence:
+        """What claims are judged by: evaluations with these labels, structure by structure."""
+        evaluated = [
+            (row, table)
+            for row, table in self._evaluated.values()
+            if all(row[name] == value for name, value in labels.items())
+        ]
+        return _Evidence(evaluated, self.metric_names, self.pool.stol)
+
+    def seed_spreads(self, metric: str, by: str = "schedule") -> pd.DataFrame:
+        """Tell apart what training seeds and base seeds do to a metric (standard deviations).
+
+        Args:
+            metric: a column of ``evaluation``.
+            by: column whose values are compared; each has rows for all pairs of both seeds.
+        """
+        rows, keys = {}, [by, "n_steps"]
+        for key, group in self.evaluation.dropna(subset="training_seed").groupby(keys, sort=False):
+            table = group.pivot(index="training_seed", columns="seed", values=metric)
+            if table.notna().all(axis=None):
+                rows[key] = {"mean": table.mean(axis=None), **spread_of_seeds(table.to_numpy())}
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index = pd.MultiIndex.from_tuples(rows, names=[by, "steps"])
+        return table
+
     def conclusion(self, claims: Sequence[Claim]) -> str:
-        """Say in Markdown how many claims hold, and what else the numbers say."""
-        text = f"{_held_in_words(claims)} {self._remark()}"
+        """Say in Markdown which claims hold, and what else the numbers say."""
+        text = f"{_verdicts_in_words(claims)} {self._remark()}"
         if self.preset.name == "quick":
             text += " The preset *quick* only shows that everything works: judge nothing by it."
         return text
@@ -332,6 +383,7 @@ class Experiment(Generic[P]):
             **self._results(),
         )
         self._trainings.finish()
+        shutil.rmtree(self._unwritten, ignore_errors=True)
         return paths
 
     def _save_learned(self) -> list[Path]:

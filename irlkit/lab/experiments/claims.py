@@ -1,19 +1,23 @@
-"""Claims about measured numbers, computed and not written."""
+"""Claims about measured numbers, computed and not written; their targets stand here before a run.
+
+Every claim is a comparison with an interval, and beside it stands what the same comparison gives
+for a control that learned nothing. What the control satisfies is no evidence of learning: a guard.
+"""
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.utils.checks import checked
 
-_SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+Kind = Literal["claim", "aim", "guard"]
 
 
 @checked
@@ -21,69 +25,137 @@ _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.
 class Claim:
     """A statement and what was measured.
 
-    >>> Claim.check("METRe of ours relative to theirs", 0.98, ">= 0.97").holds
-    True
+    >>> Claim.check("cRMSE of ours minus theirs", -0.02, "< 0", control=0.0).verdict
+    'holds'
+    >>> Claim.check("METRe of ours relative to theirs", 0.98, ">= 0.97", control=0.99).kind
+    'guard'
 
     Attributes:
         claim: the statement.
+        target: what the number has to be, such as ">= 0.97", decided before it was measured.
         value: the measured number, None if there is none.
-        target: what the number has to be, such as ">= 0.97".
-        holds: whether it is.
-        required: False for an aim beyond the claims.
+        low, high: its 95 % interval, None where there is none (or no end).
+        control: the number of what learned nothing; None where there is no such thing.
+        verdict: "holds" or "fails", if all of the interval does, or "undecided".
+        kind: "claim"; "aim", beyond the claims; or "guard": what the control satisfies as well.
     """
 
     claim: str
-    value: float | None
     target: str
-    holds: bool
-    required: bool = True
+    value: float | None
+    low: float | None
+    high: float | None
+    control: float | None
+    verdict: str
+    kind: str = "claim"
 
     @classmethod
     @checked
-    def check(cls, claim: str, value: float, target: str, required: bool = True) -> Claim:
-        """Compare a value with a target; what is not finite does not hold."""
-        sign, _, bound = target.partition(" ")
-        try:
-            holds = _SIGNS[sign](value, float(bound)) and math.isfinite(float(bound))
-        except (KeyError, ValueError):
-            raise ValueError(f"target must be like '>= 0.97', got {target!r}") from None
-        if not math.isfinite(value):
-            return cls(claim, None, target, False, required)
-        return cls(claim, float(value), target, bool(holds), required)
+    def check(
+        cls,
+        claim: str,
+        value: float | Estimate,
+        target: str,
+        kind: Kind = "claim",
+        control: float | Estimate | None = None,
+    ) -> Claim:
+        """Judge a number by a target; a number without an interval is judged as it is."""
+        found = value if isinstance(value, Estimate) else Estimate.of(value)
+        beside = control if isinstance(control, Estimate) else Estimate.of(_number(control))
+        if beside.verdict(target) == "holds":
+            kind = "guard"
+        has_ends = isinstance(value, Estimate)
+        return cls(
+            claim,
+            target,
+            _finite(found.value),
+            _finite(found.low) if has_ends else None,
+            _finite(found.high) if has_ends else None,
+            _finite(beside.value),
+            found.verdict(target),
+            kind,
+        )
+
+    @property
+    def holds(self) -> bool:
+        """Whether the whole interval is on the right side."""
+        return self.verdict == "holds"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class _WideTable(pd.DataFrame):
+    """Whose texts are never cut when a notebook shows it."""
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()  # type: ignore[misc]
 
 
 @checked
 def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return claims as a table for people, numbered from 1.
+    """Return claims as a table for people, numbered from 1; see ``Claim`` for the columns.
 
     Raises:
         ValueError: there is none.
     """
     if not len(claims):
         raise ValueError("claims must hold at least one claim, got none")
-    table = pd.DataFrame([asdict(claim) for claim in claims], index=range(1, len(claims) + 1))
-    table["target"] = [claim.target.replace(" ", "\u00a0") for claim in claims]  # On one line.
-    table["value"] = [
-        "not measured" if claim.value is None else f"{claim.value:.3f}" for claim in claims
+    rows = [
+        {
+            "claim": claim.claim,
+            "kind": claim.kind,
+            "value": _text(claim.value) or "not measured",
+            "95 % interval": _interval(claim),
+            "control": _text(claim.control),
+            "target": claim.target.replace(" ", "\u00a0"),  # On one line.
+            "verdict": claim.verdict,
+        }
+        for claim in claims
     ]
-    table["holds"] = np.where(table["holds"], "yes", "NO")
-    table["kind"] = np.where(table["required"], "claim", "aim")
-    return table.drop(columns="required")
+    return _WideTable(rows, index=range(1, len(claims) + 1))
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _interval(claim: Claim) -> str:
+    if claim.low is None and claim.high is None:
+        return ""
+    return f"{_text(claim.low) or 'no end'} to {_text(claim.high) or 'no end'}".replace(
+        " ", "\u00a0"
+    )
 
 
 # --- For the claims of all notebooks ---
 
 
-def _held_in_words(claims: Sequence[Claim]) -> str:
-    """How many claims hold, and which do not, in Markdown."""
-    required = [claim for claim in claims if claim.required]
-    text = f"**{sum(claim.holds for claim in required)} of {len(required)} claims hold.**"
-    failing = [
-        f"{number} ({'claim' if claim.required else 'aim'})"
-        for number, claim in enumerate(claims, start=1)
-        if not claim.holds
-    ]
-    return f"{text} Those that do not: number {', '.join(failing)}." if failing else text
+def _verdicts_in_words(claims: Sequence[Claim]) -> str:
+    """Which claims, aims and guards hold, fail or are undecided, in Markdown."""
+    words = {"holds": ("holds", "hold"), "fails": ("fails", "fail")}
+    words["undecided"] = ("is undecided", "are undecided")
+    parts = []
+    for kind, title in (("claim", "Claims"), ("aim", "Aims"), ("guard", "Guards")):
+        found = []
+        for verdict, (one, several) in words.items():
+            numbers = [
+                str(i)
+                for i, claim in enumerate(claims, start=1)
+                if (claim.kind, claim.verdict) == (kind, verdict)
+            ]
+            if numbers:
+                verb = one if len(numbers) == 1 else several
+                found.append(f"{len(numbers)} {verb} (number {', '.join(numbers)})")
+        if found:
+            parts.append(f"**{title}:** {'; '.join(found)}.")
+    return " ".join(parts)
 
 
 def _with_range(values: pd.Series) -> str:
@@ -95,19 +167,119 @@ def _with_range(values: pd.Series) -> str:
     return text if len(values) == 1 else f"{text} ({values.min():.3f} to {values.max():.3f})"
 
 
-def _rows(evaluation: pd.DataFrame, **labels: Any) -> pd.DataFrame:
-    """The rows with these labels, by seed; of what was measured again, the last."""
-    for name, value in labels.items():
-        evaluation = evaluation[evaluation[name] == value]
-    return evaluation.drop_duplicates("seed", keep="last").set_index("seed")
+@dataclass(frozen=True)
+class _Group:
+    """Evaluations with some labels.
+
+    Attributes:
+        name: for people.
+        labels: column -> value; None: missing.
+        control: the same of what learned nothing; None: it is what it is without learning.
+    """
+
+    name: str
+    labels: Mapping[str, Any]
+    control: _Group | None = None
 
 
-def _ratio(values: pd.Series, others: pd.Series) -> float:
-    """Ratio of the means, nan if there are none."""
-    denominator = others.mean()
-    return float(values.mean() / denominator) if denominator else math.nan
+_VALUES: Mapping[str, Callable[[pd.DataFrame, float], pd.Series]] = {
+    "metre": lambda table, stol: table["best_rmsd"].notna(),
+    "crmse": lambda table, stol: table["best_rmsd"].fillna(stol),
+    "match_rate": lambda table, stol: table["rmsd"].notna(),
+    "rmse": lambda table, stol: table["rmsd"],
+    "polymorph_match_rate": lambda table, stol: table["polymorph_rmsd"].notna(),
+    "invalid_rate": lambda table, stol: table["energy_above_reference"].isna(),
+    "energy_above_reference": lambda table, stol: table["energy_above_reference"],
+}
+"""Metric -> its value for each structure, whose mean it is; nan where it does not exist."""
 
 
-def _min(values: pd.Series) -> float:
-    """The smallest, nan where one is missing."""
-    return float(values.min(skipna=False))
+class _Evidence:
+    """Compares groups of evaluations, structure by structure.
+
+    Args:
+        evaluated: labels and a row per structure of each evaluation, all of the same structures;
+            labels have seed (of base samples) and training_seed, nan where nothing was trained.
+        metrics: names for people.
+        stol: the displacement of references without a match.
+    """
+
+    def __init__(
+        self,
+        evaluated: Iterable[tuple[Mapping[str, Any], pd.DataFrame]],
+        metrics: Mapping[str, str],
+        stol: float = 0.5,
+    ) -> None:
+        self._evaluated, self._metrics, self._stol = list(evaluated), metrics, stol
+        if not self._evaluated:
+            raise ValueError("nothing was evaluated yet, so that nothing can be claimed")
+        self.draw = Bootstrap(self._evaluated[0][1]["formula"].to_numpy())
+
+    def values(self, metric: str, *groups: _Group) -> list[np.ndarray]:
+        """Values of each group, shape (n_training, n_base, n_structures), for seeds of all."""
+        found = [self._select(group.labels) for group in groups]
+        seeds = sorted(set.intersection(*({seed for _, seed in tables} for tables in found)))
+        if not seeds:
+            return [np.full((1, 1, len(self._evaluated[0][1])), np.nan)] * len(groups)
+        arrays = []
+        for tables in found:
+            trained = sorted({training for training, _ in tables})
+            values = np.full((len(trained), len(seeds), len(self._evaluated[0][1])), np.nan)
+            for (training, seed), table in tables.items():
+                if seed in seeds:
+                    of = _VALUES[metric](table, self._stol).to_numpy(dtype=float)
+                    values[trained.index(training), seeds.index(seed)] = of
+            arrays.append(values)
+        # Where not every pair of seeds was evaluated, only those that all have are compared.
+        shape = max(array.shape[:2] for array in arrays)
+        missing = np.zeros(shape, bool)
+        for array in arrays:
+            if array.shape[:2] == shape:
+                missing |= np.isnan(array).all(2)
+        return [
+            np.where(missing[..., None], np.nan, a) if a.shape[:2] == shape else a for a in arrays
+        ]
+
+    def _select(self, labels: Mapping[str, Any]) -> dict[tuple[int, int], pd.DataFrame]:
+        """(training seed, seed) -> rows; -1 where nothing was trained."""
+        return {
+            (int(-1 if pd.isna(t := row["training_seed"]) else t), int(row["seed"])): table
+            for row, table in self._evaluated
+            if all(
+                pd.isna(row[name]) if value is None else row[name] == value
+                for name, value in labels.items()
+            )
+        }
+
+    def check(
+        self,
+        metric: str,
+        ours: _Group,
+        theirs: _Group,
+        target: str,
+        kind: Kind = "claim",
+        *,
+        relative: bool = False,
+        statistic: str = "mean",
+    ) -> Claim:
+        """Claim what a metric of ours minus (relative to) that of theirs is."""
+        compared = self._compare(metric, ours, theirs, relative, statistic)
+        before = ours.control or ours, theirs.control or theirs
+        control = None
+        if before != (ours, theirs):
+            control = self._compare(metric, *before, relative=relative, statistic=statistic)
+        name = self._metrics[metric].split(",")[0]
+        name = name if statistic == "mean" else f"{name} ({statistic.replace('_', ' ')})"
+        how = "relative to" if relative else "minus that of"
+        claim = f"{name} of {ours.name} {how} {theirs.name}"
+        return Claim.check(claim, compared, target, kind, control)
+
+    def _compare(
+        self, metric: str, ours: _Group, theirs: _Group, relative: bool, statistic: str
+    ) -> Estimate:
+        """A difference, or a share of what is positive."""
+        first, second = map(getattr(self.draw, statistic), self.values(metric, ours, theirs))
+        if not relative:
+            return Estimate.of(first - second)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return Estimate.of(np.where(second > 0, first / second, np.nan))

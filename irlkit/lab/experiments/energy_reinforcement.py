@@ -26,10 +26,15 @@ from irlkit.flows.schedules import (
 from irlkit.lab.diagnostics import judge
 from irlkit.lab.experiments._changes import atom_changes, count_distinct
 from irlkit.lab.experiments._energies import EnergyExperiment, energy_rewards
-from irlkit.lab.experiments._energy_claims import ANNEALED, PRETRAINED, energy_claims
-from irlkit.lab.experiments._jobs import make_job
+from irlkit.lab.experiments._energy_claims import (
+    ANNEALED,
+    PRETRAINED,
+    energy_claims,
+    untrained,
+)
+from irlkit.lab.experiments._jobs import make_job, seed_pairs
 from irlkit.lab.experiments._training import Run, annealing_policy, file_name
-from irlkit.lab.experiments.claims import Claim, _rows
+from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import ANNEALING, EnergyPreset
 from irlkit.rl.policies import AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.utils.system import available_cores
@@ -187,10 +192,10 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         table = table.assign(invalid_rate=1.0 - table["valid_rate"])
         validations = table[["policy", "seed", "iteration", *CURVES]].reset_index(drop=True)
         many, table = self.preset.reference_steps, self.evaluation
-        best = _rows(table, policy=PRETRAINED, n_steps=many, schedule="handcrafted")
-        rows = {f"pretrained, annealed, {many} steps": best}
-        for name in names:
-            rows[name] = _rows(table, policy=name, n_steps=self.preset.n_steps)
+        best = (table["policy"] == PRETRAINED) & (table["n_steps"] == many)
+        best &= table["schedule"] == "handcrafted"
+        rows = {f"pretrained, annealed, {many} steps": table[best]}
+        rows |= {name: table[table["policy"] == name] for name in names}
         means = {name: table[list(CURVES)].mean() for name, table in rows.items() if len(table)}
         return validations, pd.DataFrame(means).T.rename_axis("policy").reset_index()
 
@@ -199,16 +204,20 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     def evaluate_pretrained(self) -> pd.DataFrame:
         """Evaluate the pretrained model on the test split; return the new rows of ``evaluation``.
 
-        With few and many steps, without annealing and with the best handcrafted one.
+        With few and many steps, without annealing and with the best handcrafted one; with few also
+        with the rule, if its constants were sought (``sweep_rule``).
         """
-        many = self.preset.reference_steps
+        few, many = self.preset.n_steps, self.preset.reference_steps
         make = partial(make_job, policy=PRETRAINED)
         best = self.best_handcrafted(many)
         jobs = []
-        for k in (self.preset.n_steps, many):
+        for k in (few, many):
             for seed in self.preset.seeds_for(k):
                 jobs.append(make(k, seed, "none", NoAnnealing()))
                 jobs.append(make(k, seed, "handcrafted", best, tuned_at=many))
+        if few in self.rule_sweeps:
+            rule = self.best_rule(few)
+            jobs += [make(few, seed, "rule", rule, tuned_at=few) for seed in self.preset.seeds]
         return self._run("the pretrained model", jobs)
 
     def evaluate_annealing(self) -> pd.DataFrame:
@@ -225,6 +234,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     def evaluate_policies(self, names: Iterable[str] | None = None) -> pd.DataFrame:
         """Evaluate trained policies on the test split; return the new rows of ``evaluation``.
 
+        Those of the main comparison for all pairs of training and base seeds, and before training.
+
         Args:
             names: None: those of the main comparison.
 
@@ -233,11 +244,17 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         """
         names = self.preset.policies if names is None else names
         few, kept = self.preset.n_steps, (self._schedule, self.annealing)
-        jobs = [
-            make_job(few, seed, *kept, dynamics=self._deployed(name, seed), policy=name)
-            for name in names
-            for seed in self.preset._seeds_of(name)
-        ]
+        jobs = []
+        for name in names:
+            trained, main = self.preset._seeds_of(name), name in self.preset.policies
+            make = partial(make_job, few)
+            for training_seed, seed in seed_pairs(trained, self.preset.seeds, main):
+                dynamics = self._deployed(name, training_seed)
+                labels: dict[str, Any] = {"policy": name, "training_seed": training_seed}
+                jobs.append(make(seed, *kept, dynamics=dynamics, **labels))
+            start = self.policy(name).deploy()
+            for seed in self.preset.seeds if main else ():
+                jobs.append(make(seed, *kept, dynamics=start, policy=untrained(name)))
         return self._run("policies", jobs)
 
     def _deployed(self, name: str, seed: int) -> Dynamics:
@@ -299,6 +316,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         """Return energies above the reference (eV/atom) of the first seed, nan where missing."""
         table, seed = self.structures, self.preset.seeds[0]
         few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
+        few = few[few["training_seed"].isin((seed, np.nan))]
         annealed = (few["policy"] == PRETRAINED) & (few["schedule"] == "learned")
         few = few[(few["policy"] != PRETRAINED) | (few["schedule"] == "none") | annealed]
         few = few.assign(policy=few["policy"].mask(annealed, ANNEALED))
@@ -384,7 +402,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
     # --- Results ---
 
     def _claims(self) -> list[Claim]:
-        return energy_claims(self.evaluation, self.preset)
+        learned = self._schedule == "learned"
+        return energy_claims(self._evidence(), self.preset, learned, bool(self.rule_sweeps))
 
     def _remark(self) -> str:
         size = int(self.evaluation["n_structures"].max())

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlkit.lab.experiments._handcrafted import RULE_TRIALS
 from irlkit.lab.experiments.base import Experiment
 from irlkit.lab.experiments.presets import ANNEALING, AnnealingPreset, EnergyPreset, Rung
 from irlkit.networks.cspnet import PairTopology
@@ -63,23 +64,32 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
         few_sweep = (Rung(*preset.few_step_sweep, few),)
         stages["sweep for few steps"] = _sweep(few_sweep, preset.candidates, n)
         stages["training"] = len(preset.seeds) * _training(preset.config(0), n)
-        counts = [few] * len(preset.seeds)  # Of the handcrafted annealing for few steps.
-        for schedule in ("none", "handcrafted", "learned"):
-            for k in preset.evaluation_steps:
-                counts += [k] * len(preset.seeds_for(k, schedule))
+        fewest = preset.evaluation_steps[0]
+        stages["sweeps of the rule"] = _rule(preset, n, *{few, fewest})
+        # Of the handcrafted annealing for few steps, and of the rule for the fewest.
+        counts = [k for k in (few, *{fewest} - {few}) for _ in preset.seeds]
+        for k in preset.evaluation_steps:
+            for schedule in ("none", "handcrafted", "rule", "learned"):
+                seeds = preset.seeds_for(k, schedule)
+                crossed = schedule == "learned" and k <= few
+                counts += [k] * len(seeds) * (len(preset.seeds) if crossed else 1)
         stages["evaluation"] = _generated(n_test, counts)
     else:
         # Fields that are not reinforced follow the frozen network, which is evaluated beside.
         networks = 1 if len(preset.fields) == 2 else 2
         counts = [k for k in (few, many) for _ in preset.seeds_for(k)]
-        stages["evaluation, pretrained"] = 2 * _generated(n_test, counts)
+        stages["sweeps of the rule"] = _rule(preset, n, few)
+        of_rule = _generated(n_test, [few] * len(preset.seeds))
+        stages["evaluation, pretrained"] = 2 * _generated(n_test, counts) + of_rule
         if preset.annealing == "learn":
             learning = _training(preset.config(ANNEALING, 0), n)
             stages["learning the annealing"] = learning + _generated(n_test, counts)
         for name in preset.variants:
             run = _training(preset.config(name, 0), n, networks)
-            run = run + _generated(n_test, [few], networks)
-            stages[f"training, {name}"] = len(preset._seeds_of(name)) * run
+            tested = len(preset._seeds_of(name)) * _generated(n_test, [few], networks)
+            if name in preset.policies:  # All pairs of seeds, and before training.
+                tested = (len(preset.seeds) + 1) * tested
+            stages[f"training, {name}"] = len(preset._seeds_of(name)) * run + tested
         compositions = min(preset.diversity[0], len(experiment.test.references()))
         size = compositions * preset.diversity[1]
         trained = len(preset.policies) * _generated(size, [few], networks)
@@ -97,6 +107,11 @@ def _sweep(rungs: Sequence[Rung], candidates: Sequence[tuple[float, float]], n: 
     for rung in rungs:
         work = work + rung.n_trials * _generated(min(rung.n_structures, n), [rung.n_steps])
     return work
+
+
+def _rule(preset: AnnealingPreset | EnergyPreset, n: int, *counts: int) -> np.ndarray:
+    rungs = [Rung(len(RULE_TRIALS), preset.rule_size, k) for k in counts]
+    return np.sum([_sweep([rung], (), n) for rung in rungs], axis=0)
 
 
 def _training(config: TrainerConfig, n_validation: int, networks: int = 0) -> np.ndarray:

@@ -12,7 +12,13 @@ import torch
 
 from irlkit import data
 from irlkit.data import CrystalDataset
-from irlkit.flows.schedules import Annealing, LinearAnnealing, NoAnnealing, load_annealing
+from irlkit.flows.schedules import (
+    Annealing,
+    EndpointAnnealing,
+    LinearAnnealing,
+    NoAnnealing,
+    load_annealing,
+)
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import PRETRAINED, load_pretrained
 
@@ -61,13 +67,15 @@ def load_finished(
         record = json.loads(path.read_text(encoding="utf-8"))
         settings, source = record["parameters"]["settings"], record["dataset"]
         few, seed = int(settings["n_steps"]), int(settings["seeds"][0])
-        handcrafted = {
-            f"handcrafted, for {sweep['n_steps']} steps": LinearAnnealing(**sweep["best"])
-            for sweep in record["handcrafted_sweep"]
+        untrained: dict[str, Annealing] = {
+            f"{name}, for {sweep['n_steps']} steps": kind(**sweep["best"])
+            for name, kind in (("rule", EndpointAnnealing), ("handcrafted", LinearAnnealing))
+            for sweep in record.get(f"{name}_sweep", ())
         }
         table = pd.read_parquet(folder / "structures.parquet")
         rows = table[(table["schedule"] == "learned") & (table["n_steps"] == few)]
-        found = np.isfinite(rows.loc[rows["seed"] == seed, "rmsd"].to_numpy())
+        rows = rows[(rows["seed"] == seed) & (rows.get("training_seed", seed) == seed)]
+        found = np.isfinite(rows["rmsd"].to_numpy())
         names = source["checkpoint"], source["name"], settings["test_size"]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} has no results of notebook 04: {error!r}") from error
@@ -82,7 +90,7 @@ def load_finished(
     return FinishedAnnealing(
         load_pretrained(checkpoint, device),
         test.select(_some_found(found, n_structures)),
-        {"learned": learned, **handcrafted, "none": NoAnnealing()},
+        {"learned": learned, **untrained, "none": NoAnnealing()},
         few,
     )
 

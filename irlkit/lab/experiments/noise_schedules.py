@@ -15,7 +15,7 @@ from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
 from irlkit.lab.experiments._energies import EnergyExperiment
 from irlkit.lab.experiments._jobs import Job, make_job
 from irlkit.lab.experiments._noise_claims import noise_claims
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.claims import Claim, _Group
 from irlkit.lab.experiments.presets import NoisePreset
 from irlkit.networks.flow_model import FlowModel
 from irlkit.utils.checks import checked
@@ -115,7 +115,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
             ValueError: ``scan`` or ``sweep_reference`` was not called before.
         """
         many = self.preset.reference_steps
-        scale = self._scale(SDE, "square root", "small")
+        scale = float(self._scale(self._scales(), SDE, "square root", "small")[0])
         jobs = []
         for k in self.preset.evaluation_steps:
             for seed in self.preset.seeds_for(k):
@@ -175,44 +175,65 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         """Which share of the quality without noise, stol - cRMSE, a scale costs, mean over seeds.
 
         A loss never falls with the scale: what dips is averaged with its neighbours (isotonic
-        regression).
+        regression). "resampled" has it for all structures and for resamples of them, see
+        ``Bootstrap``.
         """
-        rows = self._scanned()
-        rows = rows.assign(quality=self.pool.stol - rows["crmse"])
-        means = rows.groupby([*LINE, "line", "scale"], sort=False)["quality"].mean().reset_index()
-        means = means.sort_values("scale", kind="stable")
-        groups = means.groupby(LINE, sort=False)["quality"]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means["loss"] = 1.0 - means["quality"] / groups.transform("first")
-        means["loss"] = means.groupby(LINE, sort=False)["loss"].transform(_monotonic)
-        return means.drop(columns="quality")
+        rows, evidence, parts = self._scanned(), self._evidence(), []
+        for (*key, line), of_line in rows.groupby([*LINE, "line"], sort=False):
+            model, way, noise = key
+            scales = np.sort(of_line["scale"].unique())
+            groups = []
+            for scale in scales:
+                labels = {"model": model, "integration": way, "noise": noise, "scale": scale}
+                if not scale:
+                    labels |= {"integration": ODE, "noise": "none"}
+                labels |= {"schedule": "none", "n_steps": self.preset.n_steps}
+                groups.append(_Group("", labels))
+            values = evidence.values("crmse", *groups)
+            quality = np.stack([self.pool.stol - evidence.draw.mean(v) for v in values], 1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                loss = np.apply_along_axis(_monotonic, 1, 1.0 - quality / quality[:, :1])
+            labels = dict(zip([*LINE, "line"], (*key, line), strict=True))
+            of_scales = {"scale": scales, "loss": loss[0], "resampled": [*loss.T]}
+            parts.append(pd.DataFrame({**labels, **of_scales}))
+        return pd.concat(parts, ignore_index=True)
 
     def _scales(self) -> pd.DataFrame:
-        """At which scales the loss reaches that of each level; inf where the largest costs less."""
+        """At which scales the loss reaches that of each level; inf where the largest costs less.
+
+        Each is an array: of all structures, and of resamples of them.
+        """
         rows = []
         for key, of_line in self._losses().groupby([*LINE, "line"], sort=False):
-            scales, losses = of_line["scale"].to_numpy(), of_line["loss"].to_numpy()
+            scales, losses = of_line["scale"].to_numpy(), np.stack([*of_line["resampled"]], 1)
             found = {
-                level: _scale_at(scales, losses, loss) for level, loss in self.preset.levels.items()
+                level: np.array([_scale_at(scales, of_one, loss) for of_one in losses])
+                for level, loss in self.preset.levels.items()
             }
             rows.append({**dict(zip([*LINE, "line"], key, strict=True)), **found})
         return pd.DataFrame(rows)
 
-    def _scale(self, integration: str, noise: str, level: str) -> float:
-        """The scale of a level for the first model; at most the largest that was tried."""
-        table = self._scales()
+    def _scale(self, table: pd.DataFrame, integration: str, noise: str, level: str) -> np.ndarray:
+        """Of all scales, that of a level for the first model; at most the largest one tried."""
         chosen = (table[LINE] == [self.checkpoint, integration, noise]).all(axis=1)
-        return min(float(table.loc[chosen, level].iloc[0]), self.preset.scales[-1])
+        return np.minimum(table.loc[chosen, level].iloc[0], self.preset.scales[-1])
 
     def _shown(self) -> dict[str, Callable[[], pd.DataFrame]]:
         return {"scales": self._scales_in_words, "annealing": self._annealed}
 
     def _scales_in_words(self) -> pd.DataFrame:
         largest = self.preset.scales[-1]
-        table = self._scales().set_index("line")[list(self.preset.levels)]
-        text = table.map(lambda x: f"{x:.3f}" if np.isfinite(x) else f"above {largest:g}")
+
+        def text(value: float) -> str:
+            return f"{value:.3f}" if np.isfinite(value) else f"above {largest:g}"
+
+        def with_interval(samples: np.ndarray) -> str:
+            low, high = np.quantile(samples, (0.025, 0.975), method="nearest")
+            return f"{text(samples[0])} ({text(low)} to {text(high)})"
+
+        table = self._scales().set_index("line")[list(self.preset.levels)].map(with_interval)
         names = {level: f"{level} ({loss:.0%} lost)" for level, loss in self.preset.levels.items()}
-        return text.rename(columns=names).rename_axis(index=None)
+        return table.rename(columns=names).rename_axis(index=None)
 
     def _annealed(self) -> pd.DataFrame:
         rows = self.evaluation
@@ -245,14 +266,16 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     # --- Results ---
 
     def _claims(self) -> list[Claim]:
+        scales = self._scales()
         medium = {
-            (way, kind): self._scale(way, kind, "medium")
+            (way, kind): self._scale(scales, way, kind, "medium")
             for way in (SDE, PERTURBED)
             for kind in KINDS
         }
-        reached = medium[PERTURBED, "constant"] < self.preset.scales[-1]
-        rows = self.evaluation
-        return noise_claims(rows[rows["model"] == self.checkpoint], self.preset, medium, reached)
+        losses = self._losses()
+        line = (losses[LINE] == [self.checkpoint, PERTURBED, "constant"]).all(axis=1)
+        largest = losses.loc[line, "resampled"].iloc[-1]
+        return noise_claims(self._evidence(model=self.checkpoint), self.preset, medium, largest)
 
     def _remark(self) -> str:
         text = f"The annealing was tuned for {self.preset.reference_steps} steps."
@@ -261,20 +284,22 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         return text
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return {**super()._tables(), "losses": self._losses()}
+        return {**super()._tables(), "losses": self._losses().drop(columns="resampled")}
 
     def _parameters(self) -> dict[str, Any]:
         return {**super()._parameters(), "velocity_checkpoint": self.second_name}
 
     def _results(self) -> dict[str, Any]:
+        levels = list(self.preset.levels)
         scales = self._scales().drop(columns="line")
+        scales[levels] = scales[levels].map(lambda samples: float(samples[0]))
         return {**super()._results(), "noise_scales": scales.to_dict("records")}
 
 
-def _monotonic(losses: pd.Series) -> np.ndarray:
+def _monotonic(losses: np.ndarray) -> np.ndarray:
     if not np.isfinite(losses).all():
-        return losses.to_numpy()
-    return np.maximum(isotonic_regression(losses.to_numpy()).x, 0.0)
+        return losses
+    return np.maximum(isotonic_regression(losses).x, 0.0)
 
 
 def _scale_at(scales: np.ndarray, losses: np.ndarray, level: float) -> float:

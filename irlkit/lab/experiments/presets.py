@@ -66,6 +66,7 @@ class _Preset(_Checked):
     seeds: tuple[int, ...] = (0, 1, 2)
     max_batch: int | None = 64
     n_workers: int | None = None
+    rule_size: int = 96
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,13 +107,14 @@ class Settings(_Preset):
         reference_steps: many steps, which the handcrafted annealing is tuned for.
         test_size: structures of the test split, about; None: all.
         seeds: of training, and of the base samples of the evaluation.
-        n_seeds_at_reference: how many of the seeds are evaluated at reference_steps; None: all. Of
-            notebook 04: schedule -> how many.
+        n_seeds_at_reference: how many seeds are evaluated at reference_steps; None: all. Of 04:
+            schedule -> how many.
         reference_sweep: rounds of the handcrafted sweep for reference_steps, on validation.
         candidates: coefficients (pos, cell) that every sweep tries besides its own.
+        rule_size: the same for the rule's constants: validation structures, about.
         max_batch: structures per network call; small ones stay in a processor's cache.
-        n_workers: processes that match structures, and policies trained at a time in notebook 03;
-            None: one per core, 0: in this process.
+        n_workers: processes that match, and policies trained at a time in notebook 03; None: one
+            per core, 0: in this process.
     """
 
     checkpoint: str = "linear-ode"
@@ -157,12 +159,12 @@ class AnnealingPreset(Settings):
     Attributes:
         train_steps: numbers of steps of rollouts besides n_steps; each iteration draws one.
         train_at_n_steps: n_steps is one of them.
-        step_counts: numbers of steps of the evaluation; n_steps and reference_steps are added.
+        step_counts: of the evaluation; n_steps and reference_steps are added.
         iterations: of GRPO, per seed.
         grpo: further settings of ``TrainerConfig``.
         annealing: arguments of ``LearnedAnnealing``.
         noise: field -> constant noise scale of rollouts (no unit for "pos", Å for "cell").
-        few_step_sweep: trials and structures of the handcrafted sweep at n_steps, on validation.
+        few_step_sweep: trials and validation structures of the handcrafted sweep at n_steps.
     """
 
     kind: ClassVar[str] = "annealing"
@@ -229,8 +231,7 @@ class Variant(_Checked):
 class AnnealingTraining(_Checked):
     """How notebook 03 learns the annealing that the policies keep; see also ``AnnealingPreset``.
 
-    Attributes:
-        schedule: arguments of ``LearnedAnnealing``.
+    Its `schedule` are arguments of ``LearnedAnnealing``.
     """
 
     iterations: int = 120
@@ -359,8 +360,7 @@ class NoisePreset(Settings):
         scales: of the noise, ascending; no noise is added.
         levels: name -> which share of the quality without noise its scale costs; quality is 0.5
             minus cRMSE.
-        step_counts: numbers of steps of the comparison with and without annealing; n_steps and
-            reference_steps are added.
+        step_counts: of the comparison of annealings; n_steps and reference_steps are added.
     """
 
     kind: ClassVar[str] = "noise"
@@ -455,8 +455,8 @@ def choose(known: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Any
     Args:
         known: name -> preset, a dataclass.
         name: which.
-        given: field -> value or None, several values also as one number or a text such as "0,1,2";
-            n_groups, group_size and kl_weight go to its ``grpo``.
+        given: field -> value or None, several values also as one number or "0,1,2"; n_groups,
+            group_size and kl_weight go to its ``grpo``.
 
     Raises:
         ValueError: no such preset or field, or a value that the preset refuses.

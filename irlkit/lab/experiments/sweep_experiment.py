@@ -12,9 +12,9 @@ import torch
 from optuna.trial import FrozenTrial
 
 from irlkit.lab import sweeps
-from irlkit.lab.experiments._jobs import make_job
-from irlkit.lab.experiments.base import Experiment
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments._handcrafted import AnnealedExperiment
+from irlkit.lab.experiments._jobs import make_job, seed_pairs
+from irlkit.lab.experiments.claims import Claim, Kind, _Group
 from irlkit.lab.experiments.presets import SweepPreset
 from irlkit.lab.sweeps.objective import train_until
 from irlkit.rl.policies import Policy
@@ -23,7 +23,7 @@ from irlkit.utils.checks import checked
 BACKENDS = ("optuna", "ray")
 
 
-class SweepExperiment(Experiment[SweepPreset]):
+class SweepExperiment(AnnealedExperiment[Any]):
     """Sweeps the hyperparameters of one policy and trains the best configuration again.
 
     Its ``table`` are "metrics", on the test split, and "best", first and best configuration.
@@ -171,18 +171,22 @@ class SweepExperiment(Experiment[SweepPreset]):
     def evaluate(self) -> pd.DataFrame:
         """Measure on the test split: without reinforcement, and what was trained again.
 
+        What anneals is compared with the rule as well, whose constants are sought here.
+
         Raises:
             ValueError: nothing was trained again yet.
         """
         if not self.policies:
             raise ValueError("nothing is trained yet; call retrain")
-        jobs = []
-        for seed in self.preset.seeds:
-            n_steps = self.objective.grpo["n_steps"]
-            jobs.append(make_job(n_steps, seed))
-            for name in ("first", "best"):
-                dynamics = self.policies[name, seed].deploy()
-                jobs.append(make_job(n_steps, seed, name, dynamics=dynamics))
+        make, seeds = partial(make_job, self.objective.grpo["n_steps"]), self.preset.seeds
+        jobs = [make(seed) for seed in seeds]
+        if self.space.policy == "annealing":
+            self.sweep_rule(k := self.objective.grpo["n_steps"])
+            jobs += [make(seed, "rule", self.best_rule(k), tuned_at=k) for seed in seeds]
+        for name in ("first", "best"):
+            for trained, seed in seed_pairs(seeds, seeds):
+                dynamics = self.policies[name, trained].deploy()
+                jobs.append(make(seed, name, dynamics=dynamics, training_seed=trained))
         return self._run("the test split", jobs)
 
     def _metrics(self) -> pd.DataFrame:
@@ -202,34 +206,26 @@ class SweepExperiment(Experiment[SweepPreset]):
         }
 
     def _claims(self) -> list[Claim]:
-        validated = self._validated()
-        crmse = self.evaluation.pivot(index="seed", columns="schedule", values="crmse")
+        validated, check = self._validated(), self._evidence().check
         values = sweeps.trials_table(self.sweep.study)["value"]
         found = values[self.sweep.study.best_trial.number] - values[0]
-        gain, loss = (
-            {name: (table["best"] - table[name]).mean() for name in ("none", "first")}
-            for table in (validated, crmse)
+        gain, lead = ((validated["best"] - validated[name]).mean() for name in ("none", "first"))
+        none = _Group("no reinforcement", {"schedule": "none"})
+        best, first = (
+            _Group(f"the {name} configuration", {"schedule": name}, none)
+            for name in ("best", "first")
         )
-        check, aim = Claim.check, partial(Claim.check, required=False)
-        best, again = "of the best configuration", "trained again"
-        untrained = "minus that of the untrained policy, mean over seeds"
-        without = "on the test split minus that without reinforcement, mean over seeds"
-        judge = check if self.objective.reward == "crmse" else aim
+        kind: Kind = "claim" if self.objective.reward == "crmse" else "aim"
+        # The best of several validations, or trials, is above one of them by chance alone.
+        what, guard = "validation reward of the best", partial(Claim.check, kind="guard")
+        rule = _Group("the rule", {"schedule": "rule"})
         return [
-            check(f"validation reward {best}, {again}, {untrained}", gain["none"], "> 0"),
-            judge(f"cRMSE {best} {without}", loss["none"], "< 0"),
-            aim("validation reward of the best trial minus that of the first", found, "> 0"),
-            aim(
-                f"validation reward {best} minus that of the first, both {again} with new seeds, "
-                "mean",
-                gain["first"],
-                "> 0",
-            ),
-            aim(
-                f"cRMSE {best} on the test split minus that of the first, mean over seeds",
-                loss["first"],
-                "< 0",
-            ),
+            check("crmse", best, none, "< 0", kind),
+            check("crmse", best, first, "< 0", "aim"),
+            *([check("crmse", best, rule, "< 0", "aim")] if self.rule_sweeps else []),
+            guard(f"{what} configuration minus that of the untrained policy", gain, "> 0"),
+            guard(f"{what} configuration minus that of the first, trained again", lead, "> 0"),
+            guard(f"{what} trial minus that of the first", found, "> 0"),
         ]
 
     def _remark(self) -> str:
@@ -265,6 +261,7 @@ class SweepExperiment(Experiment[SweepPreset]):
         study = self.sweep.study
         importance, trials = sweeps.importance(study), sweeps.trials_table(study)
         return {
+            **super()._results(),
             "sweep": {
                 "backend": self.backend,
                 **study.user_attrs["sweep"],

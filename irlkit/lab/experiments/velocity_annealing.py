@@ -1,4 +1,4 @@
-"""The experiment of notebook 04: velocity annealing, none, handcrafted, learned (section 4.3)."""
+"""The experiment of notebook 04: annealing by nothing, hand, rule and learning (section 4.3)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from irlkit.flows.schedules import (
     annealing_on_grid,
     time_grid,
 )
-from irlkit.lab.experiments._annealing_claims import annealing_claims, annealing_remark
-from irlkit.lab.experiments._handcrafted import SWEEP_SEED, AnnealedExperiment, best_of
-from irlkit.lab.experiments._jobs import make_job
+from irlkit.lab.experiments._annealing_claims import annealing_claims
+from irlkit.lab.experiments._handcrafted import SWEEP_SEED, AnnealedExperiment
+from irlkit.lab.experiments._jobs import make_job, seed_pairs
 from irlkit.lab.experiments._training import Run, annealing_policy
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.finished import FinishedAnnealing, _some_found
@@ -70,38 +70,50 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     ) -> pd.DataFrame:
         """Evaluate a schedule on the test split for every seed; return the new rows.
 
+        A learned one is evaluated for all pairs of training and base seeds where steps are few, and
+        else with the base samples of its own seed.
+
         Args:
-            schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; or
-                "learned", of each training seed.
+            schedule: "none"; "handcrafted", the best of the sweep for `tuned_at` steps; "rule", the
+                same of its sweep; or "learned", of each training seed.
             n_steps: numbers of steps; None takes those of the preset.
-            tuned_at: None means the many steps of the reference.
+            tuned_at: None means the many steps of the reference, of the rule the few.
 
         Raises:
             ValueError: an unknown schedule, or its sweep or training was not run yet.
         """
-        if schedule not in ("none", "handcrafted", "learned"):
-            raise ValueError(f"schedule must be none, handcrafted or learned, got {schedule!r}")
+        defaults = {"handcrafted": self.preset.reference_steps, "rule": self.preset.n_steps}
+        if schedule not in ("none", "learned", *defaults):
+            raise ValueError(
+                f"schedule must be none, handcrafted, rule or learned, got {schedule!r}"
+            )
         if n_steps is None:
             n_steps = self.preset.evaluation_steps
         counts = [n_steps] if isinstance(n_steps, int) else sorted(n_steps)
-        if schedule == "handcrafted":
-            tuned_at = self.preset.reference_steps if tuned_at is None else tuned_at
+        tuned_at = defaults.get(schedule) if tuned_at is None else tuned_at
         name = schedule if tuned_at is None else f"{schedule} for {tuned_at} steps"
-        jobs = [
-            make_job(
-                k, seed, schedule, self._annealing(schedule, seed, tuned_at), tuned_at=tuned_at
-            )
-            for k in counts
-            for seed in self.preset.seeds_for(k, schedule)
-        ]
+        jobs = []
+        for k in counts:
+            seeds = self.preset.seeds_for(k, schedule)
+            pairs: list[tuple[Any, int]] = [(None, seed) for seed in seeds]
+            if schedule == "learned":
+                pairs = list(seed_pairs(self.preset.seeds, seeds, k <= self.preset.n_steps))
+            for trained, seed in pairs:
+                annealing = self._annealing(schedule, trained, tuned_at)
+                options = {"tuned_at": tuned_at, "training_seed": trained}
+                jobs.append(make_job(k, seed, schedule, annealing, **options))
         return self._run(name, jobs)
 
-    def _annealing(self, schedule: str, seed: int, tuned_at: int | None = None) -> Annealing:
+    def _annealing(
+        self, schedule: str, seed: int | None = None, tuned_at: int | None = None
+    ) -> Annealing:
         """A schedule by its name."""
         if schedule == "none":
             return NoAnnealing()
         if schedule == "handcrafted":
             return self.best_handcrafted(tuned_at or self.preset.reference_steps)
+        if schedule == "rule":
+            return self.best_rule(tuned_at or self.preset.n_steps)
         if seed not in self.learned:
             raise ValueError(f"schedule of seed {seed} is not learned yet; call train_schedules")
         return self.learned[seed]
@@ -126,8 +138,10 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         few, seed = self.preset.n_steps, self.preset.seeds[0]
         found = np.isfinite(self._rmsd("learned", seed))
         schedules: dict[str, Annealing] = {"learned": self.learned[seed]}
-        for n_steps, trials in self.sweeps.items():
-            schedules[f"handcrafted, for {n_steps} steps"] = best_of(trials)
+        for n_steps in self.rule_sweeps:
+            schedules[f"rule, for {n_steps} steps"] = self.best_rule(n_steps)
+        for n_steps in self.sweeps:
+            schedules[f"handcrafted, for {n_steps} steps"] = self.best_handcrafted(n_steps)
         chosen = self.test.select(_some_found(found, n_structures))
         return FinishedAnnealing(self.model, chosen, schedules | {"none": NoAnnealing()}, few)
 
@@ -138,11 +152,11 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         n_trials, n_structures = self.preset.few_step_sweep
         return self._sweep((Rung(n_trials, n_structures, self.preset.n_steps),))
 
-    def learned_on_sweep(self, n_steps: int) -> metrics.Metrics:
-        """Measure the first learned schedule on the structures of a sweep's last round."""
-        n_structures = int(self.sweeps[n_steps]["n_structures"].iloc[-1])
-        data = self.validation.subset(n_structures)
-        return self.measure(data, n_steps, self.learned[self.preset.seeds[0]], SWEEP_SEED)
+    def on_sweep(self, n_steps: int, schedule: str = "learned") -> metrics.Metrics:
+        """Measure a schedule, learned with the first seed, on the structures of a sweep's end."""
+        data = self.validation.subset(int(self.sweeps[n_steps]["n_structures"].iloc[-1]))
+        annealing = self._annealing(schedule, self.preset.seeds[0], n_steps)
+        return self.measure(data, n_steps, annealing, SWEEP_SEED)
 
     # --- Learned schedules ---
 
@@ -165,8 +179,8 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
 
         Args:
             *n_steps: grids, whose step size learned schedules may depend on; handcrafted ones are
-                given on the first alone. None: few steps, and where the step size matters, the
-                smallest and largest numbers of steps as well.
+                given on the first alone, rules on those that they are tuned for. None: few steps,
+                and where the step size matters, the smallest and largest numbers of steps as well.
 
         Returns:
             Columns schedule, tuned_at, seed, n_steps, field, t, factor.
@@ -183,6 +197,7 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         entries += [
             ("handcrafted", k, np.nan, n_steps[0], self.best_handcrafted(k)) for k in self.sweeps
         ]
+        entries += [("rule", k, np.nan, k, self.best_rule(k)) for k in self.rule_sweeps]
         parts = []
         for schedule, tuned_at, seed, k, annealing in entries:
             times = time_grid(k, self.model.dtype, self.device)
@@ -233,10 +248,11 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     def _claims(self) -> list[Claim]:
         curves = self.schedule_curves(*self.preset.evaluation_steps)
         smallest = float(curves.loc[curves["schedule"] == "learned", "factor"].min())
-        return annealing_claims(self.evaluation, self.preset, smallest)
+        return annealing_claims(self._evidence(), self.preset, smallest)
 
     def _remark(self) -> str:
-        return annealing_remark(self.evaluation, self.preset)
+        size = int(self.evaluation["n_structures"].max())
+        return f"All intervals are those of {size} test structures."
 
     def _save_learned(self) -> list[Path]:
         paths = []
@@ -266,4 +282,5 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         """Displacement of each test structure in few steps, nan where unmatched."""
         table = self.structures
         keep = (table["schedule"] == schedule) & (table["n_steps"] == self.preset.n_steps)
-        return table.loc[keep & (table["seed"] == seed), "rmsd"].to_numpy()
+        keep &= (table["seed"] == seed) & table["training_seed"].isin((seed, np.nan))
+        return table.loc[keep, "rmsd"].to_numpy()

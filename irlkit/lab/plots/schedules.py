@@ -21,6 +21,7 @@ from irlkit.lab.plots.style import (
     PURPLE,
     RED,
     SKY,
+    YELLOW,
     line_with_band,
     need,
     style,
@@ -34,24 +35,25 @@ def schedules_of(
     """Return name, rows and colour of each schedule in a table, in the table's order.
 
     Args:
-        table: columns schedule ("none", "learned" or "handcrafted") and tuned_at (the number of
-            steps that a handcrafted one was tuned for, or nan).
-        few: handcrafted ones tuned for so many steps have a colour of their own.
+        table: columns schedule ("none", "learned", "handcrafted" or "rule") and tuned_at (the
+            number of steps that one of the latter two was tuned for, or nan).
+        few: those tuned for so many steps have a colour of their own.
 
     >>> table = pd.DataFrame({"schedule": ["handcrafted"], "tuned_at": [500.0]})
     >>> next(schedules_of(table))[0]
     'handcrafted, tuned at 500 steps'
     """
     looks = {"none": ("no annealing", GREY), "learned": ("learned annealing", RED)}
+    tuned = {"handcrafted": (ORANGE, BLUE), "rule": (GREEN, SKY)}
     groups: Any = table.groupby(["schedule", "tuned_at"], sort=False, dropna=False)
     for (schedule, tuned_at), rows in groups:
-        if schedule == "handcrafted":
+        if schedule in tuned:
             name = schedule if np.isnan(tuned_at) else f"{schedule}, tuned at {tuned_at:.0f} steps"
-            yield name, rows, ORANGE if few is not None and tuned_at == few else BLUE
+            yield name, rows, tuned[schedule][0 if few is not None and tuned_at == few else 1]
         elif schedule in looks:
             yield looks[schedule][0], rows, looks[schedule][1]
         else:
-            known = [*looks, "handcrafted"]
+            known = [*looks, *tuned]
             raise ValueError(f"column schedule must hold some of {known}, got {schedule!r}")
 
 
@@ -72,7 +74,7 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     for field, place in zip(FIELD_LABELS, places, strict=True):
         for name, rows, color in schedules_of(curves[curves["field"] == field], few):
             grids = list(rows.groupby("n_steps", sort=False))
-            shades = (color, PURPLE, GREEN, SKY)
+            shades = (color, PURPLE, YELLOW, GREY)
             # Handcrafted ones may lie on each other.
             dashes = ("dash" if color == ORANGE else None, "dot", "dash", "dashdot")
             for (n_steps, on_grid), shade, dash in zip(grids, shades, dashes, strict=False):

@@ -1,0 +1,82 @@
+"""Claims of the notebooks with a policy that learned nothing: none holds but what is a guard."""
+
+from dataclasses import replace
+
+import pytest
+
+from irlkit.lab import experiments
+from tests import test_experiments as annealing
+from tests import test_experiments_energy as energy
+from tests.tiny_experiments import write_files
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setenv("IRLKIT_CACHE", str(tmp_path))
+    return write_files(tmp_path)
+
+
+def check(claims, n_measured):
+    claimed = [claim for claim in claims if claim.kind != "guard"]
+    assert not [claim.claim for claim in claimed if claim.holds]
+    controlled = [claim for claim in claims if claim.control is not None]
+    assert len(controlled) >= n_measured
+    assert all(claim.value == pytest.approx(claim.control) for claim in controlled)
+
+
+def test_annealing_that_learned_nothing(files):
+    experiment = annealing.make(files, files / "results")
+    experiment.sweep_reference()
+    experiment.sweep_few_steps()
+    experiment.sweep_rule(3, 2)
+    experiment.policies = {seed: experiment.policy(seed) for seed in experiment.preset.seeds}
+    for schedule in ("none", "handcrafted", "rule", "learned"):
+        experiment.evaluate(schedule)
+    experiment.evaluate("handcrafted", 3, tuned_at=3)
+    experiment.evaluate("rule", 2, tuned_at=2)
+    check(experiment.claims(), 8)
+
+
+def test_policies_that_learned_nothing_of_energies(files):
+    preset = replace(energy.TINY, annealing="none", noise_study={})
+    experiment = energy.make(files, files / "results", preset)
+    experiment.sweep_reference()
+    experiment.sweep_rule()
+    experiment.evaluate_pretrained()
+    keys = [(name, seed) for name in preset.policies for seed in preset.seeds]
+    experiment.policies = {(name, seed): experiment.policy(name) for name, seed in keys}
+    experiment.evaluate_policies()
+    check(experiment.claims(), 4)
+
+
+def test_a_sweep_that_learned_nothing(files):
+    preset = replace(
+        experiments.presets("sweep")["quick"],
+        n_trials=2,
+        iterations=1,
+        n_groups=1,
+        narrowed={"group_size": [2], "n_ppo_epochs": [1]},
+        validate_every=1,
+        validation_size=4,
+        test_size=6,
+        rule_size=3,
+        seeds=(1, 2),
+    )
+    experiment = experiments.SweepExperiment(
+        "annealing",
+        files / "second.safetensors",
+        files / "salts.csv",
+        preset,
+        out_dir=files / "results",
+        progress=False,
+    )
+    experiment.run_sweep()
+    experiment.retrain()
+    for name, seed in experiment.policies:
+        config = experiment.sweep.study.best_trial.params
+        trainer = experiment.objective.trainer(config, files / f"{name}_{seed}", seed=seed)
+        experiment.policies[name, seed] = trainer.policy
+    experiment.evaluate()
+    claims = experiment.claims()
+    check(claims[:2], 2)
+    experiment.close()
