@@ -3,11 +3,14 @@
 The environment needs the extra `gym`; everything else here works without it.
 """
 
+import importlib.util
+
 from irlkit.envs import dft
 from irlkit.envs._backends import Backend, CalculatorBackend, PotentialBackend
 from irlkit.envs._cache import EvaluationCache
 from irlkit.envs._choice import get_backend
 from irlkit.envs._properties import PROPERTIES, TARGETS, BulkModulus, Property
+from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
 from irlkit.envs.evaluation import Evaluations, Evaluator, PropertyReward
 from irlkit.envs.skeletons import ELEMENTS, PROTOTYPES, UNSEEN, Skeletons
 
@@ -26,7 +29,18 @@ __all__ = [
     "PotentialBackend",
     "Property",
     "PropertyReward",
+    "SiteFilling",
+    "SiteFillingPolicy",
     "Skeletons",
     "dft",
     "get_backend",
 ]
+
+if importlib.util.find_spec("gymnasium") is not None:
+    import gymnasium
+
+    gymnasium.register(
+        "irlkit/CrystalGym-v0",
+        entry_point="irlkit.envs._crystal_gym:CrystalGym",
+        vector_entry_point="irlkit.envs._crystal_gym:CrystalGymVector",
+    )
