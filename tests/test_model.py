@@ -116,7 +116,7 @@ def test_unknown_name_lists_the_shipped_models():
 
 
 def test_shipped_models_load_and_say_how_they_were_made():
-    for name in ("linear-ode", "trig-sde-gamma"):
+    for name in ("linear-ode", "trig-sde-gamma", "denovo-mask"):
         shipped = irlkit.load_pretrained(name)
         assert shipped.info["dataset"] == "prototypes"
         assert shipped.info["config"]["kind"] == name
@@ -154,3 +154,16 @@ def test_checkpoints_of_omatg_load_by_name_path_and_folder(tmp_path, monkeypatch
         irlkit.load_pretrained("omatg/MP-20-CSP/Other")
     with pytest.raises(FileNotFoundError, match=r"no file at .*none\.ckpt"):
         irlkit.load_pretrained(folder / "none.ckpt")
+
+
+def test_shipped_model_of_species_generates():
+    """Bounds below what its card says: valid structures, some of them of the training split."""
+    from irlkit.data import load
+    from irlkit.pretraining import denovo_evaluation
+
+    training = load("prototypes", "train", progress=False)
+    model = irlkit.load_pretrained("denovo-mask")
+    found = denovo_evaluation(training, 96, 10)(model)
+    assert found["validation_valid"] > 0.9 and found["validation_unique"] > 0.9
+    assert 0.5 < found["validation_novel"] < 0.97
+    assert set(training.batch.species.tolist()) == set(model.species.elements)
