@@ -50,10 +50,13 @@ def test_given_parameters_override_the_preset():
     assert 7 in config.step_choices and 7 in preset.evaluation_steps
 
 
-def test_the_paper_trains_at_100_steps_whatever_few_is():
+def test_the_paper_trains_at_100_grid_points_whatever_few_is():
     preset = experiments.resolve("annealing", "paper", n_steps=7)
-    assert preset.config(0).step_choices == (100,)
+    assert preset.config(0).step_choices == (99,)
     assert (preset.config(0).n_groups, preset.config(0).group_size) == (16, 64)
+    few = [experiments.resolve(k, "paper").n_steps for k in ("annealing", "energy", "noise")]
+    many = [presets(k)["paper"].reference_steps for k in ("annealing", "energy", "noise")]
+    assert (few, many) == ([9, 49, 49], [949, 739, 739]), "one less than the paper's grid points"
 
 
 @pytest.mark.parametrize("seeds", [(3, 1), [3, 1], "3,1", "[3, 1]", "(3, 1)"])
