@@ -444,6 +444,18 @@ def test_curves_are_those_of_the_schedules(finished):
     np.testing.assert_allclose(rows["factor"], 1 + best.pos * rows["t"], rtol=1e-5)
 
 
+def test_metrics_during_training_are_drawn_beside_the_test_split(finished):
+    validations, tests = finished.curves()
+    assert len(validations) == 2 * 3 and set(validations["seed"]) == {0, 1}
+    crmse = finished.pool.stol - finished.history["validation_reward"].to_numpy()
+    np.testing.assert_allclose(validations["polymorph_crmse"], crmse, atol=1e-6)
+    schedules = ["no annealing", "learned annealing", "handcrafted", "rule"]
+    assert sorted(tests["policy"]) == sorted(schedules)
+    rows = finished.evaluation.query("n_steps == 3 and schedule == 'rule'")
+    found = tests.set_index("policy").loc["rule", "polymorph_match_rate"]
+    assert found == pytest.approx(rows["polymorph_match_rate"].mean())
+
+
 def test_example_starts_from_one_noise_and_ends_at_the_evaluated_structure(finished):
     number, panels = finished.example()
     none, learned, reference = panels.values()

@@ -31,6 +31,14 @@ from irlkit.lab.experiments.presets import AnnealingPreset, Rung
 from irlkit.rewards import CRMSEReward
 from irlkit.rl.policies import AnnealingPolicy
 
+VALIDATION_COLUMNS = {
+    "validation_info_matched": "polymorph_match_rate",
+    "validation_info_rmsd": "polymorph_rmse",
+    "validation_info_crmse": "polymorph_crmse",
+    "validation_info_valid": "valid_rate",
+}
+"""Column of a trainer's history -> metric."""
+
 
 class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     """Compares annealing schedules of one pretrained model on one data set; see ``Experiment``.
@@ -211,6 +219,27 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
                 }
                 parts.append(pd.DataFrame({**labels, "field": field, **curve}))
         return pd.concat(parts, ignore_index=True)
+
+    def curves(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return metrics of the validations, and on the test split beside (Fig. 8).
+
+        Returns:
+            A row per seed and iteration of a validation, and a row per schedule at few steps on the
+            test split, means over seeds; with the columns of ``VALIDATION_COLUMNS``, matches and
+            displacements being those with the closest polymorph.
+        """
+        columns = [*VALIDATION_COLUMNS.values()]
+        validated = self.history[self.history["validation_reward"].notna()]
+        validated = validated.rename(columns=VALIDATION_COLUMNS).assign(policy="learned annealing")
+        few, found = self.preset.n_steps, self.structures
+        found = found[found["n_steps"] == few]
+        found = found[found["tuned_at"].isna() | (found["tuned_at"] == few)]
+        closest = found["polymorph_rmsd"]
+        values = (closest.notna(), closest, closest.fillna(self.pool.stol), found["valid"])
+        found = found.assign(**dict(zip(columns, values, strict=True)))
+        tests = found.groupby("schedule", sort=False)[columns].mean().rename_axis("policy")
+        tests = tests.rename(index={"learned": "learned annealing", "none": "no annealing"})
+        return validated[["policy", "seed", "iteration", *columns]], tests.reset_index()
 
     # --- Results ---
 

@@ -15,6 +15,7 @@ _LABELS = {
     "energy_above_reference": "energy above reference, eV/atom",
     "energy_above_lowest": "energy above the lowest polymorph, eV/atom",
     "invalid_rate": "share of invalid structures",
+    "polymorph_crmse": "cRMSE from the closest polymorph, in (V/N)<sup>1/3</sup>",
 }
 _SHOWN = ("energy_above_lowest", "polymorph_match_rate", "polymorph_rmse", "invalid_rate")
 
@@ -22,7 +23,7 @@ _SHOWN = ("energy_above_lowest", "polymorph_match_rate", "polymorph_rmse", "inva
 def validation_curves(
     curves: pd.DataFrame, tests: pd.DataFrame, metrics: Sequence[str] = _SHOWN
 ) -> go.Figure:
-    """Draw metrics on the validation split during training, a line per policy (Figs. 3, 6).
+    """Draw metrics on the validation split during training, a line per policy (Figs. 3, 6, 8).
 
     Args:
         curves: columns policy, seed, iteration and the metrics; seeds make a band.
