@@ -38,20 +38,22 @@ from irlkit.rl import (
 from irlkit.utils.system import write_atomically
 
 START = EndpointAnnealing(10.0, 0.9)
-TUNED_ON, TUNING_SEED, BASE_SEEDS = 256, 1_000_003, (0, 1, 2)
+TUNED_ON, VALIDATED_ON, TUNING_SEED, BASE_SEEDS = 256, 400, 1_000_003, (0, 1, 2)
 POS, CELL = (4.0, 6.0, 8.0, 10.0), (0.9, 1.0, 1.1, 1.2)
 SETTINGS = {
     "few_step": {
         "n_groups": 64,
         "group_size": 4,
-        "n_steps": (3, 5, 5, 10, 20),
-        "n_ppo_epochs": 1,
-        "learning_rate": 2e-4,
-        "final_learning_rate": 5e-5,
+        "n_steps": (3, 5, 5, 10),
+        "n_ppo_epochs": 2,
+        "minibatch_updates": 3,
+        "learning_rate": 1.5e-4,
+        "final_learning_rate": 3e-5,
         "policy_weight": {"pos": 1.0, "cell": 0.3},
+        "advantages": "positive",
         "clip_eps": 0.2,
-        "iterations": 50,
-        "average_decay": 0.95,
+        "iterations": 20,
+        "average_decay": 0.9,
     },
     "state_annealing": {
         "n_groups": 16,
@@ -61,7 +63,7 @@ SETTINGS = {
         "learning_rate": 3e-3,
         "final_learning_rate": 1e-3,
         "clip_eps": 0.2,
-        "iterations": 60,
+        "iterations": 20,
         "average_decay": 0.95,
     },
 }
@@ -69,7 +71,7 @@ SHARED = {
     "shared_x_0": True,
     "max_batch": 128,
     "max_minibatch": 640,
-    "validate_every": 10,
+    "validate_every": 5,
     "validation_n_steps": (5, 10),
 }
 
@@ -94,12 +96,13 @@ def policy_of(kind, model, known, seed):
         annealing = StateAnnealing(START, generator=torch.Generator().manual_seed(seed))
         noise = {field: ConstantNoise(0.15) for field in ("pos", "cell")}
         return StateAnnealingPolicy(model, annealing, noise)
-    noise = {"pos": ConstantNoise(0.02), "cell": ConstantNoise(0.1)}
-    return FewStepPolicy(model, noise, annealing=START, references=known)
+    noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
+    return FewStepPolicy(model, noise, annealing=START, references=known, noise_share=0.05)
 
 
 def train(options, model):
     known, validation = (data.load(options.dataset, split=name) for name in ("train", "val"))
+    validation = validation.subset(VALIDATED_ON)
     pool = metrics.MatchPool(0)
     settings = {**SHARED, **SETTINGS[options.kind]}
     trainer = GRPOTrainer(

@@ -280,6 +280,7 @@ def entries(kit):
             references=None,
             guide_steps=2,
             shares=(0.0, 1.0),
+            noise_share=0.5,
             max_distance=0.25,
         ),
         "policies.StateAnnealingPolicy": dict(

@@ -113,6 +113,16 @@ def test_training_follows_the_guide_where_it_pays():
     assert float(policy.network.scale) > 0.6
 
 
+def test_guided_draws_have_a_share_of_the_noise():
+    start = crystals((40,) * 8)
+    for share in (1.0, 0.1):
+        policy = make_policy(noise_share=share, shares=(0.0, 0.0, 0.0, 1e-9))
+        trajectory = rollout(policy, start, 2, generator())
+        spread = trajectory.actions["pos"].std(dim=(1, 2))
+        expected = share * 0.02 * trajectory.times.diff().sqrt()
+        torch.testing.assert_close(spread, expected, rtol=0.05, atol=0)
+
+
 def test_shares_are_checked():
     for shares in ((), (0.5, 1.5)):
         with pytest.raises(ValueError, match="shares"):

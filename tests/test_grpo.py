@@ -54,11 +54,15 @@ OUTLIER = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -60.0], dtype=torch.f
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_kinds_of_advantages(kind):
-    """All keep the order of a group, ignore a shift, and are 0 where nothing differs."""
+    """All keep the order of a group (or its upper part), ignore a shift, are 0 if all are equal."""
     values = group_advantages(torch.cat([OUTLIER, torch.ones(8)]).double(), 8, kind)
     assert values.dtype == torch.float64 and torch.equal(values[8:], torch.zeros(8).double())
-    assert torch.equal(values[:8].argsort(), OUTLIER.argsort())
     torch.testing.assert_close(group_advantages(OUTLIER + 7, 8, kind), values[:8])
+    if kind == "positive":
+        standard = group_advantages(OUTLIER, 8)
+        assert torch.equal(values[:8], standard.clamp(min=0.0)) and bool((standard < 0).any())
+        return
+    assert torch.equal(values[:8].argsort(), OUTLIER.argsort())
     if kind != "median":
         assert float(values.sum()) == pytest.approx(0, abs=1e-9)
 

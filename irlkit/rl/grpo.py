@@ -15,7 +15,7 @@ from irlkit.rl.policies.base import FieldStep, Policy
 from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked, is_number
 
-ADVANTAGES = ("standard", "median", "ranks", "leave_one_out")
+ADVANTAGES = ("standard", "median", "ranks", "leave_one_out", "positive")
 NORMALIZATIONS = ("per_atom_surrogate", "per_structure_weight", "none")
 WEIGHTS = ("policy_weight", "kl_weight", "distillation_weight", "entropy_weight")
 MAX_LOG_RATIO = 20.0
@@ -33,7 +33,9 @@ def group_advantages(rewards: Tensor, group_size: int, kind: str = "standard") -
         group_size: structures per group, at least 2.
         kind: "standard", (r - mean) / (std + 1e-8) with the population's std (Eq. 9); "median",
             (r - median) / (1.4826 median absolute deviation + 1e-8), clipped to -3 to 3; "ranks",
-            the standard scores of the ranks; or "leave_one_out", r minus the mean of the others.
+            the standard scores of the ranks; "leave_one_out", r minus the mean of the others; or
+            "positive", the standard scores above 0, 0 for others: the better ones are followed, and
+            nothing is fled from.
 
     Returns:
         Same shape; exactly zero in a group whose rewards are all equal.
@@ -69,6 +71,8 @@ def group_advantages(rewards: Tensor, group_size: int, kind: str = "standard") -
             scaled = centered * (group_size / (group_size - 1))
         else:
             scaled = centered / (groups.std(dim=1, keepdim=True, correction=0) + 1e-8)
+    if kind == "positive":
+        scaled = scaled.clamp(min=0.0)
     # The mean of equal numbers can be off by a rounding, which 1e-8 would let through.
     varies = groups.amax(dim=1, keepdim=True) > groups.amin(dim=1, keepdim=True)
     return torch.where(varies, scaled, torch.zeros_like(scaled)).flatten()

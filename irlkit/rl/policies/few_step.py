@@ -26,7 +26,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.distributions import Draws, Gaussian
 from irlkit.rl.policies.base import FieldStep, StepInputs
 from irlkit.rl.policies.velocity import VelocityPolicy
-from irlkit.utils.checks import check_count, checked
+from irlkit.utils.checks import check_count, check_finite, checked
 
 
 class FewStepPolicy(VelocityPolicy):
@@ -53,6 +53,8 @@ class FewStepPolicy(VelocityPolicy):
             the training split.
         guide_steps: steps to the end point.
         shares: w of structures side by side, each from 0 to 1.
+        noise_share: the noise of guided draws, as a share of sigma(t), which then says alone how
+            far a policy may go in one update.
         max_distance: a reference farther than this from the end point, in units of (V/N)^(1/3),
             does not replace it.
 
@@ -70,6 +72,7 @@ class FewStepPolicy(VelocityPolicy):
         references: CrystalDataset | None = None,
         guide_steps: int = 20,
         shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3, 1.0),
+        noise_share: float = 1.0,
         max_distance: float = 0.25,
     ) -> None:
         noise = {"pos": ConstantNoise(0.02)} if noise is None else noise
@@ -78,8 +81,10 @@ class FewStepPolicy(VelocityPolicy):
         check_count("guide_steps", guide_steps)
         if not shares or not all(0 <= share <= 1 for share in shares):
             raise ValueError(f"shares must be numbers from 0 to 1, at least one, got {shares}")
+        check_finite("noise_share", noise_share, above=0.0)
         self.guide_steps = guide_steps
         self.shares = tuple(shares)
+        self.noise_share = noise_share
         self.max_distance = max_distance
         self._references = (references,)
         self._left: dict[str, Tensor] = {}
@@ -119,7 +124,9 @@ class FewStepPolicy(VelocityPolicy):
             mean = step.policy.mean
             toward = inputs.frozen["guide"][field] - mean.detach()
             toward = toward * of_event.reshape(1, -1, *[1] * (mean.ndim - 2))
-            guided = _Guided(mean, step.policy.std, step.policy.event_dims, toward)
+            guided = _Guided(
+                mean, step.policy.std, step.policy.event_dims, toward, self.noise_share
+            )
             steps[field] = replace(step, policy=guided)
         return steps
 
@@ -155,6 +162,8 @@ class _Guided(Gaussian):
     """A Gaussian whose samples are moved; its probabilities are as they were."""
 
     toward: Tensor
+    noise_share: float
 
     def sample(self, draws: Draws) -> Tensor:
-        return super().sample(draws) + self.toward
+        noise = super().sample(draws) - self.mean
+        return self.mean + self.noise_share * noise + self.toward
