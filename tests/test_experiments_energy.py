@@ -649,6 +649,35 @@ def test_the_order_of_things_is_explained(files, tmp_path):
     assert "toy" in experiment.summary().to_string()
 
 
+@pytest.mark.filterwarnings("ignore:toy gave no energy")
+def test_references_without_an_energy_are_left_out_and_named(files, tmp_path):
+    """Elements that the potential does not know, and structures that it fails on."""
+
+    class Partial(LennardJonesToy):
+        def check(self, compositions):
+            if (compositions.species == 47).any():
+                raise ValueError("no silver")
+
+    with pytest.warns(UserWarning) as caught:
+        experiment = make(files, tmp_path, potential=Partial(breaks=(9,)))
+    said = [str(warning.message) for warning in caught]
+    unknown = [text for text in said if "the potential toy does not know its elements" in text]
+    failed = [text for text in said if "ArithmeticError: this toy cannot" in text]
+    assert len(unknown) == 2 and "of the split 'train' are left out" in unknown[0]
+    assert len(failed) == 1 and "structures of the split 'test' are left out" in failed[0]
+    for split in (experiment.train, experiment.validation, experiment.test):
+        assert not (split.batch.species == 47).any()
+    assert experiment.test.table["formula"].tolist() == ["KI", "KI"]
+    assert len(experiment.test.skipped) == 2
+    experiment.sweep_reference()
+    experiment.evaluate_pretrained()
+    experiment.learn_annealing()
+    experiment.train_policies()
+    assert experiment.evaluation["n_structures"].eq(len(experiment.test)).all()
+    with pytest.raises(ValueError, match="none remains"), pytest.warns(UserWarning):
+        make(files, tmp_path, potential=LennardJonesToy(breaks=range(1, 100)))
+
+
 def test_a_model_without_denoiser_is_refused_at_once(files, tmp_path):
     with pytest.raises(ValueError, match="no denoiser"):
         experiments.EnergyReinforcement(

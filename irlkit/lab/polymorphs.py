@@ -165,13 +165,12 @@ def relax_known(
         The structures, and their energies in eV/atom, nan where there is none, shape (B,). A
         warning names the elements that are not known.
     """
-    able, formulas = np.ones(len(batch), dtype=bool), np.array(batch.formulas())
-    for formula in np.unique(formulas):
-        try:
-            potential.check(batch[formulas == formula])
-        except ValueError as error:
-            warnings.warn(f"{formula} is not relaxed: {error}", stacklevel=2)
-            able &= formulas != formula
+    able = potential.knows(batch)
+    try:
+        potential.check(batch[~able])
+    except ValueError as error:
+        named = ", ".join(dict.fromkeys(batch[~able].formulas()))
+        warnings.warn(f"{named}: not relaxed; {error}", stacklevel=2)
     energy = np.full(len(batch), np.nan)
     if not able.any():
         return batch, energy

@@ -164,6 +164,17 @@ class Potential(ABC):
     def check(self, compositions: CrystalBatch) -> None:  # noqa: B027
         """Raise a ValueError that names elements that the potential does not know."""
 
+    def knows(self, batch: CrystalBatch) -> np.ndarray:
+        """Return whether all elements of each structure are known, shape (B,)."""
+        unknown = []
+        for z in batch.species.unique().tolist():
+            try:
+                self.check(CrystalBatch.from_species([np.array([z])], torch.float32))
+            except ValueError:
+                unknown.append(z)
+        bad = torch.isin(batch.species.cpu(), torch.tensor(unknown, dtype=torch.int64))
+        return torch.bincount(batch.batch.cpu()[bad], minlength=len(batch)).numpy() == 0
+
     def close(self) -> None:  # noqa: B027
         """End processes and frees memory."""
 

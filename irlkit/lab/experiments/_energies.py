@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
-from irlkit.data import CrystalDataset
+from irlkit.data import CrystalDataset, Skipped
+from irlkit.data._text import shorten
 from irlkit.evaluate import metrics
 from irlkit.evaluate.metrics import MatchPool
 from irlkit.lab.experiments._handcrafted import AnnealedExperiment, S
@@ -41,9 +45,24 @@ class EnergyExperiment(AnnealedExperiment[S]):
         self._potential_name = potential if isinstance(potential, str) else None
         named = {} if self._potential_name is None else {"device": self.device}
         self.potential: Potential = potentials.get(potential, **named)
-        for split in (self.train, self.validation, self.test):
-            self.potential.check(split.batch)
         self._reference_energies: dict[tuple, Energies] = {}
+        whole = (self.train, self.validation, self.test)
+        self.train, self.validation, self.test = map(self._of_known_elements, whole)
+        self.test = self._with_energies(self.test)
+        self._trainings.compositions = self.train
+
+    def _of_known_elements(self, data: CrystalDataset) -> CrystalDataset:
+        """The structures that the potential can compute; those of other elements are named."""
+        knows = self.potential.knows(data.batch)
+        why = f"the potential {self.potential.name} does not know its elements"
+        return _leave_out(data, {int(row): why for row in np.flatnonzero(~knows)})
+
+    def _with_energies(self, data: CrystalDataset) -> CrystalDataset:
+        """The structures that have an energy, so that others can be compared; the rest is named."""
+        found = self._energies_of_references(data)
+        missing = np.flatnonzero(~np.isfinite(found.energy_per_atom))
+        whole = {int(row): found.reasons.get(int(row), "it is not valid") for row in missing}
+        return _leave_out(data, whole)
 
     def _judge(
         self, generated: CrystalBatch, data: CrystalDataset
@@ -73,6 +92,21 @@ class EnergyExperiment(AnnealedExperiment[S]):
 
     def _results(self) -> dict[str, Any]:
         return {**super()._results(), "potential": self.potential.name}
+
+
+def _leave_out(data: CrystalDataset, reasons: Mapping[int, str]) -> CrystalDataset:
+    """A data set without some structures (number -> why), which a warning names."""
+    if not reasons:
+        return data
+    ids = data.table["material_id"].astype(str)
+    skipped = [Skipped(ids[row], reason) for row, reason in reasons.items()]
+    text = f"{len(skipped)} of {len(data)} structures of the split {data.split!r} are left out: "
+    text += shorten([f"{entry.record} ({entry.reason})" for entry in skipped], separator="; ")
+    if len(skipped) == len(data):
+        raise ValueError(f"dataset: {text}; none remains")
+    warnings.warn(text, stacklevel=4)
+    kept = data.select(np.setdiff1d(np.arange(len(data)), list(reasons)))
+    return replace(kept, skipped=[*data.skipped, *skipped])
 
 
 def energy_rewards(

@@ -74,8 +74,8 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
 
     Raises:
         FileNotFoundError: see ``Experiment``; or weights of the potential are missing.
-        ValueError: see ``Experiment``; an element that the potential does not know, or a policy
-            that does not fit the model.
+        ValueError: see ``Experiment``; a split of which nothing has an energy, or a policy that
+            does not fit the model.
     """
 
     preset_kind = EnergyPreset
@@ -152,6 +152,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
                 make = partial(self.policy, name)
                 runs.append(Run((name, seed), f"{name}, seed {seed}", labels, make, config))
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
+        validation = self._with_energies(validation)
         here = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
         elsewhere = None
         if self._potential_name is not None and self.device.type == "cpu":

@@ -55,7 +55,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     ) -> None:
         super().__init__(*arguments, **options)
         if self.preset.split == "val":
-            self.test = self.validation.subset(self.preset.test_size)
+            self.test = self._with_energies(self.validation.subset(self.preset.test_size))
         missing = [name for name in self.preset.fields if name not in self.model.has_denoiser]
         if missing:
             raise ValueError(
