@@ -103,6 +103,11 @@ def test_panels_show_the_conventional_cell_and_say_what_is_known(structure):
         structure.lattice.abc
     )
     assert shown.matches(structure)
+    # Wherever the origin was, it is the space group's, as that of the structure here.
+    moved = primitive.copy().translate_sites(range(len(primitive)), [0.13, 0.27, 0.41])
+    found, *_ = conventional(moved)
+    distances = found.lattice.get_all_distances(found.frac_coords, shown.frac_coords).min(1)
+    assert distances.max() < 1e-4 and found.matches(structure)
     figure = plots.structures({"best": primitive}, energies=[-1.25])
     formula = figure.layout.annotations[0].text.split("<br>")
     assert formula[0] == "best" and formula[1].endswith(f", {symbol}, −1.250 eV/atom")

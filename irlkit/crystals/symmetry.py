@@ -19,9 +19,9 @@ SYMPREC = 0.1
 def conventional(structure: Structure) -> tuple[Structure, str, int]:
     """Return the conventional cell, the space group, and the order of its point group.
 
-    The cell has a along x and b in the plane of x and y. Atoms stay where they are, however far
-    they are from the symmetry. Where spglib finds none, the cell stays as it is, the name is empty,
-    and the order 0.
+    The cell has a along x and b in the plane of x and y, and the origin of the space group. Atoms
+    stay where they are beside each other, however far they are from the symmetry. Where spglib
+    finds none, the structure stays as it is, the name is empty, and the order 0.
     """
     import spglib
     from pymatgen.core import Lattice, Structure
@@ -39,4 +39,6 @@ def conventional(structure: Structure) -> tuple[Structure, str, int]:
     cell, pos, species = standard
     lattice = Lattice.from_parameters(*Lattice(cell).parameters, vesta=True)
     order = len({rotation.tobytes() for rotation in found.rotations})
+    # spglib leaves the origin where it was; the standard one puts atoms on corners and faces.
+    pos = (pos + found.origin_shift) % 1
     return Structure(lattice, species, pos), found.international, order
