@@ -40,5 +40,5 @@ def conventional(structure: Structure) -> tuple[Structure, str, int]:
     lattice = Lattice.from_parameters(*Lattice(cell).parameters, vesta=True)
     order = len({rotation.tobytes() for rotation in found.rotations})
     # spglib leaves the origin where it was; the standard one puts atoms on corners and faces.
-    pos = (pos + found.origin_shift) % 1
-    return Structure(lattice, species, pos), found.international, order
+    shifted = (pos + found.origin_shift) % 1
+    return Structure(lattice, species, shifted), found.international, order
