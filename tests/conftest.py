@@ -3,12 +3,19 @@
 import irlkit  # noqa: F401  # before torch, whose idle threads then soon sleep
 
 # isort: split
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.utils.system import available_cores
+
+# Processes that test side by side share the cores.
+torch.set_num_threads(
+    max(1, available_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
 
 
 @pytest.fixture(scope="session")
