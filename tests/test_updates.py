@@ -68,7 +68,8 @@ def test_steps_of_an_epoch():
     policy = make_policy("annealing")
     trajectory = rollout(policy, crystals(), 10, generator())
     update = make_update(policy, n_ppo_epochs=3, step_fraction=0.5, minibatch_updates=2)
-    drawn = update._draw_steps(trajectory)
+    drawn, share = update._draw_steps(trajectory)
+    assert share == 1.0, "every step bears on the loss"
     assert len(drawn) == 6
     epochs = [torch.cat(drawn[i : i + 2]).tolist() for i in (0, 2, 4)]
     assert all(len(set(epoch)) == 5 for epoch in epochs)
