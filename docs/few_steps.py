@@ -3,7 +3,8 @@
     python docs/few_steps.py train --seed 0          # and 1 and 2; goes on where it was stopped
     python docs/few_steps.py measure                 # all seeds that are there, on the test split
 
-Both policies start as the same rule. What is trained, and which iteration is kept, is decided on
+Both policies start as the same rule, `START`, which is the control: what learning adds is the
+difference from it. What is trained, and which iteration is kept, is decided on
 the training and validation splits; the rule they are compared with has its two constants tuned on
 validation for each number of steps by itself. Differences are paired, with 95 % intervals from a
 bootstrap over compositions and training seeds.
@@ -169,8 +170,8 @@ def measure(options, model):
     print(
         f"{options.kind}, training seeds {seeds}, base seeds {BASE_SEEDS}, {len(test)} structures"
     )
-    print("| steps | rule | cRMSE (METRe) of the rule | learned | difference | |")
-    print("|--:|:--|--:|--:|--:|:--|")
+    print("| steps | tuned rule | its cRMSE (METRe) | start | learned | learned - rule | - start |")
+    print("|--:|:--|--:|--:|--:|--:|--:|")
     with metrics.MatchPool(0) as pool:
         for n_steps in options.steps:
             rule = tuned_rule(options, model, n_steps, pool)
@@ -181,14 +182,21 @@ def measure(options, model):
                 return np.stack([run[0] for run in runs]), np.mean([run[1] for run in runs])
 
             rules, rule_metre = of(Dynamics(model, rule))
+            starts, start_metre = of(Dynamics(model, START))
             runs = [of(learned_dynamics(options, model, seed)) for seed in seeds]
             learned, metre = np.stack([run[0] for run in runs]), np.mean([run[1] for run in runs])
-            gain = Estimate.of(draw.mean(learned) - draw.mean(rules))
+            gains = [
+                Estimate.of(draw.mean(learned) - draw.mean(other)) for other in (rules, starts)
+            ]
+            words = [
+                f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}), {gain.verdict('< 0')}"
+                for gain in gains
+            ]
             spread = spread_of_seeds(learned.mean(-1))["training"]
             print(
                 f"| {n_steps} | {rule.pos:g}, {rule.cell:g} | {rules.mean():.4f} ({rule_metre:.3f})"
-                f" | {learned.mean():.4f} ({metre:.3f}) | {gain.value:+.4f} ({gain.low:+.4f} to "
-                f"{gain.high:+.4f}) | {gain.verdict('< 0')}; training seeds {spread:.4f} |",
+                f" | {starts.mean():.4f} ({start_metre:.3f}) | {learned.mean():.4f} ({metre:.3f}),"
+                f" training seeds {spread:.4f} | {' | '.join(words)} |",
                 flush=True,
             )
 
