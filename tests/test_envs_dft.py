@@ -1,4 +1,4 @@
-"""GPAW gives the textbook's values, where it is installed (three minutes on one core)."""
+"""GPAW gives what is usual for PBE, where it is installed (ten minutes or more on one core)."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from irlkit.envs import BulkModulus, Evaluator, Skeletons, get_backend
 pytest.importorskip("gpaw", reason="gpaw is not installed")
 pytestmark = pytest.mark.slow
 
-# PBE: bulk moduli (GPa) at the lattice constants of the lowest energy, gaps (eV; Paier et al.,
-# 2006, and textbooks) at the measured ones (Å).
+# Usual for PBE: bulk moduli (GPa) at the lattice constants of the lowest energy, gaps (eV) at the
+# measured ones (Å). Written down without a source at hand: not to be cited from here.
 PBE = {
     "Si": ("Fd-3m", 5.430, ["Si"], 88.8, 0.61),
     "C": ("Fd-3m", 3.567, ["C"], 433.6, None),
