@@ -7,6 +7,7 @@ import importlib.util
 
 from irlkit.envs import dft
 from irlkit.envs._backends import Backend, CalculatorBackend, PotentialBackend
+from irlkit.envs._benchmark import Comparison, benchmark
 from irlkit.envs._cache import EvaluationCache
 from irlkit.envs._choice import get_backend
 from irlkit.envs._properties import PROPERTIES, TARGETS, BulkModulus, Property
@@ -23,6 +24,7 @@ __all__ = [
     "Backend",
     "BulkModulus",
     "CalculatorBackend",
+    "Comparison",
     "EvaluationCache",
     "Evaluations",
     "Evaluator",
@@ -32,6 +34,7 @@ __all__ = [
     "SiteFilling",
     "SiteFillingPolicy",
     "Skeletons",
+    "benchmark",
     "dft",
     "get_backend",
 ]

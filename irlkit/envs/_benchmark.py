@@ -1,0 +1,295 @@
+"""Algorithms compared at equal evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from irlkit.crystals import CrystalBatch
+from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
+from irlkit.envs._symmetry import canonical_keys
+from irlkit.envs.evaluation import Evaluator, PropertyReward
+from irlkit.envs.skeletons import Elements, Skeletons
+from irlkit.rewards import Reward, RewardResult
+from irlkit.rl import GRPOTrainer, TrainerConfig, generate
+from irlkit.utils.checks import checked
+from irlkit.utils.progress import progress_bar
+
+_BASELINES = ("PPO", "DQN", "Rainbow", "SAC")
+_GRPO: dict[str, Any] = {
+    "group_size": 16,
+    "n_ppo_epochs": 4,
+    "learning_rate": 1e-3,
+    "clip_eps": 0.2,
+    "entropy_weight": 0.02,
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `benchmark` has found.
+
+    Attributes:
+        episodes: one row per evaluated filling, in order: algorithm, seed, evaluation (from 1),
+            reward, value, cached, failed, formula, skeleton, and key (of the filling up to
+            symmetry).
+        unseen: mean reward of the trained policies on other skeletons: algorithm, seed, skeleton,
+            reward.
+        judge: property, backend and settings.
+    """
+
+    episodes: pd.DataFrame
+    unseen: pd.DataFrame
+    judge: str
+
+    def summary(self, n_samples: int = 2000) -> pd.DataFrame:
+        """Return a row per algorithm: means over seeds, with intervals for the last tenth.
+
+        Columns: first and last (mean rewards of the first and last tenth), low and high (95 %
+        interval of last, seeds drawn with replacement; nan for one seed), auc (mean over all
+        evaluations), distinct (fillings), failed (share), best.
+        """
+        rows = []
+        for name, runs in self.episodes.groupby("algorithm", sort=False):
+            each = []
+            for _, run in runs.groupby("seed"):
+                tenth = max(len(run) // 10, 1)
+                rewards = run["reward"].to_numpy()
+                each.append(
+                    {
+                        "first": rewards[:tenth].mean(),
+                        "last": rewards[-tenth:].mean(),
+                        "auc": rewards.mean(),
+                        "distinct": run["key"].nunique(),
+                        "failed": run["failed"].mean(),
+                        "best": rewards.max(),
+                    }
+                )
+            table = pd.DataFrame(each)
+            last = table["last"].to_numpy()
+            draws = np.random.default_rng(0).integers(len(last), size=(n_samples, len(last)))
+            ends = np.quantile(last[draws].mean(1), [0.025, 0.975])
+            ends = ends if len(last) > 1 else np.full(2, np.nan)
+            row = {"algorithm": name, "seeds": len(last), **table.mean().to_dict()}
+            rows.append({**row, "low": ends[0], "high": ends[1], "best": table["best"].max()})
+        return pd.DataFrame(rows)
+
+    def best(self, n: int = 10) -> pd.DataFrame:
+        """Return the fillings of the highest rewards, each once."""
+        ordered = self.episodes.sort_values("reward", ascending=False, kind="stable")
+        columns = ["formula", "skeleton", "value", "reward", "algorithm"]
+        return ordered.drop_duplicates("key")[columns].head(n).reset_index(drop=True)
+
+
+class _Recording(Reward):
+    """A reward that keeps what it was asked, up to a budget."""
+
+    def __init__(self, reward: PropertyReward, skeletons: Skeletons, budget: int) -> None:
+        self.reward, self.budget = reward, budget
+        self._names = dict(
+            zip((k for k, _ in canonical_keys(skeletons.crystals)), skeletons.names, strict=True)
+        )
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        result = self.reward(batch)
+        keys, formulas = canonical_keys(batch), batch.reduced_formulas()
+        for i in range(min(len(batch), self.budget - len(self.rows))):
+            info = {name: result.info[name][i] for name in ("value", "cached", "failed")}
+            self.rows.append(
+                {
+                    "evaluation": len(self.rows) + 1,
+                    "reward": float(result.values[i]),
+                    **info,
+                    "formula": formulas[i],
+                    "skeleton": self._names[keys[i][0]],
+                    "key": "|".join(keys[i]),
+                }
+            )
+        return result
+
+    def energies(self) -> str:
+        return self.reward.energies()
+
+
+@checked
+def benchmark(
+    evaluator: Evaluator,
+    target: float,
+    *,
+    algorithms: Sequence[str] = ("GRPO", *_BASELINES, "random"),
+    seeds: Sequence[int] = (0,),
+    evaluations: int = 12_000,
+    skeletons: Any = "train",
+    unseen: Any = "test",
+    elements: Elements = "small",
+    mode: str = "completion",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    n_unseen: int = 64,
+    progress: bool = True,
+) -> Comparison:
+    """Train algorithms on the same episodes, each with a budget of evaluated fillings.
+
+    GRPO is irlkit's trainer on `SiteFilling`, its groups share skeleton and order; the others are
+    tianshou's, all with one kind of network. "random" fills sites at random: the control.
+
+    Args:
+        evaluator: tells the property; what one algorithm has evaluated, others find in its cache,
+            which changes no number.
+        target: of the property.
+        algorithms: "GRPO", "PPO", "DQN", "Rainbow", "SAC", "random".
+        seeds: of the runs.
+        evaluations: fillings judged per run, cached or not.
+        skeletons: to train on.
+        unseen: to try the trained policies on; None: none.
+        elements: "small", "medium", "large", or symbols.
+        mode: "completion" or "substitution".
+        settings: algorithm -> settings: of `TrainerConfig` for GRPO, and `learning_rate`, `alpha`
+            (of SAC), `n_envs`, `batch_size`, `exploration` for the others.
+        n_unseen: fillings of each unseen skeleton.
+        progress: show a bar of runs.
+
+    Raises:
+        ValueError: an unknown algorithm, no seeds, or fewer than ten evaluations.
+        ImportError: tianshou is missing.
+    """
+    unknown = sorted(set(algorithms) - {"GRPO", "random", *_BASELINES})
+    if unknown or not algorithms:
+        raise ValueError(
+            f"algorithms must be among GRPO, {', '.join(_BASELINES)} and random, got "
+            f"{unknown or 'none'}"
+        )
+    if not seeds or evaluations < 10:
+        raise ValueError("seeds must name at least one, and evaluations be at least 10")
+    if set(algorithms) & set(_BASELINES):
+        try:
+            import tianshou  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "the algorithms of tianshou need it; run: pip install 'irlkit[gym]'"
+            ) from error
+    process = SiteFilling(skeletons, elements, mode)
+    others = None if unseen is None else SiteFilling(unseen, elements, mode)
+    tables, scores = [], []
+    runs = [(name, seed) for name in algorithms for seed in seeds]
+    with progress_bar(total=len(runs), disable=not progress, unit="run") as bar:
+        for name, seed in runs:
+            bar.set_postfix_str(f"{name}, seed {seed}")
+            reward = PropertyReward(evaluator, target)
+            record = _Recording(reward, process.skeletons, evaluations)
+            chosen = dict((settings or {}).get(name, {}))
+            network = _RUNS.get(name, _baseline)(name, process, record, seed, chosen)
+            table = pd.DataFrame(record.rows)
+            table.insert(0, "algorithm", name)
+            table.insert(1, "seed", seed)
+            tables.append(table)
+            if others is not None:
+                rows = _unseen(network, others, reward, n_unseen)
+                scores += [{"algorithm": name, "seed": seed, **row} for row in rows]
+            bar.update()
+    return Comparison(pd.concat(tables, ignore_index=True), pd.DataFrame(scores), evaluator.judge)
+
+
+def _grpo(
+    name: str, process: SiteFilling, record: _Recording, seed: int, settings: dict[str, Any]
+) -> nn.Module:
+    torch.manual_seed(seed)
+    policy = SiteFillingPolicy(process)
+    chosen = {"n_groups": len(process.skeletons), **_GRPO, **settings}
+    config = TrainerConfig.from_settings(
+        {**chosen, "n_steps": process.n_steps, "shared_x_0": True}, seed
+    )
+    iterations = -(-record.budget // (config.n_groups * config.group_size))
+    requests = process.skeletons.requests(record.reward.target)
+    GRPOTrainer(policy, record, requests, config).run(iterations, progress=False)
+    return policy.network
+
+
+def _random(
+    name: str, process: SiteFilling, record: _Recording, seed: int, settings: dict[str, Any]
+) -> nn.Module:
+    policy = SiteFillingPolicy(process, _Uniform(len(process.numbers)))
+    draws = torch.Generator().manual_seed(seed)
+    requests = process.skeletons.requests()
+    while len(record.rows) < record.budget:
+        few = requests[torch.randint(len(requests), (256,), generator=draws)]
+        record(generate(policy, few, process.n_steps, generator=draws))
+    return policy.network
+
+
+def _baseline(
+    name: str, process: SiteFilling, record: _Recording, seed: int, settings: dict[str, Any]
+) -> nn.Module:
+    from irlkit.envs._crystal_gym import CrystalGym
+    from irlkit.envs._tianshou import Settings, Spent, train
+
+    class Judging(PropertyReward):
+        def __call__(self, batch: CrystalBatch) -> RewardResult:
+            result = record(batch)
+            if len(record.rows) >= record.budget:
+                raise Spent
+            return result
+
+    reward = record.reward
+    symbols = [str(s) for s in _symbols(process)]
+
+    def make() -> Any:
+        options = {"elements": symbols, "mode": process.mode}
+        env = CrystalGym(reward.evaluator, reward.target, process.skeletons, **options)
+        env._sites.reward = Judging(reward.evaluator, reward.target)
+        env.close = lambda: None  # type: ignore[method-assign]  # the evaluator is the caller's
+        return env
+
+    lowest = reward.evaluator.property.failure
+    highest = 0.0 if lowest < -1 else 1.0
+    return train(
+        name,
+        make,
+        process.skeletons,
+        len(process.numbers),
+        (lowest, highest),
+        lambda: len(record.rows) / record.budget,
+        seed,
+        Settings(**settings),
+    )
+
+
+_RUNS = {"GRPO": _grpo, "random": _random}
+
+
+class _Uniform(nn.Module):
+    def __init__(self, n_elements: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(n_elements))
+
+    def look_at(self, skeletons: Skeletons) -> None:
+        pass
+
+    def forward(self, skeleton: Any, species: Any, focus: Any, target: Any) -> Any:
+        return self.logits.expand(len(skeleton), -1)
+
+
+def _unseen(
+    network: Any, process: SiteFilling, reward: PropertyReward, n: int
+) -> list[dict[str, Any]]:
+    """Mean rewards of a trained network on other skeletons."""
+    network.look_at(process.skeletons)
+    policy = SiteFillingPolicy(process, network)
+    draws = torch.Generator().manual_seed(0)
+    requests = process.skeletons.requests(reward.target).repeat(n)
+    values = reward(generate(policy, requests, process.n_steps, generator=draws)).values
+    means = values.reshape(-1, n).mean(1).tolist()
+    names = process.skeletons.names
+    return [{"skeleton": s, "reward": m} for s, m in zip(names, means, strict=True)]
+
+
+def _symbols(process: SiteFilling) -> list[str]:
+    from pymatgen.core import Element
+
+    return [Element.from_Z(int(z)).symbol for z in process.numbers]
