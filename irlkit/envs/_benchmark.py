@@ -240,7 +240,7 @@ def _baseline(
     symbols = [str(s) for s in _symbols(process)]
 
     def make() -> Any:
-        options = {"elements": symbols, "mode": process.mode}
+        options: dict[str, Any] = {"elements": symbols, "mode": process.mode}
         env = CrystalGym(reward.evaluator, reward.target, process.skeletons, **options)
         env._sites.reward = Judging(reward.evaluator, reward.target)
         env.close = lambda: None  # type: ignore[method-assign]  # the evaluator is the caller's
