@@ -23,7 +23,8 @@ def annealing_claims(
 
     def tuned(schedule: str, at: int) -> _Group:
         labels = {"schedule": schedule, "tuned_at": at, "n_steps": at}
-        return _Group(f"the best {schedule} one for {at} steps", labels)
+        what = "rule" if schedule == "rule" else f"{schedule} one"
+        return _Group(f"the best {what} for {at} steps", labels)
 
     best, ours, check = tuned("handcrafted", many), learned(few), evidence.check
     others = [k for k in preset.evaluation_steps if k != few]
