@@ -176,7 +176,18 @@ class _Sites:
         return f"{self.skeletons.names[s]}: {' '.join(sites)}"
 
 
-class CrystalGym(gymnasium.Env):
+class _Judging:
+    """What has sites that are judged when they are full."""
+
+    _sites: _Sites
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates the fillings, with its counts."""
+        return self._sites.reward.evaluator
+
+
+class CrystalGym(_Judging, gymnasium.Env):
     """Fills the sites of a skeleton; the reward comes with the last one.
 
     Observations are a dictionary of padded arrays, or Gymnasium's graph. `info` holds
@@ -235,11 +246,6 @@ class CrystalGym(gymnasium.Env):
                 spaces.Box(0.0, np.inf, (width,), np.float32),
                 spaces.Box(0.0, 1.0, (N_GAUSSIANS,), np.float32),
             )
-
-    @property
-    def evaluator(self) -> Evaluator:
-        """What evaluates the fillings, with its counts."""
-        return self._sites.reward.evaluator
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -322,7 +328,7 @@ class CrystalGym(gymnasium.Env):
         self.evaluator.close()
 
 
-class CrystalGymVector(VectorEnv):
+class CrystalGymVector(_Judging, VectorEnv):
     """Many `CrystalGym`s at once; fillings that end in one step are evaluated in one batch.
 
     Args:
@@ -355,11 +361,6 @@ class CrystalGymVector(VectorEnv):
         self.observation_space = batched(self.single_observation_space, num_envs)
         self.action_space = batched(self.single_action_space, num_envs)
         self._full = np.zeros(num_envs, dtype=bool)
-
-    @property
-    def evaluator(self) -> Evaluator:
-        """What evaluates the fillings, with its counts."""
-        return self._sites.reward.evaluator
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
