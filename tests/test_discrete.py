@@ -1,14 +1,12 @@
 """Discrete flows of species: kernels against enumeration, constraints, generation."""
 
 import itertools
-import sys
 from collections import Counter
 
 import pytest
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.data import load
 from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.constraints import Constraints
 from irlkit.flows.discrete import DiscreteFlow
@@ -17,7 +15,6 @@ from irlkit.flows.interpolants import Interpolant
 from irlkit.flows.schedules import time_grid
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
-from irlkit.pretraining._denovo import sample_quality
 from irlkit.utils.draws import SharedDraws
 
 
@@ -350,30 +347,6 @@ def test_models_without_the_flow_say_so():
         DiscreteFlow(elements=(0, 8))
     with pytest.raises(ValueError, match="needs a generator, and neither x_0 nor record"):
         Dynamics(tiny_model()).generate(torch.tensor([2]), 2)
-
-
-# --- what a model makes ---
-
-
-def test_quality_of_samples(monkeypatch):
-    """Counted by hand: one invalid, one repeated, two of the training set."""
-    everything = load("prototypes", "train", progress=False)
-    dataset = everything.select(range(3))
-    known = dataset.batch.to(dtype=torch.float64)
-    new = known[0].replace(
-        cell=1.3 * known[0].cell @ torch.diag(torch.tensor([1.0, 1.0, 2.0]).double())
-    )
-    flat = known[2].replace(cell=1e-3 * known[2].cell)
-    made = CrystalBatch.concatenate(
-        [known[:2], known[1].replace(pos=known[1].pos + 0.1), new, flat]
-    )
-    found = sample_quality(made, dataset)
-    assert found["valid"] == 0.8 and found["unique"] == 0.75 and found["novel"] == 0.25
-    assert found["new_formula"] == 0.0
-    assert sample_quality(made, everything.select([3000]))["new_formula"] == 1.0
-    monkeypatch.setitem(sys.modules, "smact", None)
-    monkeypatch.setitem(sys.modules, "smact.screening", None)
-    assert "valid_composition" not in sample_quality(made, dataset)
 
 
 def test_ranks_draw_what_one_process_draws():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.utils.checks import check_count, checked
@@ -111,3 +112,40 @@ def count_distinct(prints: np.ndarray, group_size: int, tolerance: float = SAME)
             difference = np.abs(group[:, None] - group[None]).max(axis=2)
         distinct.append((use & ~((difference < tolerance) & earlier).any(axis=1)).sum())
     return np.array(distinct)
+
+
+@checked
+def composition_diversity(batch: CrystalBatch, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the Vendi score of compositions: how many that share no element are as diverse.
+
+    The exponential of the entropy of the eigenvalues of K/B, with K the cosine similarity of the
+    compositions as vectors of atoms per element (Friedman and Dieng, 2023).
+
+    >>> composition_diversity(CrystalBatch.from_formulas(["NaCl", "Na2Cl2", "MgO"])).round(2)
+    array([1.89])
+
+    Args:
+        batch: B structures, at least one.
+        weights: how often each counts, shape (m, B); None: once.
+
+    Returns:
+        From 1 to the number of elements, shape (m,) or (1,).
+
+    Raises:
+        ValueError: weights of another number of structures.
+    """
+    weights = np.ones((1, len(batch))) if weights is None else weights
+    if not len(batch) or weights.ndim != 2 or weights.shape[1] != len(batch):
+        raise ValueError(
+            f"weights must have shape (m, {len(batch)}), one per structure of the batch, which has "
+            f"at least one, got {weights.shape}"
+        )
+    elements, place = batch.species.cpu().unique(return_inverse=True)
+    counts = torch.zeros(len(batch), len(elements), dtype=torch.float64)
+    counts.index_put_((batch.batch.cpu(), place), torch.ones(1).double(), accumulate=True)
+    x = (counts / counts.norm(dim=1, keepdim=True)).numpy()
+    share = weights / weights.sum(axis=1, keepdims=True).clip(min=1e-300)
+    size = len(elements)
+    matrix = (share @ (x[:, :, None] * x[:, None]).reshape(len(x), -1)).reshape(-1, size, size)
+    eigenvalues = np.linalg.eigvalsh(matrix).clip(min=1e-300)
+    return np.exp(-(eigenvalues * np.log(eigenvalues)).sum(axis=1))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,6 +184,19 @@ class Bootstrap:
     def median(self, values: np.ndarray) -> np.ndarray:
         """Return the median, which few outliers cannot move; see ``mean``."""
         return self.trimmed_mean(values, 0.5)
+
+    def basic(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return a statistic that resampling shifts, shape (1 + n_samples,).
+
+        Resamples repeat structures, so that distances grow and diversities shrink: what resamples
+        give is reflected at the value of all the data (basic bootstrap).
+
+        Args:
+            statistic: of weights of the structures, shape (m, n_structures) to (m,).
+        """
+        chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
+        values = np.concatenate([statistic(weights) for weights in chunks])
+        return np.concatenate([values[:1], 2 * values[0] - values[1:]])
 
 
 @checked
