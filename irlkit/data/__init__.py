@@ -1,6 +1,6 @@
 """Data sets of crystal structures: the embedded one, those in files, and formulas."""
 
-from irlkit.data import _files, _omatg_lmdb, _tables  # noqa: F401 (they register readers)
+from irlkit.data import _archives, _files, _omatg_lmdb, _tables  # noqa: F401 (register readers)
 from irlkit.data.dataset import CrystalDataset, Skipped
 from irlkit.data.formulas import from_formulas
 from irlkit.data.loading import load, load_parts

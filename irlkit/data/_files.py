@@ -61,7 +61,7 @@ def read_structure_file(path: Path) -> Iterator[RawRecords]:
 
     Data blocks of a CIF file are records of their own, called after file and block.
     """
-    return chunked(_read_file(path, {"material_id": _name(path)}))
+    return chunked(_read_file(path, {"material_id": file_name(path)}))
 
 
 def _read_file(path: Path, row: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -70,10 +70,16 @@ def _read_file(path: Path, row: dict[str, Any]) -> Iterator[tuple[Any, dict[str,
         return
     try:
         with open_text(path) as file:
-            text = file.read(MAX_CHARACTERS + 1)
+            yield from read_text(file, path, row)
     except (*BROKEN, Unusable) as error:
         yield Malformed(f"the file cannot be read: {error}"), row
-        return
+
+
+def read_text(
+    file: IO[str], path: Path, row: dict[str, Any]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Read an open CIF or POSCAR file of that name: payloads and entries of the table."""
+    text = file.read(MAX_CHARACTERS + 1)
     if "\0" in text:
         yield Malformed("the file cannot be read: it is no text"), row
         return
@@ -88,7 +94,8 @@ def _read_file(path: Path, row: dict[str, Any]) -> Iterator[tuple[Any, dict[str,
             yield block, row | {"material_id": f"{row['material_id']}-{ending}"}
 
 
-def _name(path: Path) -> str:
+def file_name(path: Path) -> str:
+    """Return the name of a file without its ending, which its record is called after."""
     name = without_compression(path.name)
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
@@ -108,7 +115,7 @@ def read_folder(path: Path) -> Iterator[RawRecords]:
         raise ValueError(
             f"{path} is a folder without CIF or POSCAR files ({', '.join(SUFFIXES)}, POSCAR*)"
         )
-    names = {file: _name(file) if is_structure_file(file) else file.name for file in files}
+    names = {file: file_name(file) if is_structure_file(file) else file.name for file in files}
     counts = Counter(names.values())
     # Two files with one name are told apart by their extensions.
     names = {file: file.name if counts[name] > 1 else name for file, name in names.items()}
@@ -147,12 +154,13 @@ def read_extxyz(path: Path) -> Iterator[RawRecords]:
     """
     try:
         with open_text(path) as file:
-            yield from chunked(_read_frames(file))
+            yield from chunked(read_frames(file))
     except (*BROKEN, Unusable) as error:
         raise ValueError(f"cannot read {path} as extended XYZ: {error}") from error
 
 
-def _read_frames(file: IO[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def read_frames(file: IO[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Read frames of extended XYZ: payloads and entries of the table."""
     for header in file:
         if not header.strip():
             continue

@@ -38,17 +38,28 @@ def check_head(head: bytes) -> None:
         raise Unusable(f"it is {words}")
 
 
-def open_text(path: Path, newline: str | None = None) -> IO[str]:
+def open_text(source: Path | IO[bytes], newline: str | None = None) -> IO[str]:
     """Open a text file, compressed or not: UTF-8 or UTF-16 with or without a mark, or Latin-1.
+
+    Args:
+        source: The file, or what is open and can be read from its beginning again.
+        newline: Of Python's own `open`.
 
     Raises:
         Unusable: its first bytes are those of something else.
         OSError, EOFError, zlib.error, lzma.LZMAError: it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-    opener = next((o for magic, o in COMPRESSED.items() if head.startswith(magic)), open)
-    stream = opener(path, "rb")
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(8)
+    else:
+        head = source.read(8)
+        source.seek(0)
+    opener = next((o for magic, o in COMPRESSED.items() if head.startswith(magic)), None)
+    if opener is not None:
+        stream = opener(source, "rb")
+    else:
+        stream = source.open("rb") if isinstance(source, Path) else source
     try:
         head = stream.read(64)
         stream.seek(0)

@@ -75,6 +75,8 @@ def load(
     | `.parquet` | column `cif` or `structure`, or ColabFit's arrays |
     | `.extxyz`, `.xyz` | extended XYZ |
     | `.cif`, `.vasp`, `POSCAR`, or a folder of these | one structure per file or data block |
+    | `.zip` | archive of these, of extended XYZ and of JSON; nothing is unpacked to the disk |
+    | `.json`, `.jsonl` | pymatgen's structures as dictionaries: a list, by name, or one per line |
     | `.txt`, or a list of strings | formulas, to predict without a reference (`from_formulas`) |
 
     Text may be compressed (`.gz`, `.bz2`, `.xz`); a list may be one text, `"NaCl, MgO"` or as JSON.

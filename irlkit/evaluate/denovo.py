@@ -20,7 +20,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,9 +35,6 @@ from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, is_unique, is_v
 from irlkit.potentials import Potential
 from irlkit.potentials import relax as relax_structures
 from irlkit.utils.checks import checked
-
-if TYPE_CHECKING:
-    from irlkit.evaluate.hull import Hull
 
 METASTABLE = 0.1
 """Largest energy above the hull of a metastable structure, eV/atom."""
@@ -127,9 +124,9 @@ def denovo(
     training_set: CrystalDataset | KnownStructures,
     *,
     potential: Potential | None = None,
-    hull: Hull | None = None,
+    hull: Any = None,
     judge: Potential | None = None,
-    judge_hull: Hull | None = None,
+    judge_hull: Any = None,
     relax: bool = True,
     max_steps: int = 200,
     max_batch: int | None = 128,
@@ -254,7 +251,7 @@ def _relax(
     return joined.select(np.argsort(np.concatenate([rows, others])))
 
 
-def _check_hull(name: str, hull: Hull | None, of: str, potential: Potential | None) -> None:
+def _check_hull(name: str, hull: Any, of: str, potential: Potential | None) -> None:
     if hull is None:
         return
     if potential is None:
@@ -267,7 +264,7 @@ def _check_hull(name: str, hull: Hull | None, of: str, potential: Potential | No
 
 
 def _above_hull(
-    hull: Hull, batch: CrystalBatch, energy_per_atom: pd.Series
+    hull: Any, batch: CrystalBatch, energy_per_atom: pd.Series
 ) -> tuple[np.ndarray, np.ndarray]:
     """Energies above the hull, nan where there is no energy, and what the hull covers."""
     energy = energy_per_atom.to_numpy()
@@ -280,8 +277,8 @@ def _stability(
     table: pd.DataFrame,
     batch: CrystalBatch,
     last: CrystalBatch,
-    hull: Hull | None,
-    judge_hull: Hull | None,
+    hull: Any,
+    judge_hull: Any,
 ) -> None:
     """Columns of the energy above hulls, and of what is stable and, as it is last, new."""
     begins = "" if last is batch else "relaxed_"
