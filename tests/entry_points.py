@@ -32,7 +32,8 @@ MODULES = {
         "flows.interpolants flows.schedules "
         "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
         "networks.pretrained "
-        "evaluate.diversity evaluate.evidence evaluate.matcher evaluate.metrics evaluate.matching "
+        "evaluate.amd evaluate.diversity evaluate.evidence evaluate.matcher "
+        "evaluate.metrics evaluate.matching evaluate.novelty "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
         "lab.diagnostics lab.experiments lab.plots lab.runs lab.sweeps "
@@ -355,6 +356,7 @@ def entries(kit):
         "diversity.count_distinct": dict(
             prints=diversity.fingerprints(batch), group_size=2, tolerance=0.08
         ),
+        "diversity.composition_diversity": dict(batch=batch, weights=np.ones((2, len(batch)))),
         # --- rewards, potentials, metrics ---
         "rewards.CRMSEReward": dict(dataset=dataset, pool=0, stol=0.5, ltol=0.3, angle_tol=10.0),
         "rewards.CompositeReward": dict(parts={"a": volume_per_atom}, weights={"a": 1.0}),
@@ -440,6 +442,11 @@ def entries(kit):
         "evidence.Bootstrap": dict(compositions=["a"], generator=None, n_samples=2),
         "evidence.Estimate": dict(value=1.0, low=0.0, high=2.0),
         "evidence.spread_of_seeds": dict(values=np.ones((2, 2))),
+        "amd.amd": dict(batch=batch, k=3),
+        "amd.amd_distance": dict(a=torch.ones(2, 3), b=torch.ones(3)),
+        "novelty.KnownStructures": dict(known=dataset, k=3),
+        "novelty.is_valid_composition": dict(structures=batch),
+        "novelty.is_unique": dict(structures=batch, pool=k.pool),
         "metrics.evaluate": dict(generated=batch, references=dataset, pool=k.pool),
         "metrics.evaluate_energies": dict(
             generated=batch,

@@ -109,7 +109,7 @@ def relax(
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be a positive number of structures, got {max_batch}")
     potential.check(batch)
-    n, size = len(batch), max(max_batch or len(batch), 1)
+    n, size = len(batch), int(max(max_batch or len(batch), 1))
     start = batch.to("cpu", torch.float64)
     finished: list[_State] = []
     reasons: dict[int, str] = {}
