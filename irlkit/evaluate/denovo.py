@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from ase.data import chemical_symbols
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
@@ -82,11 +83,11 @@ class DeNovoMetrics:
     ) -> dict[str, Estimate]:
         """Return shares, medians, distances and diversities, each with its 95 % interval.
 
-        Structures of one formula are drawn together. `unique`, `novel` and `new_formula` are shares
-        of the valid structures, all others of all rows; medians are of the structures that have the
-        number; `wasserstein_...` is the distance of a valid structure's property from its
-        distribution in the training set; `composition_diversity` is the Vendi score of
-        compositions, `effective_formulas` the inverse Herfindahl index of reduced formulas.
+        Structures of one formula are drawn together; a share of none or all has the interval of as
+        many independent formulas (Clopper and Pearson, 1934). `unique`, `novel` and `new_formula`
+        are shares of the valid structures, all others of all rows; medians are of the structures
+        that have the number; `wasserstein_...` is the distance of a valid structure's property from
+        its distribution in the training set; `composition_diversity` is `diversity`'s.
 
         Args:
             generator: Of the resamples; None: seed 0.
@@ -94,28 +95,30 @@ class DeNovoMetrics:
         """
         table, valid = self.table, self.table["valid"].to_numpy(dtype=bool)
         unread = table["formula"].isna()
-        formulas = table["formula"].where(~unread, [f"?{i}" for i in range(len(table))])
-        draw = Bootstrap(formulas.to_numpy(dtype=str), generator, n_samples)
-        found: dict[str, np.ndarray] = {}
+        named = table["formula"].where(~unread, [f"?{i}" for i in range(len(table))])
+        formulas = named.to_numpy(dtype=str)
+        draw = Bootstrap(formulas, generator, n_samples)
+        shares, found = {}, {}
         for name in (*_OF_ALL, *_OF_THE_VALID):
             if name in table:
                 values = table[name].to_numpy(dtype=float)
                 values = np.where(valid, values, np.nan) if name in _OF_THE_VALID else values
-                found[name] = draw.mean(values)
+                n = len(set(formulas[np.isfinite(values)]))
+                shares[name] = _widened(Estimate.of(draw.mean(values)), n)
         for name in _MEDIANS:
             if name in table:
                 found[f"median_{name}"] = draw.median(table[name].to_numpy(dtype=float))
         for name in _DISTRIBUTIONS:
             values = np.where(valid, table[name].to_numpy(dtype=float), np.nan)
             known = self.training[name].to_numpy(dtype=float)
-            found[f"wasserstein_{name}"] = draw.basic(partial(_wasserstein, values, known)).clip(0)
+            found[f"wasserstein_{name}"] = draw.centred(partial(_wasserstein, values, known)).clip(
+                0
+            )
         n = len(self.structures)
-        found["composition_diversity"] = draw.basic(
+        found["composition_diversity"] = draw.centred(
             lambda weights: composition_diversity(self.structures, weights[:, :n])
         ).clip(1)
-        _, codes = np.unique(formulas.to_numpy(dtype=str), return_inverse=True)
-        found["effective_formulas"] = draw.basic(partial(_effective, codes)).clip(1)
-        return {name: Estimate.of(values) for name, values in found.items()}
+        return shares | {name: Estimate.of(values) for name, values in found.items()}
 
 
 @checked
@@ -164,14 +167,14 @@ def denovo(
     batch = (structures.batch if isinstance(structures, CrystalDataset) else structures).to("cpu")
     if not len(batch):
         raise ValueError("structures must hold at least one structure, got none")
+    if dataset is not None and not dataset.has_structures:
+        raise ValueError(f"structures: {dataset.name!r} holds compositions without structures")
     _check_hull("hull", hull, "potential", potential)
     _check_hull("judge_hull", judge_hull, "judge", judge)
     if isinstance(training_set, CrystalDataset):
         training_set = KnownStructures(training_set)
     table, last = _properties(batch), batch
     table.insert(0, "formula", batch.reduced_formulas())
-    if dataset is not None:
-        table.insert(0, "material_id", dataset.table["material_id"].to_numpy())
     table["valid"] = validity.check(batch).valid
     try:
         table["valid_composition"] = is_valid_composition(batch)
@@ -191,7 +194,7 @@ def denovo(
         table["judge_energy_per_atom"] = _energies(last, judge)
     _stability(table, batch, last, hull, judge_hull)
     return DeNovoMetrics(
-        table if dataset is None else _with_skipped(table, dataset),
+        table if dataset is None else _with_records(table, dataset),
         _properties(training_set.structures),
         batch,
         None if last is batch else last,
@@ -267,10 +270,14 @@ def _above_hull(
     hull: Any, batch: CrystalBatch, energy_per_atom: pd.Series
 ) -> tuple[np.ndarray, np.ndarray]:
     """Energies above the hull, nan where there is no energy, and what the hull covers."""
-    energy = energy_per_atom.to_numpy()
-    there = np.isfinite(energy)
-    result = hull.energy_above_hull(batch, np.where(there, energy, 0.0))
-    return np.where(there, result.value, np.nan), np.asarray(result.covered, dtype=bool)
+    missing = torch.tensor([symbol not in hull.elements for symbol in chemical_symbols])
+    counts = batch.batch[missing[batch.species]].bincount(minlength=len(batch))
+    value, covered = np.full(len(batch), np.nan), np.zeros(len(batch), dtype=bool)
+    rows = np.flatnonzero(counts.numpy() == 0)
+    if len(rows):
+        result = hull.energy_above_hull(batch.select(rows), energy_per_atom.to_numpy()[rows])
+        value[rows], covered[rows] = result.value, result.covered
+    return value, covered
 
 
 def _stability(
@@ -296,8 +303,9 @@ def _stability(
         table[f"{prefix}msun_only"] = table[f"{prefix}msun"] & ~table[f"{prefix}stable"]
 
 
-def _with_skipped(table: pd.DataFrame, dataset: CrystalDataset) -> pd.DataFrame:
-    """The table and rows of records that gave no structure, which fail every test."""
+def _with_records(table: pd.DataFrame, dataset: CrystalDataset) -> pd.DataFrame:
+    """The table with names, and rows of records that gave no structure, which fail every test."""
+    table.insert(0, "material_id", dataset.table["material_id"].to_numpy())
     if not dataset.skipped:
         return table
     rows = pd.DataFrame(
@@ -310,6 +318,14 @@ def _with_skipped(table: pd.DataFrame, dataset: CrystalDataset) -> pd.DataFrame:
     rows["material_id"] = [entry.record for entry in dataset.skipped]
     rows["reason"] = [entry.reason for entry in dataset.skipped]
     return pd.concat([table, rows], ignore_index=True)
+
+
+def _widened(share: Estimate, n: int) -> Estimate:
+    """A share of none or all, which resamples do not spread, with the interval of n outcomes."""
+    if share.value not in (0.0, 1.0):
+        return share
+    reach = 1 - 0.025 ** (1 / n)
+    return Estimate(share.value, max(share.value - reach, 0.0), min(share.value + reach, 1.0))
 
 
 def _wasserstein(values: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -327,11 +343,3 @@ def _wasserstein(values: np.ndarray, known: np.ndarray, weights: np.ndarray) -> 
     ours = below[:, np.searchsorted(values, grid[:-1], side="right")]
     theirs = np.searchsorted(known, grid[:-1], side="right") / len(known)
     return np.abs(ours - theirs) @ np.diff(grid)
-
-
-def _effective(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Inverse Herfindahl index of the formulas that structures have, shape (m,)."""
-    counts = np.zeros((len(weights), codes.max() + 1))
-    np.add.at(counts.T, codes, weights.T)
-    share = counts / counts.sum(axis=1, keepdims=True)
-    return 1 / (share**2).sum(axis=1)

@@ -185,18 +185,19 @@ class Bootstrap:
         """Return the median, which few outliers cannot move; see ``mean``."""
         return self.trimmed_mean(values, 0.5)
 
-    def basic(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def centred(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return a statistic that resampling shifts, shape (1 + n_samples,).
 
-        Resamples repeat structures, so that distances grow and diversities shrink: what resamples
-        give is reflected at the value of all the data (basic bootstrap).
+        Resamples repeat structures, so that distances grow and diversities shrink: the resamples
+        are moved so that their mean is the value of all the data. Their interval is then that of
+        other data of the same size.
 
         Args:
             statistic: of weights of the structures, shape (m, n_structures) to (m,).
         """
         chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
         values = np.concatenate([statistic(weights) for weights in chunks])
-        return np.concatenate([values[:1], 2 * values[0] - values[1:]])
+        return np.concatenate([values[:1], values[1:] + values[0] - values[1:].mean()])
 
 
 @checked
