@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "generate": ("irlkit.lab.generate", "generate, relax and rank structures of formulas"),
+    "evaluate": ("irlkit.evaluate.__main__", "validity, novelty and stability of any structures"),
     "notebooks": ("irlkit.lab.notebooks.__main__", "run, export, serve, copy or strip notebooks"),
     "runs": ("irlkit.lab.runs", "list what runs have left in a folder, and how far they got"),
     "sweeps": ("irlkit.lab.sweeps.__main__", "seek hyperparameters, and show what was found"),

@@ -1,0 +1,70 @@
+"""The command line that judges structures from anywhere."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from irlkit.__main__ import main
+from irlkit.data import load
+from irlkit.data.writers import write
+
+
+@pytest.fixture(scope="module")
+def structures(tmp_path_factory):
+    """Three known structures, one of them twice, and a file with one that cannot be read."""
+    folder = tmp_path_factory.mktemp("structures")
+    data = load("prototypes", progress=False)
+    write(folder / "made.extxyz", data.batch.select([0, 0, 900, 4000]))
+    entries = [s.as_dict() for s in data.select([0, 900]).structures]
+    (folder / "made.json").write_text(json.dumps([*entries, {"sites": 3}]))
+    return folder
+
+
+def test_summary_and_table(structures, capsys, tmp_path):
+    out = tmp_path / "new" / "table.csv"
+    main(["evaluate", str(structures / "made.extxyz"), "--workers", "0", "-o", str(out)])
+    text = capsys.readouterr().out
+    assert "4 structures" in text and "unique " in text and "75.0 %" in text
+    table = pd.read_csv(out)
+    assert table["unique"].tolist() == [True, False, True, True]
+    assert not table["novel"].any()
+
+
+def test_records_that_cannot_be_read_are_failures(structures, capsys, tmp_path):
+    out = tmp_path / "table.parquet"
+    main(["evaluate", str(structures / "made.json"), "--workers", "0", "-o", str(out)])
+    captured = capsys.readouterr()
+    assert "3 structures, 1 of them could not be read" in captured.out
+    assert "1 of 3 records" in captured.err
+    table = pd.read_parquet(out)
+    assert table["valid"].tolist() == [True, True, False]
+    assert "keys ['sites']" in table["reason"][2]
+
+
+def test_energies(structures, capsys, tmp_path):
+    out = tmp_path / "table.csv"
+    arguments = ["--potential", "chgnet", "--workers", "0", "-o", str(out)]
+    main(["evaluate", str(structures / "made.extxyz"), *arguments])
+    assert "energies: chgnet-0.3.0" in capsys.readouterr().out
+    assert np.isfinite(pd.read_csv(out)["energy_per_atom"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["made.extxyz", "-o", "table.xlsx"],
+            r"out must end with .csv or .parquet, got 'table.xlsx'",
+        ),
+        (["none.extxyz"], "no data file"),
+        (["made.extxyz", "--training-set", "nothing"], "unknown data set 'nothing'"),
+        (["made.extxyz", "--judge", "chgnet"], "judge needs a potential"),
+    ],
+)
+def test_words(structures, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(structures)
+    with pytest.raises(SystemExit):
+        main(["evaluate", *arguments])
+    assert words in capsys.readouterr().err
