@@ -9,8 +9,10 @@ import torch
 from optuna.distributions import CategoricalDistribution
 
 from irlkit import data, pretraining, rewards
+from irlkit.crystals import CrystalBatch
 from irlkit.data.readers import RawRecords
 from irlkit.evaluate import diversity, metrics
+from irlkit.evaluate.hull import Hull
 from irlkit.flows import interpolants, schedules
 from irlkit.flows.constraints import Constraints
 from irlkit.lab import experiments, plots, sweeps, teaching
@@ -30,9 +32,10 @@ MODULES = {
         "irlkit crystals crystals.compositions crystals.validity "
         "flows.base_distribution flows.constraints flows.discrete flows.dynamics "
         "flows.interpolants flows.schedules "
-        "networks.cspnet networks.flow_model networks.omatg networks.omatg.download "
+        "networks.composition networks.cspnet networks.flow_model networks.omatg "
+        "networks.omatg.download "
         "networks.pretrained "
-        "evaluate.amd evaluate.diversity evaluate.evidence evaluate.matcher "
+        "evaluate.amd evaluate.diversity evaluate.evidence evaluate.hull evaluate.matcher "
         "evaluate.metrics evaluate.matching evaluate.novelty "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
@@ -70,6 +73,14 @@ class Kit:
     @cached_property
     def batch(self):
         return toys((2, 1), torch.float32)
+
+    @cached_property
+    def carbon(self):
+        return CrystalBatch.from_formulas(["C2"])
+
+    @cached_property
+    def hull(self):
+        return Hull({"C": -9.0}, self.potential.name)
 
     @cached_property
     def one(self):
@@ -359,7 +370,65 @@ def entries(kit):
         "diversity.composition_diversity": dict(batch=batch, weights=np.ones((2, len(batch)))),
         # --- rewards, potentials, metrics ---
         "rewards.CRMSEReward": dict(dataset=dataset, pool=0, stol=0.5, ltol=0.3, angle_tol=10.0),
-        "rewards.CompositeReward": dict(parts={"a": volume_per_atom}, weights={"a": 1.0}),
+        "rewards.CompositeReward": dict(
+            parts={"a": volume_per_atom}, weights={"a": 1.0}, normalized=("a",)
+        ),
+        "rewards.CreativityReward": dict(training_set=dataset, bounded=False, n_workers=0),
+        "rewards.CreativityReward.__call__": (
+            rewards.CreativityReward(dataset),
+            dict(batch=batch),
+        ),
+        "rewards.StabilityReward": dict(
+            hull=k.hull, potential=k.potential, limit=1.0, relax_steps=1
+        ),
+        "rewards.StabilityReward.__call__": (
+            rewards.StabilityReward(k.hull, k.potential),
+            dict(batch=batch),
+        ),
+        "rewards.StabilityReward.check": (
+            rewards.StabilityReward(k.hull, k.potential).check,
+            dict(compositions=k.carbon),
+        ),
+        "rewards.DiversityReward": dict(reference=dataset, features="composition", size=2, seed=0),
+        "rewards.DiversityReward.__call__": (
+            rewards.DiversityReward(dataset),
+            dict(batch=batch),
+        ),
+        "rewards.BandGapReward": dict(target=3.0),
+        "rewards.BandGapReward.__call__": (rewards.BandGapReward(3.0), dict(batch=batch)),
+        "rewards.ValidCompositionReward.__call__": (
+            rewards.ValidCompositionReward(),
+            dict(batch=batch),
+        ),
+        "rewards.ValidCompositionReward": {},
+        "rewards.RareFormulaReward": dict(free=1, most=2),
+        "rewards.RareFormulaReward.__call__": (rewards.RareFormulaReward(), dict(batch=batch)),
+        "rewards.creativity_and_stability": dict(
+            training_set=dataset,
+            hull=k.hull,
+            potential=k.potential,
+            without=("structure",),
+            bounded=True,
+            relax_steps=0,
+        ),
+        "rewards.band_gap_and_diversity": dict(training_set=dataset, target=3.0),
+        "hull.Hull": dict(
+            energies={"C": -9.0},
+            potential="toy",
+            virtual={"C": 0.0},
+            surveyed=("C",),
+            strict=True,
+        ),
+        "hull.Hull.prototypes": dict(completed=False, without=("Na-Cl",), strict=True),
+        "hull.Hull.from_entries": dict(
+            entries=[{"formula_pretty": "C", "energy_per_atom": -9.0}], potential="toy"
+        ),
+        "hull.Hull.check": (k.hull.check, dict(batch=k.carbon)),
+        "hull.Hull.energy_above_hull": (
+            k.hull.energy_above_hull,
+            dict(batch=k.carbon, energies=[0.0]),
+        ),
+        "composition.load": dict(name="band-gap"),
         "rewards.EnergyReward": dict(
             potential=k.potential, group_size=2, penalty=3.0, clip=3.0, references=k.salts
         ),
@@ -841,7 +910,7 @@ NEED_THEM = (
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
         "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
-        "policies.DeNovoFlow "
+        "policies.DeNovoFlow composition.CompositionNetwork hull.HullResult "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
         "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "

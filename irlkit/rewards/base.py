@@ -60,6 +60,8 @@ class Reward(ABC):
 
     Attributes:
         compares: whether a structure's reward depends on the others of its group.
+        compares_all: whether it depends on all structures that are judged together, as what is
+            scaled by their range; such a reward cannot be asked in parts.
         group_size: structures per group that it is made for; None: any.
         on_non_finite: what takes the place of values that are not finite; None: a trainer stops
             with an error that names the structures.
@@ -69,6 +71,7 @@ class Reward(ABC):
     """
 
     compares: bool = False
+    compares_all: bool = False
     group_size: int | None = None
     on_non_finite: float | None = None
     limits_time_here: bool = False

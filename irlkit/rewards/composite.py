@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.rewards.base import Reward, RewardResult
@@ -22,17 +23,21 @@ class CompositeReward(Reward):
     >>> reward(CrystalBatch.from_formulas(["Na1 Cl1", "C1"])).values
     tensor([-1.0000, -0.5000], dtype=torch.float64)
 
-    A value that is not finite makes the sum not finite, unless its weight is 0.
+    Parts that are normalised are scaled to [0, 1] by their lowest and highest value among all
+    structures judged together (in training, those of an iteration); a part whose values are all
+    equal then adds 0. A value that is not finite makes the sum not finite, unless its weight is 0.
 
-    The result's `info` holds, for each part, its reward under the part's name and its own
-    information under "<name>_<key>".
+    The result's `info` holds, for each part, its reward under the part's name, its own information
+    under "<name>_<key>", and what normalising made of it under "<name>_normalized".
 
     Args:
         parts: rewards, or functions of a `CrystalBatch`, by name.
         weights: by the same names; None for 1 each.
+        normalized: names of the parts that are scaled to [0, 1].
 
     Raises:
-        ValueError: no parts, other names among the weights, or a weight that is not finite.
+        ValueError: no parts, other names among weights or ``normalized``, or a weight that is not
+            finite.
     """
 
     @checked
@@ -40,6 +45,7 @@ class CompositeReward(Reward):
         self,
         parts: Mapping[str, Reward | Callable[[CrystalBatch], Any]],
         weights: Mapping[str, float] | None = None,
+        normalized: Collection[str] = (),
     ) -> None:
         if not parts:
             raise ValueError("parts must hold at least one reward, got none")
@@ -51,8 +57,12 @@ class CompositeReward(Reward):
         for name, weight in weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"weights[{name!r}] must be finite, got {weight}")
+        if isinstance(normalized, str) or not set(normalized) <= set(parts):
+            raise ValueError(f"normalized must name parts of {sorted(parts)}, got {normalized!r}")
         self.parts = {name: as_reward(part) for name, part in parts.items()}
         self.weights = weights
+        self.normalized = frozenset(normalized)
+        self.compares_all = bool(normalized) or any(p.compares_all for p in self.parts.values())
 
     def check(self, compositions: CrystalBatch) -> None:
         """Raise a ValueError if a part cannot judge structures of these compositions."""
@@ -74,10 +84,14 @@ class CompositeReward(Reward):
         total = torch.zeros(len(next(iter(results.values()))), dtype=torch.float64)
         info: dict[str, np.ndarray] = {}
         for name, result in results.items():
+            values = result.values
+            info[name] = values.numpy()
+            if name in self.normalized:
+                values = scaled(values)
+                info[f"{name}_normalized"] = values.numpy()
             # Not a product with 0, which would keep what is not a number.
             if self.weights[name] != 0:
-                total += self.weights[name] * result.values
-            info[name] = result.values.numpy()
+                total += self.weights[name] * values
             info.update({f"{name}_{key}": array for key, array in result.info.items()})
         return RewardResult(total, info)
 
@@ -89,3 +103,15 @@ class CompositeReward(Reward):
         """Close all parts."""
         for part in self.parts.values():
             part.close()
+
+
+def scaled(values: Tensor) -> Tensor:
+    """Return (v - min)/(max - min) over the finite values; 0 where all are equal.
+
+    >>> scaled(torch.tensor([1.0, 3.0, torch.nan, 2.0]))
+    tensor([0.0000, 1.0000,    nan, 0.5000])
+    """
+    finite = values[values.isfinite()]
+    if not len(finite) or finite.min() == finite.max():
+        return values - values
+    return (values - finite.min()) / (finite.max() - finite.min())

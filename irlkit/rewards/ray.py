@@ -198,6 +198,12 @@ class _Worker:
         return as_reward(self._factory())
 
     def grouping(self) -> tuple[int | None, bool]:
+        if self._reward.compares_all:
+            raise ValueError(
+                f"factory must make a reward that can be asked in parts, but "
+                f"{type(self._reward).__name__} compares all structures that are judged together; "
+                "make a RayReward of the part that takes long"
+            )
         return grouping(self._reward)
 
     def check(self, compositions: CrystalBatch) -> None:

@@ -51,8 +51,13 @@ def check_groups(reward: Reward, group_size: int) -> None:
         check_groups(part, group_size)
 
 
-def check_threads(reward: Reward) -> None:
-    """Raise a ValueError if a time limit of a reward, or of a part, needs the main thread."""
+def check_overlap(reward: Reward) -> None:
+    """Raise a ValueError if a reward, or a part of it, cannot be asked in parts and in a thread."""
+    if reward.compares_all:
+        raise ValueError(
+            f"overlap_rewards: {type(reward).__name__} compares all structures of an iteration, "
+            "and would be asked about a part of them; set overlap_rewards to False"
+        )
     if reward.limits_time_here:
         raise ValueError(
             f"overlap_rewards: the time limit of {type(reward).__name__} holds in the main thread "
@@ -60,7 +65,7 @@ def check_threads(reward: Reward) -> None:
             "(n_workers), or set overlap_rewards to False"
         )
     for part in reward.parts.values():
-        check_threads(part)
+        check_overlap(part)
 
 
 class RewardsInParts:

@@ -25,7 +25,7 @@ from irlkit.rl._averaging import ParameterAverage
 from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
 from irlkit.rl._communicator import Communicator
 from irlkit.rl._memory import halve_until_it_fits
-from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_threads
+from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_overlap
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies.base import Policy
@@ -118,7 +118,7 @@ class GRPOTrainer:
                 asked.check(batch)
         check_groups(self.reward, self.config.group_size)
         if self.config.overlap_rewards:
-            check_threads(self.reward)
+            check_overlap(self.reward)
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=self.config.learning_rate)
         # On the CPU, so that data, base samples and noise are the same on every device.
         self._generator = torch.Generator().manual_seed(self.config.seed)

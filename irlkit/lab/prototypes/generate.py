@@ -259,7 +259,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--skip-relaxation", action="store_true", help="only rebuild the table")
+    parser.add_argument(
+        "--virtual-from",
+        metavar="WHEEL",
+        help="only make the virtual entries of its hull, from the wheel of mattervial 0.1.5",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.virtual_from:
+        from irlkit.lab.prototypes import _virtual
+
+        return _virtual.write(arguments.virtual_from)
     if not arguments.skip_relaxation:
         _relax_all(arguments.raw, arguments.workers)
     table, dropped = _build_table(arguments.raw)

@@ -1,0 +1,96 @@
+"""Reward for structures near or on the convex hull."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.evaluate.hull import Hull
+from irlkit.potentials import Potential, get, relax
+from irlkit.rewards.base import Reward, RewardResult
+from irlkit.utils.checks import check_count, check_finite, checked
+
+
+class StabilityReward(Reward):
+    """Negative energy above the convex hull, clipped: r = -min(max(E_hull, 0), limit).
+
+    Structures that are invalid, that the potential fails on, or whose chemical system the hull does
+    not cover earn the least, -limit: a hull with holes would pay for leaving what it knows.
+
+    The result's `info` holds `energy_above_hull` (unclipped, eV/atom, nan where there is none),
+    `metastable` (at most 0.1 eV/atom above the hull), `covered`, `energy_per_atom`, and `valid`.
+
+    Args:
+        hull: of entries whose energies are the potential's.
+        potential: a potential, or its name for `irlkit.potentials.get`.
+        limit: eV/atom above the hull at which nothing gets worse.
+        relax_steps: steps of relaxation before the energy is taken; 0: as generated.
+
+    Raises:
+        ValueError: a number out of its range, or a hull of another potential.
+    """
+
+    @checked
+    def __init__(
+        self,
+        hull: Hull,
+        potential: Potential | str = "chgnet",
+        limit: float = 1.0,
+        relax_steps: int = 0,
+    ) -> None:
+        check_finite("limit", limit, above=0)
+        check_count("relax_steps", relax_steps, least=0)
+        self._owns_potential = not isinstance(potential, Potential)
+        self.potential = get(potential)
+        if hull.potential != self.potential.name:
+            raise ValueError(
+                f"hull must be of the potential's energies, {self.potential.name}, "
+                f"got one of {hull.potential}"
+            )
+        self.hull = hull
+        self.limit = float(limit)
+        self.relax_steps = relax_steps
+
+    @checked
+    def check(self, compositions: CrystalBatch) -> None:
+        """Raise a ValueError that names an element that potential or hull does not know."""
+        self.potential.check(compositions)
+        self.hull.check(compositions)
+
+    @checked
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        """Compute the energies of all structures, and how far they are above the hull.
+
+        Raises:
+            ValueError: an element that the potential does not know.
+        """
+        batch = batch.to("cpu")
+        measured = self.potential(batch)
+        energy = measured.energy_per_atom
+        rows = np.flatnonzero(np.isfinite(energy))
+        if self.relax_steps and len(rows):
+            chosen = batch[torch.from_numpy(rows)]
+            relaxed = relax(chosen, self.potential, max_steps=self.relax_steps)
+            energy = energy.copy()
+            energy[rows] = np.where(relaxed.failed, np.nan, relaxed.energy_per_atom)
+        found = self.hull.energy_above_hull(batch, energy)
+        above = np.where(found.covered, found.value, np.nan)
+        cost = np.clip(np.nan_to_num(above, nan=np.inf), 0.0, self.limit)
+        info = {
+            "energy_above_hull": above,
+            "metastable": np.nan_to_num(above, nan=np.inf) <= 0.1,
+            "covered": np.asarray(found.covered),
+            "energy_per_atom": energy,
+            "valid": measured.valid,
+        }
+        return RewardResult(torch.from_numpy(-cost), info)
+
+    def energies(self) -> str:
+        """Return the name of the potential."""
+        return self.potential.name
+
+    def close(self) -> None:
+        """Close the potential if this reward has made it."""
+        if self._owns_potential:
+            self.potential.close()
