@@ -35,8 +35,8 @@ MODULES = {
         "networks.composition networks.cspnet networks.flow_model networks.omatg "
         "networks.omatg.download "
         "networks.pretrained "
-        "evaluate.amd evaluate.diversity evaluate.evidence evaluate.hull evaluate.matcher "
-        "evaluate.metrics evaluate.matching evaluate.novelty "
+        "evaluate.amd evaluate.denovo evaluate.diversity evaluate.evidence evaluate.hull "
+        "evaluate.matcher evaluate.metrics evaluate.matching evaluate.novelty "
         "potentials data data.writers rewards pretraining "
         "rl.config rl.grpo rl.policies rl.rollout rl.trainer rl.update rl "
         "lab.diagnostics lab.experiments lab.plots lab.runs lab.sweeps "
@@ -419,7 +419,9 @@ def entries(kit):
             surveyed=("C",),
             strict=True,
         ),
-        "hull.Hull.prototypes": dict(completed=False, without=("Na-Cl",), strict=True),
+        "hull.Hull.prototypes": dict(
+            completed=False, without=("Na-Cl",), strict=True, potential="7net-0"
+        ),
         "hull.Hull.from_entries": dict(
             entries=[{"formula_pretty": "C", "energy_per_atom": -9.0}], potential="toy"
         ),
@@ -516,6 +518,19 @@ def entries(kit):
         "novelty.KnownStructures": dict(known=dataset, k=3),
         "novelty.is_valid_composition": dict(structures=batch),
         "novelty.is_unique": dict(structures=batch, pool=k.pool),
+        "denovo.denovo": dict(
+            structures=batch,
+            training_set=dataset,
+            potential=LennardJonesToy(),
+            hull=None,
+            judge=None,
+            judge_hull=None,
+            relax=True,
+            max_steps=1,
+            max_batch=2,
+            pool=k.pool,
+            progress=False,
+        ),
         "metrics.evaluate": dict(generated=batch, references=dataset, pool=k.pool),
         "metrics.evaluate_energies": dict(
             generated=batch,
@@ -910,7 +925,7 @@ NEED_THEM = (
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
         "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
-        "policies.DeNovoFlow composition.CompositionNetwork hull.HullResult "
+        "policies.DeNovoFlow composition.CompositionNetwork hull.HullResult denovo.DeNovoMetrics "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
         "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "

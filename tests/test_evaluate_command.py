@@ -43,12 +43,18 @@ def test_records_that_cannot_be_read_are_failures(structures, capsys, tmp_path):
     assert "keys ['sites']" in table["reason"][2]
 
 
-def test_energies(structures, capsys, tmp_path):
+def test_energies_with_an_own_hull(structures, capsys, tmp_path):
+    formulas = load("prototypes", progress=False).batch.select([0, 900, 4000]).reduced_formulas()
+    rows = [{"formula_pretty": f, "energy_per_atom": -100.0} for f in formulas[:1]]
+    (tmp_path / "hull.json").write_text(json.dumps(rows))
+    arguments = ["--potential", "chgnet", "--hull", str(tmp_path / "hull.json"), "--workers", "0"]
     out = tmp_path / "table.csv"
-    arguments = ["--potential", "chgnet", "--workers", "0", "-o", str(out)]
-    main(["evaluate", str(structures / "made.extxyz"), *arguments])
-    assert "energies: chgnet-0.3.0" in capsys.readouterr().out
-    assert np.isfinite(pd.read_csv(out)["energy_per_atom"]).all()
+    main(["evaluate", str(structures / "made.extxyz"), *arguments, "-o", str(out)])
+    text = capsys.readouterr().out
+    assert "energies: chgnet-0.3.0" in text and "2 structures are not covered by the hull" in text
+    table = pd.read_csv(out)
+    assert (table["e_above_hull"][:2] > 90).all() and table["e_above_hull"][2:].isna().all()
+    assert not table["metastable"].any() and np.isfinite(table["energy_per_atom"]).all()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,7 @@ def test_energies(structures, capsys, tmp_path):
         (["none.extxyz"], "no data file"),
         (["made.extxyz", "--training-set", "nothing"], "unknown data set 'nothing'"),
         (["made.extxyz", "--judge", "chgnet"], "judge needs a potential"),
+        (["made.extxyz", "--hull", "a.json"], "needs the potential of its energies"),
     ],
 )
 def test_words(structures, capsys, monkeypatch, arguments, words):

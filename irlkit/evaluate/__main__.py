@@ -16,8 +16,10 @@ from irlkit import potentials
 from irlkit.data import load
 from irlkit.evaluate.denovo import DeNovoMetrics, denovo
 from irlkit.evaluate.evidence import Estimate
+from irlkit.evaluate.hull import Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES
+from irlkit.potentials import Potential
 from irlkit.utils.system import check_writable, write_atomically
 
 _TOLERANCES = {"mattergen": TOLERANCES, "match-rate": {}}
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tolerances", choices=_TOLERANCES, default="mattergen", help="of a match")
     parser.add_argument("--potential", help="of energies, such as chgnet; without: none")
     parser.add_argument("--relax", action="store_true", help="relax (with chgnet unless told)")
-    parser.add_argument("--judge", help="another potential, such as 7net-0")
+    parser.add_argument("--hull", help="JSON of entries of the potential; chgnet needs none")
+    parser.add_argument("--judge", help="another potential, such as 7net-0, and its hull")
+    parser.add_argument("--judge-hull", help="JSON of entries of the judge; 7net-0 needs none")
     parser.add_argument("--max-steps", type=int, default=200, help="of a relaxation")
     parser.add_argument("--workers", type=int, help="processes that match; one per core without")
     parser.add_argument("-o", "--out", type=Path, help="table: .csv or .parquet")
@@ -63,6 +67,7 @@ def _evaluate(given: argparse.Namespace) -> DeNovoMetrics:
         raise ValueError("judge needs a potential to be compared with: give --potential")
     potential = potentials.get(name) if name else None
     judge = potentials.get(given.judge) if given.judge else None
+    hull, judge_hull = _hull(given.hull, potential), _hull(given.judge_hull, judge)
     structures = load(given.structures, niggli=False)
     known = load(given.training_set, split=given.training_split)
     with MatchPool(given.workers, **_TOLERANCES[given.tolerances]) as pool:
@@ -70,12 +75,23 @@ def _evaluate(given: argparse.Namespace) -> DeNovoMetrics:
             structures,
             known,
             potential=potential,
+            hull=hull,
             judge=judge,
+            judge_hull=judge_hull,
             relax=given.relax,
             max_steps=given.max_steps,
             pool=pool,
             progress=True,
         )
+
+
+def _hull(file: str | None, potential: Potential | None) -> Hull | None:
+    """The hull of a potential, from a file or of the embedded data set."""
+    if file is None:
+        return None if potential is None else Hull.prototypes(potential=potential.name)
+    if potential is None:
+        raise ValueError(f"the hull {file} needs the potential of its energies: name it")
+    return Hull.from_entries(file, potential.name)
 
 
 def _report(metrics: DeNovoMetrics) -> str:

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from ase.data import chemical_symbols
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.diversity import composition_diversity
 from irlkit.evaluate.evidence import Bootstrap, Estimate
+from irlkit.evaluate.hull import Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, is_unique, is_valid_composition
 from irlkit.potentials import Potential
@@ -127,9 +127,9 @@ def denovo(
     training_set: CrystalDataset | KnownStructures,
     *,
     potential: Potential | None = None,
-    hull: Any = None,
+    hull: Hull | None = None,
     judge: Potential | None = None,
-    judge_hull: Any = None,
+    judge_hull: Hull | None = None,
     relax: bool = True,
     max_steps: int = 200,
     max_batch: int | None = 128,
@@ -254,7 +254,7 @@ def _relax(
     return joined.select(np.argsort(np.concatenate([rows, others])))
 
 
-def _check_hull(name: str, hull: Any, of: str, potential: Potential | None) -> None:
+def _check_hull(name: str, hull: Hull | None, of: str, potential: Potential | None) -> None:
     if hull is None:
         return
     if potential is None:
@@ -266,26 +266,12 @@ def _check_hull(name: str, hull: Any, of: str, potential: Potential | None) -> N
         )
 
 
-def _above_hull(
-    hull: Any, batch: CrystalBatch, energy_per_atom: pd.Series
-) -> tuple[np.ndarray, np.ndarray]:
-    """Energies above the hull, nan where there is no energy, and what the hull covers."""
-    missing = torch.tensor([symbol not in hull.elements for symbol in chemical_symbols])
-    counts = batch.batch[missing[batch.species]].bincount(minlength=len(batch))
-    value, covered = np.full(len(batch), np.nan), np.zeros(len(batch), dtype=bool)
-    rows = np.flatnonzero(counts.numpy() == 0)
-    if len(rows):
-        result = hull.energy_above_hull(batch.select(rows), energy_per_atom.to_numpy()[rows])
-        value[rows], covered[rows] = result.value, result.covered
-    return value, covered
-
-
 def _stability(
     table: pd.DataFrame,
     batch: CrystalBatch,
     last: CrystalBatch,
-    hull: Any,
-    judge_hull: Any,
+    hull: Hull | None,
+    judge_hull: Hull | None,
 ) -> None:
     """Columns of the energy above hulls, and of what is stable and, as it is last, new."""
     begins = "" if last is batch else "relaxed_"
@@ -294,8 +280,8 @@ def _stability(
         if of is None:
             continue
         for name, structures in {prefix: batch, by: last}.items():
-            result = _above_hull(of, structures, table[f"{name}energy_per_atom"])
-            table[f"{name}e_above_hull"], table[f"{prefix}covered"] = result
+            result = of.energy_above_hull(structures, table[f"{name}energy_per_atom"].to_numpy())
+            table[f"{name}e_above_hull"], table[f"{prefix}covered"] = result.value, result.covered
         for kind, limit in (("stable", 0.0), ("metastable", METASTABLE)):
             good = table[f"{prefix}covered"] & (table[f"{by}e_above_hull"] <= limit)
             table[f"{prefix}{kind}"] = good

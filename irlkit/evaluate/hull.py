@@ -162,29 +162,52 @@ class Hull:
     @classmethod
     @checked
     def prototypes(
-        cls, completed: bool = True, without: Iterable[str] = (), strict: bool = True
+        cls,
+        completed: bool = True,
+        without: Iterable[str] = (),
+        strict: bool = True,
+        potential: str = POTENTIAL,
     ) -> Hull:
-        """Take the embedded data set's entries (CHGNet), and virtual ones for what it lacks.
+        """Take the embedded data set's entries, and virtual ones for what it lacks.
 
         Args:
             completed: with the virtual entries, predicted formation energies of binary and ternary
                 compounds (see the card of the data set).
             without: chemical systems whose entries of the data set are left out, such as "Na-Cl".
             strict: see the class.
+            potential: of the energies: "chgnet-0.3.0", which relaxed these structures, or "7net-0",
+                for a judge, which computed them as they are. Virtual entries of the latter are
+                shifted by what, element by element, formation energies of the two differ by.
+
+        Raises:
+            ValueError: another potential.
         """
         dataset = load("prototypes", progress=False)
         left_out = {frozenset(system.split("-")) for system in without}
-        formulas = dataset.batch.reduced_formulas()
-        energies = zip(formulas, dataset.table["energy_per_atom"], strict=True)
-        kept = [
-            (f, e) for f, e in energies if not left_out or frozenset(_shares(f)) not in left_out
-        ]
+        table = pd.DataFrame({"formula": dataset.batch.reduced_formulas()})
+        table[POTENTIAL] = dataset.table["energy_per_atom"]
+        if potential != POTENTIAL:
+            if potential != "7net-0":
+                raise ValueError(
+                    f"potential must be {POTENTIAL} or 7net-0, whose energies of the embedded data "
+                    f"set are known, got {potential!r}; for others, see Hull.from_entries"
+                )
+            file = VIRTUAL_ENTRIES.with_name(f"{potential}.parquet")
+            known = pd.read_parquet(file).set_index("material_id")["energy_per_atom"]
+            table[potential] = known.loc[dataset.table["material_id"]].to_numpy(np.float64)
+        if left_out:
+            table = table[[frozenset(_shares(f)) not in left_out for f in table["formula"]]]
+        kept = list(zip(table["formula"], table[potential], strict=True))
         if not completed:
-            return cls(kept, POTENTIAL, strict=strict)
-        table = pd.read_parquet(VIRTUAL_ENTRIES)
-        virtual = dict(zip(*(table[name] for name in table.columns), strict=True))
+            return cls(kept, potential, strict=strict)
+        entries = pd.read_parquet(VIRTUAL_ENTRIES)
+        virtual = dict(zip(*(entries[name] for name in entries.columns), strict=True))
         surveyed = sorted({e for f in virtual for e in _shares(f)})
-        return cls(kept, POTENTIAL, virtual, surveyed, strict)
+        if potential != POTENTIAL:
+            shift = _shift_of_elements(table.groupby("formula").min(), potential)
+            for f in virtual:
+                virtual[f] += sum(x * shift[e] for e, x in _shares(f).items())
+        return cls(kept, potential, virtual, surveyed, strict)
 
     def without(self, system: str) -> Hull:
         """Return a hull without the real entries of a chemical system such as "Na-Cl"."""
@@ -268,6 +291,24 @@ class Hull:
         solved = linprog(list(entries.values()), A_eq=table, b_eq=amounts, method="highs")
         parts = {n: float(w) for n, w in zip(names, solved.x, strict=True) if w > 1e-9}
         return float(solved.fun) + self._mixed(of), parts
+
+
+def _shift_of_elements(lowest: pd.DataFrame, potential: str) -> dict[str, float]:
+    """By what formation energies of two potentials differ, as a sum over the atoms, eV/atom.
+
+    Args:
+        lowest: energies of the lowest entries by both potentials, by reduced formula.
+        potential: whose formation energies differ from the embedded data set's.
+    """
+    difference = {str(f): float(e) for f, e in (lowest[potential] - lowest[POTENTIAL]).items()}
+    shares = {name: _shares(name) for name in difference}
+    pure = {next(iter(of)): difference[name] for name, of in shares.items() if len(of) == 1}
+    compounds = {n: of for n, of in shares.items() if len(of) > 1 and pure.keys() >= of.keys()}
+    x = np.array([[of.get(e, 0.0) for e in pure] for of in compounds.values()])
+    y = np.array([difference[name] for name in compounds]) - x @ np.array(list(pure.values()))
+    # The small ridge leaves elements alone that hardly any compound has.
+    shift = np.linalg.solve(x.T @ x + 1e-3 * np.eye(len(pure)), x.T @ y)
+    return dict(zip(pure, shift.tolist(), strict=True))
 
 
 def _shares(formula: str) -> dict[str, float]:
