@@ -116,3 +116,24 @@ def test_the_judge_has_a_hull_of_its_own():
     assert shift["O"] > 0.5 > abs(shift["Mg"]) and shift["F"] > 0.3
     with pytest.raises(ValueError, match=r"7net-0, whose energies.*got 'mace'"):
         Hull.prototypes(potential="mace")
+
+
+def test_virtual_entries_of_the_judge_are_shifted(tmp_path, monkeypatch):
+    """An oxide's by about what oxygen's share says, an alloy's by hardly anything."""
+    (tmp_path / "7net-0.parquet").write_bytes(
+        VIRTUAL_ENTRIES.with_name("7net-0.parquet").read_bytes()
+    )
+    table = pd.DataFrame({"formula": ["Mg3O", "MgZn7"], "formation_energy_per_atom": [-9.0, -9.0]})
+    table.to_parquet(tmp_path / VIRTUAL_ENTRIES.name)
+    monkeypatch.setattr("irlkit.evaluate.hull.VIRTUAL_ENTRIES", tmp_path / VIRTUAL_ENTRIES.name)
+    batch = CrystalBatch.from_formulas(["Mg3O", "MgZn7"])
+    lowest = []
+    for name in (POTENTIAL, "7net-0"):
+        hull = Hull.prototypes(potential=name)
+        pure = hull.energy_above_hull(CrystalBatch.from_formulas(["Mg", "O", "Zn"]), [0.0] * 3)
+        mg, o, zn = pure.value
+        mixed = np.array([0.75 * mg + 0.25 * o, 0.125 * mg + 0.875 * zn])
+        lowest.append(mixed - hull.energy_above_hull(batch, [0.0, 0.0]).value)
+    assert lowest[0] == pytest.approx(-9.0)
+    assert 0.15 < (lowest[1] - lowest[0])[0] < 0.35
+    assert abs(lowest[1] - lowest[0])[1] < 0.05
