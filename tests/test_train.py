@@ -163,6 +163,7 @@ def test_the_command_line_in_one_process(tmp_path, capsys):
     main(["--out-dir", str(tmp_path), *ARGUMENTS])
     assert "2 rows, last validation reward" in capsys.readouterr().out
     assert (tmp_path / "checkpoint.pt").exists()
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
 
 
 @gloo

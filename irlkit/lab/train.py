@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -29,6 +30,7 @@ import torch.distributed.nn.functional
 
 from irlkit.data import CrystalDataset, load
 from irlkit.flows.schedules import ConstantNoise
+from irlkit.lab import tracking
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import CHGNetPotential
 from irlkit.rewards import CRMSEReward, EnergyReward, RayReward, Reward, SymmetryReward
@@ -93,8 +95,14 @@ def train(communicator: Communicator, arguments: argparse.Namespace, device: str
         resume=True,
         communicator=communicator,
     )
-    try:
-        return run.run(progress=int(os.environ.get("RANK", "0")) == 0)
+    first = communicator.rank == 0
+    callbacks = [tracking.log_lines(arguments.out_dir / "log.txt")]
+    if first and arguments.track == "tensorboard":
+        callbacks.append(tracking.tensorboard(arguments.out_dir))
+    elif first and arguments.track == "trackio":
+        callbacks.append(tracking.trackio("irlkit", str(arguments.out_dir)))
+    try:  # A bar is for people; a log has its lines.
+        return run.run(progress=first and sys.stderr.isatty(), callbacks=callbacks)
     finally:
         reward.close()
         judge.close()
@@ -108,7 +116,9 @@ def _energy_reward(device: str) -> EnergyReward:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; started again with the same arguments, it continues."""
     parser = argparse.ArgumentParser(prog="irlkit train", description=__doc__)
-    parser.add_argument("--out-dir", type=Path, required=True, help="of checkpoint and history")
+    parser.add_argument(
+        "--out-dir", type=Path, required=True, help="of checkpoint, history, log.txt"
+    )
     parser.add_argument("--model", default="linear-ode", help="name or path of the model")
     parser.add_argument("--dataset", default="prototypes", help="name or path of the data set")
     parser.add_argument("--policy", choices=tuple(POLICIES), default="annealing")
@@ -126,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that match structures")
     parser.add_argument("--ray-workers", type=int, default=0, help="Ray actors that judge; 0: none")
     parser.add_argument("--ray-address", help="of their cluster; default: one on this machine")
+    parser.add_argument("--track", choices=("tensorboard", "trackio"), help="besides log.txt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args(argv)

@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from irlkit.rl._averaging import ParameterAverage
 from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
 from irlkit.rl._communicator import Communicator
 from irlkit.rl._memory import halve_until_it_fits
+from irlkit.rl._reporting import Callback, Report
 from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_overlap
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import group_advantages
@@ -34,7 +35,6 @@ from irlkit.rl.rollout import generate, rollout
 from irlkit.rl.trajectory import Trajectory
 from irlkit.rl.update import PolicyUpdate
 from irlkit.utils.checks import checked
-from irlkit.utils.progress import progress_bar
 from irlkit.utils.settings import torch_settings
 from irlkit.utils.system import check_writable, remove_leftovers, write_atomically
 
@@ -160,13 +160,20 @@ class GRPOTrainer:
 
     @checked
     @torch_settings(plain=True)
-    def run(self, iterations: int | None = None, progress: bool = True) -> pd.DataFrame:
+    def run(
+        self,
+        iterations: int | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> pd.DataFrame:
         """Train until ``iterations`` are done in total, those before a resume included.
 
         Args:
             iterations: total number of iterations; None takes the planned number of the
                 configuration.
             progress: show a bar with reward and clip fraction.
+            callbacks: each is called with every new row of the history, on the first rank alone and
+                once the row is safe; an error in one ends the run, which can be continued.
 
         Returns:
             The history; after a KeyboardInterrupt, what there is of it.
@@ -183,26 +190,20 @@ class GRPOTrainer:
             check_writable(self.out_dir)
         self._planned = iterations
         complete = self._state()
-        bar = progress_bar(
-            total=iterations, initial=self.iteration, disable=not progress, unit="it"
-        )
+        told = () if self.communicator.rank else callbacks
+        report = Report(iterations, self.iteration, progress, told)
         try:
             if not self._history and self.validation is not None:
-                self._record({"iteration": 0, **self._validate_and_keep_best()})
-                complete = self._finish_iteration()
+                complete = self._finish_iteration(0, self._validate_and_keep_best())
+                report(self._history[-1], self.best)
             while self.iteration < iterations:
                 row = self._iterate()
                 self.iteration += 1
                 row["validation_reward"] = math.nan
                 if self.validation is not None and self.iteration % self.config.validate_every == 0:
                     row |= self._validate_and_keep_best()
-                self._record({"iteration": self.iteration, **row})
-                complete = self._finish_iteration()
-                bar.update()
-                shown = {"reward": row["reward"], "clip": row["clip_fraction"]}
-                if self.best is not None:
-                    shown["best"] = self.best["validation_reward"]
-                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+                complete = self._finish_iteration(self.iteration, row)
+                report(self._history[-1], self.best)
         except KeyboardInterrupt:
             self._restore(complete)
         except BaseException:
@@ -211,7 +212,7 @@ class GRPOTrainer:
                 self._write_history()
             raise
         finally:
-            bar.close()
+            report.close()
         self._write_history()
         return self.history
 
@@ -411,11 +412,9 @@ class GRPOTrainer:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _record(self, row: Mapping[str, float]) -> None:
-        self._history.append(dict(row))
-
-    def _finish_iteration(self) -> dict[str, Any]:
+    def _finish_iteration(self, iteration: int, row: Mapping[str, float]) -> dict[str, Any]:
         """Write the checkpoint; returns the state, to which a failing iteration goes back."""
+        self._history.append({"iteration": iteration, **row})
         state = self._state()
         if self.out_dir is not None:
             write_checkpoint(self.out_dir / CHECKPOINT, state)

@@ -24,6 +24,7 @@ import torch
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
 from irlkit.lab import runs as run_folders
+from irlkit.lab.tracking import log_lines
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rewards import Reward
 from irlkit.rl.config import TrainerConfig
@@ -166,7 +167,8 @@ class Trainings:
 
     def _finish_run(self, run: Run, trainer: GRPOTrainer, kept: dict[Any, Any]) -> None:
         """Train what is left of a run here, and keep its best policy."""
-        trainer.run(run.iterations, progress=self.progress)
+        log = log_lines(self.folder / file_name(run.name) / "log.txt")
+        trainer.run(run.iterations, self.progress, [log])
         if len(trainer.history):
             self.histories[run.key] = trainer.history.assign(**run.labels)
         if trainer.iteration < run.iterations:
@@ -296,7 +298,8 @@ class _Trainer:
         return self._make_rewards()
 
     def __call__(self, assigned: _Assignment) -> None:
-        assigned.trainer(*self._data, self._rewards).run(assigned.iterations, progress=False)
+        trainer = assigned.trainer(*self._data, self._rewards)
+        trainer.run(assigned.iterations, False, [log_lines(assigned.folder / "log.txt")])
 
 
 @contextmanager
