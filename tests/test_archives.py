@@ -146,3 +146,22 @@ def test_what_is_no_archive(tmp_path):
     archive(path, {"a.txt": "x"})
     with pytest.raises(ValueError, match=r"neither CIF.*a\.txt"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"columns": 3, "data": 5}',
+        '{"columns": ["structure"], "data": [1, null]}',
+        '{"columns": [{}], "data": [[1]]}',
+        '{"a": {"structure": "x"}, "b": [1]}',
+        '{"structure": {"lattice": 1, "sites": 2}}',
+        '[{"id": {}, "cif": "data_"}, {"structure": true}, null, [], 1e999]',
+        "[]",
+        "3",
+    ],
+)
+def test_json_of_another_shape_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json|skipped|no structure"):
+        read(tmp_path / "a.json")

@@ -58,7 +58,10 @@ def _read_json(file: IO[str]) -> Records:
         yield from _read_lines(iter(text.splitlines()))  # type: ignore[arg-type]
         return
     if isinstance(content, dict) and {"columns", "data"} <= content.keys():
-        content = [dict(zip(content["columns"], row, strict=False)) for row in content["data"]]
+        try:
+            content = [dict(zip(content["columns"], row, strict=False)) for row in content["data"]]
+        except TypeError as error:
+            raise Unusable(f"its columns and data make no table ({error})") from None
     if isinstance(content, dict) and not {"lattice", *STRUCTURE_COLUMNS} & content.keys():
         for name, entry in content.items():
             payload, row = _entry(entry)
