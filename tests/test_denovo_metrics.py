@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pymatgen.core import Lattice, Structure
 from scipy.stats import wasserstein_distance
 
 from irlkit.crystals import CrystalBatch
@@ -154,3 +155,16 @@ def test_words(made, training, pool):
         denovo(made, training.select([]))
     with pytest.raises(ValueError, match="compositions without structures"):
         denovo(made, load(["NaCl"]))
+
+
+def test_groups_are_of_their_first_structure():
+    """The second equals the first; the third only the second, which has no group of its own."""
+    lattice, heights = Lattice.cubic(4.0), (2.1, 2.6, 3.1)
+    batch = CrystalBatch.from_structures(
+        [Structure(lattice, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, z / 4]]) for z in heights],
+        dtype=torch.float64,
+    )
+    with MatchPool(n_workers=0, stol=0.1) as pool:
+        equal = np.isfinite(pool.rmsd(batch, batch, [(0, 1), (1, 2), (0, 2)]))
+        assert equal.tolist() == [True, True, False]
+        assert is_unique(batch, pool).tolist() == [True, False, True]

@@ -4,7 +4,7 @@
 |---|---|
 | `valid` | volume, distances and polar sine are possible (`validity.check`) |
 | `valid_composition` | SMACT's test passes; nan where the package smact is not installed |
-| `unique` | valid, and equal to no structure before it |
+| `unique` | valid, and the first of a group of equal structures |
 | `novel` | valid, and equal to no structure of the training set |
 | `new_formula` | no structure of the training set has its reduced formula |
 | `covered` | the hull has what it takes to judge its chemical system |

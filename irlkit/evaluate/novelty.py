@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping
-from itertools import chain, combinations
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -30,16 +30,24 @@ the wider ones of the match rate."""
 
 @checked
 def is_unique(structures: CrystalBatch, pool: MatchPool) -> np.ndarray:
-    """Return where a valid structure equals none before it, bool, shape (B,).
+    """Return where a valid structure is the first of a group of equal ones, bool, shape (B,).
+
+    It belongs to the first group whose first structure it equals, as in pymatgen's
+    `StructureMatcher.group_structures`.
 
     Args:
         structures: B structures.
         pool: Compares them, for instance `MatchPool(**TOLERANCES)`.
     """
+    unique = np.zeros(len(structures), dtype=bool)
     valid = validity.check(structures).valid
-    groups = _by_formula(structures.reduced_formulas(), valid)
-    pairs = [(j, i) for rows in groups.values() for i, j in combinations(rows, 2)]
-    return valid & ~_matched(pool, structures, structures, pairs)
+    waiting = list(_by_formula(structures.reduced_formulas(), valid).values())
+    while waiting:  # One group of each formula at a time.
+        unique[[rows[0] for rows in waiting]] = True
+        pairs = [(i, rows[0]) for rows in waiting for i in rows[1:]]
+        found = _matched(pool, structures, structures, pairs)
+        waiting = [left for rows in waiting if (left := [i for i in rows[1:] if not found[i]])]
+    return unique
 
 
 class KnownStructures:
@@ -175,9 +183,9 @@ def _matched(
     """Which of our structures match one of the others that they are paired with."""
     found = np.zeros(len(ours), dtype=bool)
     if pairs:
-        index = np.array(pairs)
-        used, place = np.unique(index[:, 1], return_inverse=True)
-        index = np.stack([index[:, 0], place], axis=1)
-        matched = np.isfinite(pool.rmsd(ours, others.select(used), index))
-        found[index[matched, 0]] = True
+        sides = [np.unique(side, return_inverse=True) for side in np.transpose(pairs)]
+        (mine, _), (theirs, _) = sides
+        index = np.stack([place for _, place in sides], axis=1)
+        matched = np.isfinite(pool.rmsd(ours.select(mine), others.select(theirs), index))
+        found[mine[index[matched, 0]]] = True
     return found
