@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -40,5 +43,31 @@ def conventional(structure: Structure) -> tuple[Structure, str, int]:
     lattice = Lattice.from_parameters(*Lattice(cell).parameters, vesta=True)
     order = len({rotation.tobytes() for rotation in found.rotations})
     # spglib leaves the origin where it was; the standard one puts atoms on corners and faces.
-    shifted = (pos + found.origin_shift) % 1
-    return Structure(lattice, species, shifted), found.international, order
+    pos = _settled_origin(lattice.matrix, (pos + found.origin_shift) % 1, species)
+    return Structure(lattice, species, pos), found.international, order
+
+
+def _settled_origin(cell: np.ndarray, pos: np.ndarray, species: np.ndarray) -> np.ndarray:
+    """Choose between origins half a diagonal apart, if the group leaves that open.
+
+    The most electropositive of the elements that are at one of them comes to the corners, so that
+    a perovskite or rock salt looks the same wherever it came from.
+    """
+    import spglib
+    from pymatgen.core import Element
+
+    symmetry = spglib.get_symmetry((cell, pos, species), SYMPREC)
+    if symmetry is None:
+        return pos
+    same = (symmetry["rotations"] == np.eye(3, dtype=int)).all((1, 2))
+    moved = ((symmetry["rotations"] - np.eye(3)) @ np.full(3, 0.5))[:, None]
+    away = moved - symmetry["translations"][same]
+    if not (np.abs(away - away.round()) < 1e-3).all(-1).any(1).all():
+        return pos
+    candidates = [pos, (pos + 0.5) % 1]
+    at = [(np.abs(p - p.round()) @ np.abs(cell) < SYMPREC).all(1) for p in candidates]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity
+        chi = [[float(Element.from_Z(z).X) for z in species[here]] for here in at]
+    values = [min((x for x in found if not math.isnan(x)), default=9.0) for found in chi]
+    return candidates[int(np.argmin(values))]

@@ -97,8 +97,8 @@ def geometry(
         cell: rows are the lattice vectors, Å.
         images: repeat atoms on faces of the cell at the opposite ones.
         bonds: seek bonds between what is drawn.
-        polyhedra: seek coordination polyhedra around small cations (around all where there are no
-            small ones); they add the atoms at their corners outside the cell.
+        polyhedra: seek coordination polyhedra around small cations; they add the atoms at their
+            corners outside the cell.
     """
     none = np.empty((0, 2), dtype=int)
     if not is_drawable(cell, pos):
@@ -126,7 +126,8 @@ def _add_polyhedra(drawn: Geometry, species: np.ndarray, pos: np.ndarray) -> Non
     shifts = np.stack(np.meshgrid(*[np.arange(-1, 3)] * 3), -1).reshape(-1, 3)
     everywhere = (pos[None] + shifts[:, None]).reshape(-1, 3) @ drawn.cell
     numbers = np.tile(species, len(shifts))
-    middles = np.flatnonzero(_roles(drawn.species)[1])
+    cation, holds = _roles(drawn.species)
+    middles = np.flatnonzero(cation & holds & _element_data()[3][drawn.species])
     pairs = _bonds(drawn.species[middles], drawn.atoms[middles], numbers, everywhere)
     for i, atom in enumerate(middles):
         corners = pairs[pairs[:, 0] == i, 1]

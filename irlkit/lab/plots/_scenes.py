@@ -31,31 +31,26 @@ def mesh_trace(mesh: Mesh, **options: Any) -> go.Mesh3d:
     return go.Mesh3d(x=x, y=y, z=z, i=i, j=j, k=k, lighting=_LIGHTING, **options)
 
 
-def edge_trace(
-    cell: np.ndarray, color: str = GREY, width: float = 3, axes: bool = False
-) -> go.Scatter3d:
-    """Return the edges of a cell as one line with gaps, with a, b and c at its axes if wanted."""
-    points = cell_edges(cell)
-    words = [""] * len(points)
-    if axes:
-        gaps = np.full((3, 3), np.nan)
-        # Beyond the balls at the corners.
-        marks = cell * (1 + 1.1 / np.maximum(np.linalg.norm(cell, axis=1, keepdims=True), 1.0))
-        points = np.concatenate([points, np.stack([marks, gaps], 1).reshape(-1, 3)])
-        words += ["<i>a</i>", "", "<i>b</i>", "", "<i>c</i>", ""]
-    x, y, z = points.round(4).T
-    return go.Scatter3d(
-        x=x,
-        y=y,
-        z=z,
-        mode="lines+text" if axes else "lines",
-        text=words if axes else None,
-        textfont={"color": GREY, "size": 15},
-        line={"color": color, "width": width},
-        name="cell",
-        showlegend=False,
-        hoverinfo="skip",
-    )
+def edge_trace(cell: np.ndarray, color: str = GREY, width: float = 3) -> go.Scatter3d:
+    """Return the edges of a cell as one line with gaps."""
+    x, y, z = cell_edges(cell).round(4).T
+    line = {"color": color, "width": width}
+    hidden = {"showlegend": False, "hoverinfo": "skip"}
+    return go.Scatter3d(x=x, y=y, z=z, mode="lines", line=line, name="cell", **hidden)
+
+
+def axis_letters(cell: np.ndarray) -> list[dict[str, Any]]:
+    """Return a, b and c at the axes of a cell, as notes of a scene: nothing hides them."""
+    # Beyond the balls at the corners.
+    marks = cell * (1 + 0.9 / np.maximum(np.linalg.norm(cell, axis=1, keepdims=True), 1.0))
+    look = {"showarrow": False, "font": {"size": 16, "color": "#333"}, "borderpad": 0}
+    look["bgcolor"] = "rgba(255,255,255,0.6)"
+    places = (dict(zip("xyz", mark.round(4).tolist(), strict=True)) for mark in marks)
+    return [
+        {"text": f"<i>{letter}</i>", **place, **look}
+        for letter, place in zip("abc", places, strict=True)
+        if np.isfinite(list(place.values())).all()
+    ]
 
 
 def box_of(*points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,14 @@ from irlkit.lab.plots._geometry import (
     tubes,
 )
 from irlkit.lab.plots._panels import add, grid
-from irlkit.lab.plots._scenes import box_of, edge_trace, element_look, fixed_axes, mesh_trace
+from irlkit.lab.plots._scenes import (
+    axis_letters,
+    box_of,
+    edge_trace,
+    element_look,
+    fixed_axes,
+    mesh_trace,
+)
 from irlkit.lab.plots.style import style
 from irlkit.utils.checks import as_numbers, checked
 
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
 
 MAX_PANELS = 16
 """Browsers draw no more three-dimensional panels than about so many in one page."""
+MOST_ENLARGED = 2.0
+"""How much larger than beside the largest one a structure is drawn, to be seen at all."""
 
 
 @checked
@@ -77,17 +86,18 @@ def structures(
     energies: Sequence[float] | None = None,
     colors: ElementColors = "vesta",
 ) -> go.Figure:
-    """Draw several structures side by side, in their conventional cells, all at one scale.
+    """Draw several structures side by side, in their conventional cells.
 
-    Atoms on faces of the cell are repeated at the opposite ones. Each panel is labelled with the
-    formula, the space group (within 0.1 Å), and the energy where it is given.
+    Small structures are drawn larger, up to twice, than large ones beside them. Atoms on faces of
+    the cell are repeated at the opposite ones. Each panel is labelled with the formula, the space
+    group (within 0.1 Å), and the energy where it is given.
 
     Args:
         panels: title -> structure; or a list of structures or a batch.
         bonds: draw bonds: distances below 1.15 times the sum of covalent radii, none between two
             cations of which one is a metal.
-        polyhedra: draw coordination polyhedra around cations of less than 1 Å, or around all where
-            there are none, with the atoms at their corners outside the cell.
+        polyhedra: draw coordination polyhedra around cations of less than 1 Å, if there are any,
+            with the atoms at their corners outside the cell.
         columns: panels per row.
         title: of the figure.
         energies: of the panels, eV/atom; nan where unknown.
@@ -121,7 +131,7 @@ def structures(
     figure, places = grid(labels, columns, "scene", horizontal_spacing=0.02)
     n_columns, n_rows = max(place["col"] for place in places), places[-1]["row"]
     boxes = [box_of(part.cell, part.atoms) for part in parts]
-    size = np.max([high - low for low, high in boxes], axis=0)
+    largest = max(np.linalg.norm(high - low) for low, high in boxes)
     by_number = element_colors(np.concatenate([part.species for part in parts]), colors)
     n_atoms = sum(len(part.atoms) for part in parts)
     # Rounder spheres where there are few: a figure stays well below a megabyte.
@@ -129,7 +139,9 @@ def structures(
     shown: set[int] = set()
     for part, place, (low, high) in zip(parts, places, boxes, strict=True):
         add(figure, _traces(part, by_number, shown, rounds), place)
+        size = (high - low) * max(1.0, largest / np.linalg.norm(high - low) / MOST_ENLARGED)
         figure.update_scenes(**fixed_axes((low + high) / 2, size, n_columns, n_rows), **place)
+        figure.update_scenes(annotations=axis_letters(part.cell), **place)
         shown |= set(part.species.tolist())
     legend = {"itemsizing": "constant", "orientation": "h", "y": 0, "x": 0.5, "xanchor": "center"}
     figure.update_layout(title={"text": title}, legend=legend)
@@ -152,7 +164,7 @@ def _traces(
     part: Geometry, colors: Mapping[int, str], shown: set[int], rounds: int
 ) -> list[go.Scatter3d | go.Mesh3d]:
     """Return cell, atoms, bonds and polyhedra; elements in `shown` are in the legend already."""
-    traces = [edge_trace(part.cell, axes=True)]
+    traces = [edge_trace(part.cell)]
     ends = part.atoms[part.bonds]
     # Each half of a bond has the colour of its atom.
     halves = np.concatenate([ends, ends[:, ::-1]])
