@@ -446,6 +446,7 @@ def test_control_points_are_dragged_in_jupyterlab(browser, folder, lab):
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
     run_and_save(page, folder / "explorer.ipynb")
     ask_for_a_live_figure(page)
+    assert len(page.query_selector_all(".js-plotly-plot")) == 1, "the static figure is gone"
     drag_a_control_point(page)
     close(page, lab, "explorer.ipynb")
 

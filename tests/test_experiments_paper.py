@@ -10,7 +10,8 @@ import torch
 from irlkit import potentials
 from irlkit.lab import experiments
 from irlkit.lab.experiments._splits import load_splits
-from irlkit.lab.experiments.estimate import _count_work, _in_words
+from irlkit.lab.experiments._stages import announce, in_words
+from irlkit.lab.experiments.estimate import _count_work
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from tests.tiny_experiments import write_files
@@ -182,6 +183,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 def check_work(experiment, preset, counted):
     experiment.preset = preset
     work = _count_work(experiment)
+    assert set(work.index) == set(experiment.seconds), "stages have the names of the estimate"
     for kind in ("forward", "backward"):
         assert work[kind].sum() == counted[kind], kind
 
@@ -240,6 +242,21 @@ def test_estimates_leave_the_experiment_as_it_was(placed):
     assert re.match(r"Estimate: about \d+ seconds, \d+% of it for \w+", found), found
 
 
+def test_a_line_per_stage_says_what_is_left(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("irlkit.lab.experiments._stages.tell_terminal", told.append)
+    planned = {"sweep": 10.0, "training": 100.0, "evaluation": 20.0}
+    announce(tmp_path, "sweep", 1.0, {}, planned)
+    # The sweep took three times as long as expected, and so will the rest.
+    announce(tmp_path, "training", 31.0, {"sweep": 30.0}, planned)
+    announce(tmp_path, "other", 400.0, {"sweep": 30.0}, {})
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == [line.partition(": ")[2] for line in told]
+    assert told[0].endswith(": 1 seconds gone, sweep begins, about 2.2 minutes to go")
+    assert told[1].endswith(": 31 seconds gone, training begins, about 6.0 minutes to go")
+    assert told[2].endswith(": 6.7 minutes gone, other begins")
+
+
 def test_more_iterations_are_more_work(placed):
     experiment = make_annealing(placed)
     short = _count_work(experiment)
@@ -252,8 +269,8 @@ def test_more_iterations_are_more_work(placed):
     ("seconds", "text"),
     [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours"), (3 * 86400, "3.0 days")],
 )
-def test_estimates_in_words(seconds, text):
-    assert _in_words(seconds) == text
+def test_estimatesin_words(seconds, text):
+    assert in_words(seconds) == text
 
 
 def test_other_experiments_are_refused(placed):

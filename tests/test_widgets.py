@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
@@ -65,10 +66,10 @@ def test_no_output_widget_is_used(explorer):
 
 def test_show_displays_an_ordinary_figure_and_the_controls(explorer, monkeypatch):
     shown = []
-    monkeypatch.setattr(widgets._base, "display", lambda entry, raw=False: shown.append(entry))
+    monkeypatch.setattr(widgets._base, "display", lambda entry, **options: shown.append(entry))
     explorer.show()
     figure, controls = shown
-    assert type(figure) is go.Figure
+    assert "application/vnd.plotly.v1+json" in figure, "an ordinary figure, saved as it is"
     view = controls["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == explorer.controls.model_id
     assert "Run the notebook" in controls["text/plain"], "what a reader sees without a kernel"
@@ -101,17 +102,35 @@ def test_number_of_steps(explorer):
     assert len(explorer.figure().data[0].x) == 10
 
 
-def test_a_live_figure_appears_and_follows(explorer):
+def test_a_live_figure_takes_the_place_of_the_static_one(explorer, monkeypatch):
     pytest.importorskip("anywidget")
-    before = len(explorer.controls.children)
+    before, updates = len(explorer.controls.children), []
+    handle = SimpleNamespace(update=lambda bundle, raw: updates.append(bundle))
+    monkeypatch.setattr(widgets._base, "display", lambda *entry, **options: handle)
+    explorer.show()
     explorer.n_steps.value = 10
     assert explorer.wait(60)
-    live = explorer.controls.children[-1]
-    assert len(explorer.controls.children) == before + 2, "a note and the figure"
+    live = explorer.controls.children[0]
+    assert len(explorer.controls.children) == before + 1
+    assert updates == [{"text/plain": "", "text/html": ""}], "nothing stale is left"
     explorer.sliders["cell"][0].value = 7.0
     assert explorer.wait(60)
-    assert len(explorer.controls.children) == before + 2
+    assert len(explorer.controls.children) == before + 1 and len(updates) == 1
     assert live.data[1].y[0] == pytest.approx(7.0, abs=0.1)
+
+
+def test_menus_say_what_is_shown(explorer):
+    explorer.sliders["pos"][1].value = 5.0
+    assert explorer.wait(60)
+    assert explorer.start.value == "in the sliders"
+    explorer.start.value = "none"
+    assert explorer.wait(60)
+    assert values(explorer, "pos") == [1.0, 1.0, 1.0] and explorer.start.value == "none"
+    explorer.shown.value = 2
+    titles = [note.text for note in explorer.figure().layout.annotations]
+    assert titles[1] == f"3: {explorer.generated.reduced_formulas()[2]}"
+    drawn = [t for t in explorer.figure().data if t.type == "mesh3d"]
+    assert {t.name for t in drawn} == set(explorer.generated[2].to_structures()[0].symbol_set)
 
 
 def test_without_anywidget_the_numbers_are_there(explorer, monkeypatch):
@@ -177,7 +196,7 @@ def all_widgets(controls):
 def test_dragged_handles_become_the_schedule(explorer):
     pytest.importorskip("anywidget")
     explorer.show_live()
-    live = explorer.controls.children[-1]
+    live = explorer.controls.children[0]
     shapes = [shape.to_plotly_json() for shape in live.layout.shapes]
     assert len(shapes) == 6 and shapes[1]["yanchor"] == pytest.approx(2.0, abs=0.05)
     # What arrives from a browser after somebody has dragged a handle.
@@ -295,11 +314,11 @@ def test_scrubbing_moves_the_live_figure(toy):
         toy, crystals(dtype=torch.float32), {"none": NoAnnealing()}, n_steps=5
     )
     explorer.scrub.value = 2
-    live = explorer.controls.children[-1]
+    live = explorer.controls.children[0]
     (mark,) = (trace for trace in live.data if trace.name == "now")
     assert mark.x[0] == pytest.approx(float(explorer.figure().data[-2].x[2]))
     explorer.scrub.value = 4
-    assert explorer.controls.children[-1] is live
+    assert explorer.controls.children[0] is live
     assert mark.x[0] == pytest.approx(float(explorer.figure().data[-2].x[4]))
 
 

@@ -6,7 +6,9 @@ without a kernel is its beginning: 0 %. This one is text, which is saved as it w
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 from typing import Any
 
@@ -27,6 +29,17 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")  # A notebook's kernel has imported it.
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
+
+
+def tell_terminal(line: str) -> None:
+    """Write a line where the kernel of a notebook was started, such as beside papermill's bar.
+
+    Nothing is written where there is no kernel, or where the kernel does not say where that is.
+    """
+    terminal = getattr(sys.stderr, "_original_stdstream_copy", None)  # of ipykernel
+    if in_notebook() and isinstance(terminal, int):
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            os.write(terminal, f"\r{line:<100}\n".encode())
 
 
 class _NotebookBar(tqdm):

@@ -24,6 +24,7 @@ from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import Annealing
 from irlkit.lab.experiments._jobs import Job, evaluation_records, fingerprint
 from irlkit.lab.experiments._splits import load_splits
+from irlkit.lab.experiments._stages import announce
 from irlkit.lab.experiments._training import Run, Trainings
 from irlkit.lab.experiments.claims import Claim, _Evidence, _verdicts_in_words, _with_range
 from irlkit.lab.experiments.presets import _Preset
@@ -58,7 +59,8 @@ class Experiment(Generic[P]):
         train, validation, test: splits; the evaluation and the sweeps use parts of the latter two.
         policies: name of a training run -> its best policy.
         best_iteration: name of a training run -> iteration of its best policy.
-        seconds: what -> how long it took.
+        seconds: stage -> how long it took.
+        planned: stage -> seconds that it was expected to take, once ``estimate`` was asked.
 
     Raises:
         FileNotFoundError: no such checkpoint or data file.
@@ -100,6 +102,8 @@ class Experiment(Generic[P]):
         self.test = whole_test.subset(preset.test_size)
         self.pool = metrics.MatchPool(preset.n_workers)
         self.seconds: dict[str, float] = {}
+        self.planned: dict[str, float] = {}
+        self._began = time.perf_counter()
         self._evaluated: dict[tuple, tuple[dict[str, Any], pd.DataFrame]] = {}
         self._unwritten = self.out_dir / "evaluated"
         self.policies: dict[Any, Policy] = {}
@@ -344,6 +348,7 @@ class Experiment(Generic[P]):
     def _timed(self, name: str, add: bool = False) -> Iterator[None]:
         """Notes the seconds of its block; with `add`, added to those that are there."""
         started = time.perf_counter()
+        announce(self.out_dir, name, started - self._began, self.seconds, self.planned)
         try:
             yield
         finally:

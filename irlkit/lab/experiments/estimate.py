@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from irlkit.lab.experiments._handcrafted import RULE_TRIALS
+from irlkit.lab.experiments._stages import in_words
 from irlkit.lab.experiments.base import Experiment
 from irlkit.lab.experiments.presets import ANNEALING, AnnealingPreset, EnergyPreset, Rung
 from irlkit.networks.cspnet import PairTopology
@@ -30,66 +31,81 @@ def estimate(experiment: Experiment) -> str:
     Trainings are counted one after the other, also where notebook 03 has several at a time.
 
     Args:
-        experiment: before it starts; it is not changed.
+        experiment: before it starts. From then on it says how much time is left when a stage
+            begins; nothing else of it is changed.
 
     Raises:
         ValueError: another kind of experiment.
     """
     work = _count_work(experiment)
     seconds = work.to_numpy() @ _measure(experiment)
+    experiment.planned = dict(zip(work.index, seconds.tolist(), strict=True))
     share = seconds.max() / max(seconds.sum(), 1e-9)
     return (
-        f"Estimate: about {_in_words(float(seconds.sum()))}, {share:.0%} of it for "
+        f"Estimate: about {in_words(float(seconds.sum()))}, {share:.0%} of it for "
         f"{work.index[seconds.argmax()]} (a factor of two either way is usual)"
     )
 
 
-def _in_words(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def _count_work(experiment: Experiment) -> pd.DataFrame:
-    """What an experiment does, a row per stage; subsets may be a little larger."""
+    """What an experiment does, a row per stage, called as in its ``seconds``.
+
+    Subsets may be a little larger.
+    """
     preset, n, n_test = experiment.preset, len(experiment.validation), len(experiment.test)
     if not isinstance(preset, AnnealingPreset | EnergyPreset):
         raise ValueError(
             f"experiment must be that of notebook 03 or 04, got one with a {type(preset).__name__}"
         )
     few, many = preset.n_steps, preset.reference_steps
-    stages = {"sweep for many steps": _sweep(preset.reference_sweep, preset.candidates, n)}
+    reference = _sweep(preset.reference_sweep, preset.candidates, n)
+    stages = {f"sweep at {many} steps": reference}
     if isinstance(preset, AnnealingPreset):
         few_sweep = (Rung(*preset.few_step_sweep, few),)
-        stages["sweep for few steps"] = _sweep(few_sweep, preset.candidates, n)
+        stages[f"sweep at {few} steps"] = _sweep(few_sweep, preset.candidates, n)
         stages["training"] = len(preset.seeds) * _training(preset.config(0), n)
         fewest = preset.evaluation_steps[0]
-        stages["sweeps of the rule"] = _rule(preset, n, *{few, fewest})
-        # Of the handcrafted annealing for few steps, and of the rule for the fewest.
-        counts = [k for k in (few, *{fewest} - {few}) for _ in preset.seeds]
-        for k in preset.evaluation_steps:
-            for schedule in ("none", "handcrafted", "rule", "learned"):
+        for k in {few, fewest}:
+            stages[f"sweep of the rule at {k} steps"] = _rule(preset, n, k)
+        for schedule, tuned in (
+            ("none", ""),
+            ("handcrafted", f" for {many} steps"),
+            ("rule", f" for {few} steps"),
+            ("learned", ""),
+        ):
+            counts = []
+            for k in preset.evaluation_steps:
                 seeds = preset.seeds_for(k, schedule)
                 crossed = schedule == "learned" and k <= few
                 counts += [k] * len(seeds) * (len(preset.seeds) if crossed else 1)
-        stages["evaluation"] = _generated(n_test, counts)
+            stages[f"evaluation of {schedule}{tuned}"] = _generated(n_test, counts)
+        # Of the handcrafted annealing for few steps, and of the rule for the fewest.
+        counts = [few] * len(preset.seeds)
+        stages[f"evaluation of handcrafted for {few} steps"] = _generated(n_test, counts)
+        if fewest != few:
+            counts = [fewest] * len(preset.seeds)
+            stages[f"evaluation of rule for {fewest} steps"] = _generated(n_test, counts)
     else:
         # Fields that are not reinforced follow the frozen network, which is evaluated beside.
         networks = 1 if len(preset.fields) == 2 else 2
         counts = [k for k in (few, many) for _ in preset.seeds_for(k)]
-        stages["sweeps of the rule"] = _rule(preset, n, few)
+        stages[f"sweep of the rule at {few} steps"] = _rule(preset, n, few)
         of_rule = _generated(n_test, [few] * len(preset.seeds))
-        stages["evaluation, pretrained"] = 2 * _generated(n_test, counts) + of_rule
+        stages["evaluation of the pretrained model"] = 2 * _generated(n_test, counts) + of_rule
         if preset.annealing == "learn":
-            learning = _training(preset.config(ANNEALING, 0), n)
-            stages["learning the annealing"] = learning + _generated(n_test, counts)
+            stages["training of the annealing"] = _training(preset.config(ANNEALING, 0), n)
+            stages["evaluation of the learned annealing"] = _generated(n_test, counts)
+        names = "training with other noise", "training"
         for name in preset.variants:
             run = _training(preset.config(name, 0), n, networks)
             tested = len(preset._seeds_of(name)) * _generated(n_test, [few], networks)
             if name in preset.policies:  # All pairs of seeds, and before training.
                 tested = (len(preset.seeds) + 1) * tested
-            stages[f"training, {name}"] = len(preset._seeds_of(name)) * run + tested
+            for stage, more in (
+                (names[name in preset.policies], len(preset._seeds_of(name)) * run),
+                ("evaluation of policies", tested),
+            ):
+                stages[stage] = stages.get(stage, 0.0) + more
         compositions = min(preset.diversity[0], len(experiment.test.references()))
         size = compositions * preset.diversity[1]
         trained = len(preset.policies) * _generated(size, [few], networks)

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 
+from irlkit.crystals import CrystalBatch
 from irlkit.flows.interpolants import T_MAX, T_MIN
 from irlkit.lab.plots._panels import add, colored, grid
 from irlkit.lab.plots.style import (
@@ -26,6 +28,7 @@ from irlkit.lab.plots.style import (
     need,
     style,
 )
+from irlkit.lab.plots.trajectories import _add_crystal
 from irlkit.utils.checks import check_count, checked
 
 
@@ -133,10 +136,14 @@ def schedule_and_structures(
     table: pd.DataFrame,
     stol: float = 0.5,
     label: str = "1 + s(t)",
+    *,
+    crystal: CrystalBatch | None = None,
+    number: int = 0,
 ) -> go.Figure:
     """Draw a schedule beside what it makes of a few structures.
 
-    The number of traces depends on nothing, so that a live figure can be updated in place.
+    The number of traces depends on the elements of the crystal alone, so that a live figure can be
+    updated in place.
 
     Args:
         t: times, shape (n_steps,).
@@ -144,13 +151,23 @@ def schedule_and_structures(
         table: columns formula and rmsd, a row per structure; nan means no match.
         stol: height of the bars of structures without a match.
         label: of the curves.
+        crystal: one structure, to be drawn between them; None: none.
+        number: its row in the table, which the title says.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or `crystal` is not one structure.
     """
     need(table, "formula", "rmsd")
-    titles = ("schedule", "displacement from the reference")
-    figure, (left, right) = grid(titles, horizontal_spacing=0.12)
+    titles = ["schedule", "displacement from the reference"]
+    if crystal is None:
+        figure, (left, right) = grid(titles, horizontal_spacing=0.12)
+    else:
+        if len(crystal) != 1:
+            raise ValueError(f"crystal must be a batch of one structure, got {len(crystal)}")
+        titles.insert(1, f"{number + 1}: {crystal.reduced_formulas()[0]}")
+        kinds = [[{"type": "xy"}, {"type": "scene"}, {"type": "xy"}]]
+        figure = make_subplots(1, 3, specs=kinds, subplot_titles=titles, horizontal_spacing=0.09)
+        left, middle, right = ({"row": 1, "col": i} for i in (1, 2, 3))
     for (field, curve), color in zip(curves.items(), (BLUE, RED), strict=False):
         look = {"mode": "lines+markers", "line_color": color, "name": FIELD_LABELS[field]}
         figure.add_scatter(x=t, y=curve, **look, **left)
@@ -160,6 +177,8 @@ def schedule_and_structures(
     heights = {"matched": np.where(found, rmsd, 0.0), "no match": np.where(found, 0.0, stol)}
     for (name, height), color in zip(heights.items(), (GREEN, GREY), strict=True):
         figure.add_bar(x=names, y=height, name=name, marker_color=color, **right)
+    if crystal is not None:
+        _add_crystal(figure, crystal, middle, 3)
     # Room for what is at the ends, such as handles.
     figure.update_xaxes(title="time t", range=[-0.05, 1.05], **left)
     figure.update_yaxes(title=label, rangemode="tozero", **left)

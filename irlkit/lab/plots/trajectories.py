@@ -18,7 +18,14 @@ from irlkit.lab.plots._geometry import (
     spheres,
 )
 from irlkit.lab.plots._panels import add, add_player, colored
-from irlkit.lab.plots._scenes import box_of, edge_trace, element_look, fixed_axes, mesh_trace
+from irlkit.lab.plots._scenes import (
+    axis_letters,
+    box_of,
+    edge_trace,
+    element_look,
+    fixed_axes,
+    mesh_trace,
+)
 from irlkit.lab.plots.style import BLUE, GREY, RED, style
 from irlkit.utils.checks import as_numbers, check_count, checked
 
@@ -223,6 +230,18 @@ def _scenes(
     for column, (low, high) in enumerate(boxes, start=1):
         figure.update_scenes(**fixed_axes((low + high) / 2, size, len(titles)), row=1, col=column)
     return figure, moved
+
+
+def _add_crystal(
+    figure: go.Figure, crystal: CrystalBatch, place: Mapping[str, int], columns: int
+) -> None:
+    """Add one structure, as it is, to the scene at a place; as many traces for as many elements."""
+    part = _geometry(crystal)
+    add(figure, _traces(part, element_colors(part.species, "vesta"), GREY, 2), place)
+    figure.update_traces(showlegend=False, **place)
+    low, high = box_of(part.cell, part.atoms)
+    figure.update_scenes(**fixed_axes((low + high) / 2, high - low, columns), **place)
+    figure.update_scenes(annotations=axis_letters(part.cell), **place)
 
 
 def _geometry(state: CrystalBatch) -> Geometry:

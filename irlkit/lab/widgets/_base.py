@@ -10,6 +10,7 @@ from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
+import plotly.io as pio
 from IPython.display import display
 
 
@@ -63,7 +64,7 @@ class _WatchedModel:
 
 
 class Explorer:
-    """A static figure, controls, and a live figure once somebody uses them.
+    """A static figure with controls; once somebody uses them, a live figure takes its place.
 
     Subclasses give ``figure``, call ``_lay_out`` with rows of widgets, and ``compute`` when one of
     them changes.
@@ -82,6 +83,8 @@ class Explorer:
         self._job: Job | None = None
         self._thread: threading.Thread | None = None
         self._live: go.FigureWidget | None = None
+        self._lock = threading.RLock()  # of the live figure
+        self._still: Any = None  # handle of the static figure, where it is shown
 
     def figure(self) -> go.Figure:
         """Return what is shown, as an ordinary figure."""
@@ -89,7 +92,8 @@ class Explorer:
 
     def show(self) -> None:
         """Display the figure, and the controls below it; returns at once, wherever it runs."""
-        display(self.figure())
+        figure = pio.renderers["plotly_mimetype"].to_mimebundle(self.figure().to_dict())
+        self._still = display(figure, raw=True, display_id=True)
         controls = self.controls._repr_mimebundle_()
         controls["text/plain"] = "Run the notebook to see the controls here."
         display(controls, raw=True)
@@ -149,12 +153,16 @@ class Explorer:
     # ----------------------------------------------------------------------------------------------
 
     def show_live(self, figure: go.Figure | None = None) -> None:
-        """Show a figure below the controls, and from then on change it in place.
+        """Show a figure in place of the static one, and from then on change it in place.
 
         Args:
             figure: None takes ``figure``. Frames are left out: live figures have none.
         """
-        new = self.figure() if figure is None else figure
+        with self._lock:
+            self._draw(self.figure() if figure is None else figure)
+
+    def _draw(self, new: go.Figure) -> None:
+        """Make this the live figure, or change that to it."""
         self._decorate(new)
         layout = new.to_plotly_json()["layout"]
         for part in ("sliders", "updatemenus"):
@@ -178,11 +186,11 @@ class Explorer:
         live.observe(lambda _: live.update_layout(autosize=True), "_js2py_traceDeltas")
         live.layout.on_change(self._on_drag, "shapes")
         self._live = live
-        if before is None:
-            note = ipywidgets.HTML("This figure follows the controls; the one above them stays.")
-            self.controls.children = (*self.controls.children, note, live)
-        else:
-            self.controls.children = (*self.controls.children[:-1], live)
+        others = self.controls.children[0 if before is None else 1 :]
+        self.controls.children = (live, *others)
+        if self._still is not None:  # Nothing is left to say what is no longer so.
+            self._still.update({"text/plain": "", "text/html": ""}, raw=True)
+            self._still = None
 
     def _decorate(self, figure: go.Figure) -> None:
         """Add to a figure what only a live one has."""

@@ -27,13 +27,17 @@ from irlkit.flows.schedules import (
     time_grid,
 )
 from irlkit.lab import plots
-from irlkit.lab.widgets._base import Explorer, Job, observe
+from irlkit.lab.widgets._base import Explorer, Job, numbered, observe
 from irlkit.utils.checks import check_count, check_finite, check_kind, checked
 from irlkit.utils.system import write_atomically
 
 if TYPE_CHECKING:
+    from irlkit.crystals import CrystalBatch
     from irlkit.data import CrystalDataset
     from irlkit.networks.flow_model import FlowModel
+
+_OWN = "in the sliders"
+"""What the menu calls a schedule that somebody has drawn."""
 
 
 class ScheduleExplorer(Explorer):
@@ -41,8 +45,8 @@ class ScheduleExplorer(Explorer):
 
     Making one generates the structures of the first schedule, a matter of a fraction of a second.
     ``show`` displays the result as an ordinary figure and the controls below it. When somebody
-    moves a slider, or asks to drag the points in the figure, a live figure appears and follows;
-    nothing waits for that.
+    moves a slider, or asks to drag the points in the figure, a live figure takes its place and
+    follows; nothing waits for that. A menu says which of the structures is drawn.
 
     Args:
         model: pretrained model.
@@ -58,6 +62,7 @@ class ScheduleExplorer(Explorer):
     Attributes:
         annealing: the schedule in the sliders.
         result: metrics of the structures.
+        generated: the structures.
         controls: the widgets.
 
     Raises:
@@ -100,7 +105,7 @@ class ScheduleExplorer(Explorer):
         self.annealing: Any = next(iter(self.schedules.values()))
         self._make_controls(n_steps, n_points, max_factor, step_counts)
         self._set_sliders()
-        self.result = self._measure(Job())
+        self.generated, self.result = self._measure(Job())
         columns = []
         for field, sliders in self.sliders.items():
             title = ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}")
@@ -110,7 +115,7 @@ class ScheduleExplorer(Explorer):
         save = [self.path, self.save_button] if files else []
         if files:  # A visitor's browser could press a button that is not on the page.
             self.save_button.on_click(self._on_save)
-        self._lay_out([self.start, self.n_steps, self.drag], columns, save)
+        self._lay_out([self.start, self.n_steps, self.shown, self.drag], columns, save)
 
     def _make_controls(
         self, n_steps: int, n_points: int, max_factor: float | None, step_counts: Sequence[int]
@@ -120,7 +125,10 @@ class ScheduleExplorer(Explorer):
             largest = self._offset + max(max(of) for entry in points for of in entry.values())
             rounded = np.ceil(1.25 * largest / self._round_top) * self._round_top
             max_factor = float(max(self._least_top, rounded))
-        self.start = ipywidgets.Dropdown(options=list(self.schedules), description="begin with")
+        names = [*self.schedules, _OWN]
+        self.start = ipywidgets.Dropdown(options=names, description="schedule")
+        formulas = numbered(self.dataset.batch.reduced_formulas())
+        self.shown = ipywidgets.Dropdown(options=formulas, description="structure")
         self.n_steps = ipywidgets.SelectionSlider(
             options=sorted({*step_counts, n_steps}),
             value=n_steps,
@@ -148,6 +156,7 @@ class ScheduleExplorer(Explorer):
         self.save_button = ipywidgets.Button(description="Save schedule")
         observe(self._on_start, [self.start])
         observe(lambda _: self._update(), [self.n_steps])
+        observe(lambda _: self.show_live(), [self.shown])
         observe(self._on_slider, self._all_sliders())
         self.drag.on_click(lambda _: self.show_live())
 
@@ -193,10 +202,15 @@ class ScheduleExplorer(Explorer):
         return Path(path)
 
     def figure(self) -> go.Figure:
-        """Return the schedule and the displacement of each structure from its reference."""
-        times = time_grid(self.n_steps.value)
+        """Return the schedule, a structure, and the displacement of each from its reference."""
+        times, i = time_grid(self.n_steps.value), self.shown.value
         figure = plots.schedule_and_structures(
-            times[:-1].numpy(), self._curves(times), self.result.table, label=self._symbol
+            times[:-1].numpy(),
+            self._curves(times),
+            self.result.table,
+            crystal=self.generated[i],
+            number=i,
+            label=self._symbol,
         )
         figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
         return figure
@@ -226,11 +240,10 @@ class ScheduleExplorer(Explorer):
     def _decorate(self, figure: go.Figure) -> None:
         figure.update_layout(shapes=self._handles())
 
-    def show_live(self, figure: go.Figure | None = None) -> None:
-        """Show or update the live figure, with the control points as handles to drag."""
+    def _draw(self, new: go.Figure) -> None:
         # What this thread changes is no drag; somebody may drag meanwhile, in another.
         self._drawing = threading.get_ident()
-        super().show_live(figure)
+        super()._draw(new)
         self._drawing = None
 
     def _on_drag(self, layout: Any, shapes: Sequence[Any]) -> None:
@@ -248,22 +261,26 @@ class ScheduleExplorer(Explorer):
             slider.value = float(np.clip(height, slider.min, slider.max))
         self._follow = True
 
-    def _measure(self, job: Job) -> metrics.Metrics:
+    def _measure(self, job: Job) -> tuple[CrystalBatch, metrics.Metrics]:
         started = time.perf_counter()
         n_steps = self.n_steps.value
-        generated = self._dynamics(job.watch(self.model, n_steps)).generate(
-            self.dataset.batch.to(self.model.device),
-            n_steps,
-            generator=torch.Generator().manual_seed(self._seed + 1),
-            x_0=self._x_0,
+        generated = (
+            self._dynamics(job.watch(self.model, n_steps))
+            .generate(
+                self.dataset.batch.to(self.model.device),
+                n_steps,
+                generator=torch.Generator().manual_seed(self._seed + 1),
+                x_0=self._x_0,
+            )
+            .to("cpu")
         )
-        result = metrics.evaluate(generated.to("cpu"), self.dataset, self._pool)
+        result = metrics.evaluate(generated, self.dataset, self._pool)
         self.message.value = (
             f"{result.n_structures} structures in {n_steps} steps: METRe "
             f"{result.metre:.0%}, cRMSE {result.crmse:.3f} "
             f"({time.perf_counter() - started:.2f} s)"
         )
-        return result
+        return generated, result
 
     def _set_sliders(self) -> None:
         points = self._points(self.annealing, len(self.sliders["pos"]), self.n_steps.value)
@@ -271,6 +288,8 @@ class ScheduleExplorer(Explorer):
         self._move(self._all_sliders(), heights)
 
     def _on_start(self, change: Any) -> None:
+        if change["new"] == _OWN:  # what is in the sliders
+            return
         self.annealing = self.schedules[change["new"]]
         self._set_sliders()
         self._update()
@@ -282,6 +301,7 @@ class ScheduleExplorer(Explorer):
                 for field, sliders in self.sliders.items()
             }
             self.annealing = self._schedule(points)
+            self.start.value = _OWN
             self._update()
 
     def _on_save(self, _: Any) -> None:
@@ -295,8 +315,8 @@ class ScheduleExplorer(Explorer):
     def _update(self) -> None:
         self.compute(self._measure, self._on_measured)
 
-    def _on_measured(self, result: metrics.Metrics) -> None:
-        self.result = result
+    def _on_measured(self, measured: tuple[CrystalBatch, metrics.Metrics]) -> None:
+        self.generated, self.result = measured
         self.show_live()
 
 
