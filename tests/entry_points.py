@@ -274,7 +274,10 @@ def entries(kit):
             out_dir="run",
             resume=False,
         ),
-        "trainer.GRPOTrainer.run": (k.trainer.run, dict(iterations=3, progress=False)),
+        "trainer.GRPOTrainer.run": (
+            k.trainer.run,
+            dict(iterations=3, progress=False, callbacks=[]),
+        ),
         "trainer.GRPOTrainer.validate": (
             trainer.GRPOTrainer(
                 k.policy, volume_per_atom, batch, k.config, validation=one
@@ -825,6 +828,8 @@ def entries(kit):
             table=pd.DataFrame({"formula": ["NaCl"], "rmsd": [0.1]}),
             stol=0.5,
             label="a",
+            crystal=one,
+            number=0,
         ),
         "plots.structure": dict(
             crystal=one, bonds=False, polyhedra=False, title="a", colors="jmol"
