@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,12 +39,12 @@ def conventional(structure: Structure) -> tuple[Structure, str, int]:
             found = standard = None
     if found is None or standard is None:
         return structure, "", 0
-    cell, pos, species = standard
+    cell, pos, species = map(np.asarray, standard)
     lattice = Lattice.from_parameters(*Lattice(cell).parameters, vesta=True)
     order = len({rotation.tobytes() for rotation in found.rotations})
     # spglib leaves the origin where it was; the standard one puts atoms on corners and faces.
     pos = _settled_origin(lattice.matrix, (pos + found.origin_shift) % 1, species)
-    return Structure(lattice, species, pos), found.international, order
+    return Structure(lattice, species.tolist(), pos), found.international, order
 
 
 def _settled_origin(cell: np.ndarray, pos: np.ndarray, species: np.ndarray) -> np.ndarray:
@@ -56,7 +56,8 @@ def _settled_origin(cell: np.ndarray, pos: np.ndarray, species: np.ndarray) -> n
     import spglib
     from pymatgen.core import Element
 
-    symmetry = spglib.get_symmetry((cell, pos, species), SYMPREC)
+    arrays: Any = (cell, pos, species)
+    symmetry = spglib.get_symmetry(arrays, SYMPREC)
     if symmetry is None:
         return pos
     same = (symmetry["rotations"] == np.eye(3, dtype=int)).all((1, 2))

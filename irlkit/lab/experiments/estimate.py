@@ -23,6 +23,8 @@ from irlkit.rl.config import TrainerConfig
 _KINDS = ["forward", "backward", "judged"]
 """Network evaluations of one structure at one time, without and with gradients by the parameters;
 and structures that are judged."""
+_SAMPLE = 128
+"""Structures that the network is timed with: for a few, each takes far longer than for many."""
 
 
 def estimate(experiment: Experiment) -> str:
@@ -146,7 +148,7 @@ def _training(config: TrainerConfig, n_validation: int, networks: int = 0) -> np
 def _measure(experiment: Experiment) -> np.ndarray:
     """Seconds of one of each kind, on some training structures."""
     model, rng = experiment.model, np.random.default_rng(0)
-    rows = np.sort(rng.permutation(len(experiment.train))[:32])
+    rows = np.sort(rng.permutation(len(experiment.train))[:_SAMPLE])
     batch = experiment.train.batch[rows].to(model.device, dtype=model.dtype)
     # The network looks at all pairs; structures of the sample may be larger or smaller.
     sizes = experiment.train.batch.n_atoms.double().square().mean()
@@ -178,9 +180,9 @@ def _measure(experiment: Experiment) -> np.ndarray:
 
 
 def _seconds(compute: Callable[[], object]) -> float:
-    """Shortest of three: what other programs take is not part of it."""
+    """Shortest of five: what other programs take, and a first call, is not part of it."""
     times = []
-    for _ in range(3):
+    for _ in range(5):
         started = time.perf_counter()
         compute()
         if torch.cuda.is_available():
