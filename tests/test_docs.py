@@ -11,10 +11,12 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from irlkit.__main__ import main
 from irlkit.lab import experiments, notebooks
 from irlkit.lab.experiments import Rung
+from irlkit.rl import rollout
 from tests.tiny_experiments import write_files
 
 WITHOUT_ACTIONS = {"train", "pretrain", "download", "prototypes"}
@@ -163,7 +165,11 @@ def test_solutions_of_notebook_04_run(tmp_path, monkeypatch):
     experiment.sweep_reference()
     experiment.train_schedules()
     experiment.evaluate("learned")
+    shown, policy = [], experiment.policy(0)
+    request = experiment.train.batch[0].to(experiment.device, experiment.model.dtype)
+    start = policy.process.initial(request, torch.Generator().manual_seed(0)).repeat(3)
     names = {
+        **{"torch": torch, "rollout": rollout, "x_0": start, "display": shown.append},
         **{"pd": pd, "experiments": experiments, "plots": plots, "experiment": experiment},
         **{"settings": settings, "few": 4, "device": "cpu", "out_dir": str(tmp_path / "out")},
     }
@@ -172,6 +178,7 @@ def test_solutions_of_notebook_04_run(tmp_path, monkeypatch):
         for code in solutions("04")
     )
     assert noise.data, "a figure"
+    assert len({trace.name for trace in shown[0].data}) == 3, "a group for each noise"
     assert schedule["share"].iloc[-1] == pytest.approx(schedule["factor"].iloc[-1], rel=0.02)
     assert steps["crmse"].between(0, 0.5).all() and len(steps) == 9
 

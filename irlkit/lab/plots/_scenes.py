@@ -72,7 +72,7 @@ def fixed_axes(center: np.ndarray, size: np.ndarray, columns: int, rows: int = 1
     }
     # Browsers scale a scene by its height, so narrower panels take smaller structures. Found by
     # trying.
-    fill = {1: 2.7, 2: 2.4, 3: 2.15}.get(columns, 1.8) * (1.0 if rows == 1 else 1.25)
+    fill = {1: 2.7, 2: 2.4, 3: 2.15}.get(columns, 1.8) * (1.0 if rows == 1 else 1.15)
     ratio = dict(zip("xyz", (fill * size / np.linalg.norm(size)).tolist(), strict=True))
     camera = {"eye": {"x": 2.1, "y": 0.7, "z": 0.55}, "projection": {"type": "orthographic"}}
     return {**axes, "aspectmode": "manual", "aspectratio": ratio, "camera": camera}
