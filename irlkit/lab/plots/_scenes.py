@@ -53,14 +53,14 @@ def axis_letters(cell: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def box_of(*points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def box_of(*points: np.ndarray, room: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
     """Return lowest and highest coordinates of cells and atoms, with room for balls and letters."""
     cells = [cell_edges(array) if array.shape == (3, 3) else array for array in points]
     together = np.concatenate(cells)
     together = together[np.isfinite(together).all(axis=1)]
     if not len(together):
         together = np.zeros((1, 3))
-    return together.min(axis=0) - 1.2, together.max(axis=0) + 1.2
+    return together.min(axis=0) - room, together.max(axis=0) + room
 
 
 def fixed_axes(center: np.ndarray, size: np.ndarray, columns: int, rows: int = 1) -> dict[str, Any]:

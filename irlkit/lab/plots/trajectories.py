@@ -225,7 +225,7 @@ def _scenes(
         if trace.type == "mesh3d":
             trace.showlegend = trace.name not in in_legend
             in_legend.add(trace.name)
-    boxes = [box_of(*(part.cell for part in states)) for states in drawn]
+    boxes = [box_of(*(part.cell for part in states), room=0.5) for states in drawn]
     size = np.max([high - low for low, high in boxes], axis=0)
     for column, (low, high) in enumerate(boxes, start=1):
         figure.update_scenes(**fixed_axes((low + high) / 2, size, len(titles)), row=1, col=column)
