@@ -128,7 +128,10 @@ def structures(
         arrays = (np.array(drawn.atomic_numbers), drawn.frac_coords, drawn.lattice.matrix)
         parts.append(geometry(*arrays, bonds=bonds, polyhedra=polyhedra))
         labels.append(_label(name, drawn, group, energy))
-    figure, places = grid(labels, columns, "scene", horizontal_spacing=0.02)
+    n = len(labels)
+    narrow = 0.18 / -(-n // max(1, min(columns, n)))  # a title of two lines between rows
+    options = {"horizontal_spacing": 0.02, "vertical_spacing": narrow}
+    figure, places = grid(labels, columns, "scene", **options)
     n_columns, n_rows = max(place["col"] for place in places), places[-1]["row"]
     boxes = [box_of(part.cell, part.atoms) for part in parts]
     largest = max(np.linalg.norm(high - low) for low, high in boxes)

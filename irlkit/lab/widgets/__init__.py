@@ -1,9 +1,9 @@
 """Explorers for people; they call ``irlkit.lab.plots`` and complete headless without anybody.
 
 Each shows an ordinary figure that is complete and stays in the saved notebook, and controls below
-it. A live figure appears when somebody moves one, and long work runs in a thread of its own, which
-can be cancelled. Values are watched with ``observe``: widgets that capture output can hang a
-headless run.
+it. When somebody moves one, a live figure takes the place of the other. Long work runs in a thread
+of its own, which can be cancelled. Values are watched with ``observe``: widgets that capture output
+can hang a headless run.
 """
 
 from irlkit.flows.schedules import ControlPointAnnealing, ControlPointNoise

@@ -32,8 +32,8 @@ class TrajectoryExplorer(Explorer):
     """One structure from noise to crystal, with the reward of every state beside it.
 
     The ordinary figure can be played and scrubbed without a kernel. Below it, controls generate
-    another one; the live figure is played with "Play" and scrubbed with the
-    slider "step".
+    another one; the live figure in its place is played with "Play" and scrubbed with the slider
+    "step".
 
     Args:
         model: pretrained model.
