@@ -8,6 +8,7 @@ for stability then leaves what the hull knows. So each value comes with its cove
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections import defaultdict
@@ -182,32 +183,7 @@ class Hull:
         Raises:
             ValueError: another potential.
         """
-        dataset = load("prototypes", progress=False)
-        left_out = {frozenset(system.split("-")) for system in without}
-        table = pd.DataFrame({"formula": dataset.batch.reduced_formulas()})
-        table[POTENTIAL] = dataset.table["energy_per_atom"]
-        if potential != POTENTIAL:
-            if potential != "7net-0":
-                raise ValueError(
-                    f"potential must be {POTENTIAL} or 7net-0, whose energies of the embedded data "
-                    f"set are known, got {potential!r}; for others, see Hull.from_entries"
-                )
-            file = VIRTUAL_ENTRIES.with_name(f"{potential}.parquet")
-            known = pd.read_parquet(file).set_index("material_id")["energy_per_atom"]
-            table[potential] = known.loc[dataset.table["material_id"]].to_numpy(np.float64)
-        if left_out:
-            table = table[[frozenset(_shares(f)) not in left_out for f in table["formula"]]]
-        kept = list(zip(table["formula"], table[potential], strict=True))
-        if not completed:
-            return cls(kept, potential, strict=strict)
-        entries = pd.read_parquet(VIRTUAL_ENTRIES)
-        virtual = dict(zip(*(entries[name] for name in entries.columns), strict=True))
-        surveyed = sorted({e for f in virtual for e in _shares(f)})
-        if potential != POTENTIAL:
-            shift = _shift_of_elements(table.groupby("formula").min(), potential)
-            for f in virtual:
-                virtual[f] += sum(x * shift[e] for e, x in _shares(f).items())
-        return cls(kept, potential, virtual, surveyed, strict)
+        return _prototypes(completed, frozenset(without), strict, potential)
 
     def without(self, system: str) -> Hull:
         """Return a hull without the real entries of a chemical system such as "Na-Cl"."""
@@ -309,6 +285,37 @@ def _shift_of_elements(lowest: pd.DataFrame, potential: str) -> dict[str, float]
     # The small ridge leaves elements alone that hardly any compound has.
     shift = np.linalg.solve(x.T @ x + 1e-3 * np.eye(len(pure)), x.T @ y)
     return dict(zip(pure, shift.tolist(), strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _prototypes(completed: bool, without: frozenset[str], strict: bool, potential: str) -> Hull:
+    """`Hull.prototypes`, each made once."""
+    dataset = load("prototypes", progress=False)
+    left_out = {frozenset(system.split("-")) for system in without}
+    table = pd.DataFrame({"formula": dataset.batch.reduced_formulas()})
+    table[POTENTIAL] = dataset.table["energy_per_atom"]
+    if potential != POTENTIAL:
+        if potential != "7net-0":
+            raise ValueError(
+                f"potential must be {POTENTIAL} or 7net-0, whose energies of the embedded data "
+                f"set are known, got {potential!r}; for others, see Hull.from_entries"
+            )
+        file = VIRTUAL_ENTRIES.with_name(f"{potential}.parquet")
+        known = pd.read_parquet(file).set_index("material_id")["energy_per_atom"]
+        table[potential] = known.loc[dataset.table["material_id"]].to_numpy(np.float64)
+    if left_out:
+        table = table[[frozenset(_shares(f)) not in left_out for f in table["formula"]]]
+    kept = list(zip(table["formula"], table[potential], strict=True))
+    if not completed:
+        return Hull(kept, potential, strict=strict)
+    entries = pd.read_parquet(VIRTUAL_ENTRIES)
+    virtual = dict(zip(*(entries[name] for name in entries.columns), strict=True))
+    surveyed = sorted({e for f in virtual for e in _shares(f)})
+    if potential != POTENTIAL:
+        shift = _shift_of_elements(table.groupby("formula").min(), potential)
+        for f in virtual:
+            virtual[f] += sum(x * shift[e] for e, x in _shares(f).items())
+    return Hull(kept, potential, virtual, surveyed, strict)
 
 
 def _shares(formula: str) -> dict[str, float]:

@@ -1,0 +1,85 @@
+"""What notebook 07 claims, computed and not written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from irlkit.evaluate.evidence import Estimate
+from irlkit.lab.experiments.claims import Claim
+
+START, REINFORCED, GAP = "start", "reinforced", "band gap 3 eV"
+RULE = "start, colder"
+"""The model before training with the temperature that serves best: what needs no learning."""
+
+
+def denovo_claims(
+    samples: Callable[[str, str], np.ndarray], measured: set[str], judged: bool
+) -> list[Claim]:
+    """Compare what reinforcement made with the start; targets were fixed before any run.
+
+    The control of each number is the same comparison of the start with itself. Intervals are of
+    formulas and training seeds, drawn again.
+
+    Args:
+        samples: (metric, variant) -> its value and its resamples.
+        measured: variants.
+        judged: whether there are the judge's metrics.
+    """
+
+    def change(metric: str, variant: str, against: str = START) -> Estimate:
+        ours, theirs = (samples(metric, v) for v in (variant, against))
+        return Estimate.of(np.concatenate([[ours[0] - theirs[0]], ours[1:] - theirs[1:][::-1]]))
+
+    def ratio(metric: str, variant: str) -> Estimate:
+        ours, theirs = (samples(metric, v) for v in (variant, START))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.concatenate([[ours[0] / theirs[0]], ours[1:] / theirs[1:][::-1]])
+        return Estimate.of(found)
+
+    check = Claim.check
+    claims = [
+        check("mSUN, reinforced minus start", change("msun", REINFORCED), ">= 0.2", "claim", 0.0),
+        check("mSUN, reinforced over start", ratio("msun", REINFORCED), ">= 2", "aim", 1.0),
+        check(
+            "composition diversity, reinforced over start",
+            ratio("composition_diversity", REINFORCED),
+            ">= 0.8",
+            "guard",
+            1.0,
+        ),
+    ]
+    if judged:
+        ours, theirs = (
+            samples("judge_msun", v) - 0.5 * samples("msun", v) for v in (REINFORCED, START)
+        )
+        kept = Estimate.of(np.concatenate([[ours[0] - theirs[0]], ours[1:] - theirs[1:][::-1]]))
+        claims.append(
+            check("gain in mSUN by the judge minus half of the gain", kept, "> 0", "claim", 0.0)
+        )
+    if RULE in measured:
+        gain = change("msun", REINFORCED, RULE)
+        control = float(samples("msun", START)[0] - samples("msun", RULE)[0])
+        claims.append(check("mSUN, reinforced minus start, colder", gain, "> 0", "claim", control))
+    if GAP in measured:
+        claims.append(
+            check(
+                "share within 0.5 eV of 3 eV, reinforced for it over start",
+                ratio("on_target", GAP),
+                ">= 4",
+                "claim",
+                1.0,
+            )
+        )
+    if "without diversity" in measured:
+        claims.append(
+            check(
+                "composition diversity, without its reward minus with it",
+                change("composition_diversity", "without diversity", REINFORCED),
+                "< 0",
+                "claim",
+                0.0,
+            )
+        )
+    return claims

@@ -1,0 +1,74 @@
+"""How much notebook 07 does, preset by preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ABLATIONS = {
+    "without diversity": ("structure", "composition"),
+    "without creativity": ("creativity",),
+    "without stability": ("stability",),
+}
+"""Variant -> parts of the reward that are left out."""
+
+
+@dataclass(frozen=True)
+class DeNovoSize:
+    """How much notebook 07 does.
+
+    Attributes:
+        n_structures: generated to measure, per seed.
+        iterations: of GRPO with all parts of the reward.
+        ablation_iterations: of each ablation, of the open hull, and of the band gap.
+        ablations: variants that are trained.
+        seeds: of training and of the samples.
+        n_groups: numbers of atoms per iteration.
+        group_size: structures of each.
+        n_steps: from masks to crystals.
+        learning_rate: of Adam.
+        relax_steps: of each structure before its energy is rewarded.
+        max_steps: of the relaxation of what is measured.
+        temperatures: among which the rule is chosen.
+    """
+
+    n_structures: int
+    iterations: int
+    ablation_iterations: int
+    ablations: tuple[str, ...] = tuple(ABLATIONS)
+    seeds: tuple[int, ...] = (0,)
+    n_groups: int = 5
+    group_size: int = 64
+    n_steps: int = 20
+    learning_rate: float = 4e-3
+    relax_steps: int = 10
+    max_steps: int = 200
+    temperatures: tuple[float, ...] = (0.5, 0.7, 0.85)
+
+    def __post_init__(self) -> None:
+        if self.n_structures < 2 or self.iterations < 1 or self.ablation_iterations < 1:
+            raise ValueError(
+                f"at least 2 structures and 1 iteration of everything are needed, got {self}"
+            )
+        if unknown := sorted(set(self.ablations) - set(ABLATIONS)):
+            raise ValueError(f"ablations must be of {sorted(ABLATIONS)}, got {unknown}")
+        if not self.seeds:
+            raise ValueError("seeds must name at least one, got none")
+
+
+SIZES = {
+    "quick": DeNovoSize(
+        n_structures=16,
+        iterations=2,
+        ablation_iterations=1,
+        ablations=("without diversity",),
+        n_groups=2,
+        group_size=8,
+        n_steps=8,
+        relax_steps=2,
+        max_steps=50,
+        temperatures=(0.7,),
+    ),
+    "laptop": DeNovoSize(200, 25, 10, ("without diversity",)),
+    "long": DeNovoSize(1000, 60, 25, seeds=(0, 1, 2)),
+    "paper": DeNovoSize(10_000, 300, 100, seeds=(0, 1, 2), group_size=128, n_steps=100),
+}
