@@ -224,7 +224,7 @@ def test_the_explorers_page_shows_it_and_write_nothing(tmp_path, monkeypatch):
     explorer = namespace["explorer"]
     assert len(shown) == 2, "a figure, and the controls"
     explorer.drag.click()
-    assert explorer._live is not None, "the live figure has taken the static one's place"
+    assert explorer.controls.children[0] is explorer._live, "in the static one's place"
     assert len(explorer._live.layout.shapes) == 10, "the handles are there from the beginning"
     assert next(iter(explorer.schedules)) == "learned" and len(explorer.schedules) == 4
     explorer.save_button.click()
