@@ -143,7 +143,7 @@ def test_no_worker_outlives_its_parent(how, tmp_path):
             os.killpg(process.pid, how)
         else:
             process.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from ase.data import chemical_symbols
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,6 +101,8 @@ class CompositionNetwork(nn.Module):
         shares = (counts / batch.n_atoms[:, None]).to(self.scale)
         unknown = (counts.sum(0) > 0).to(self.features.device) & self.features.isnan().any(1)
         if bool(unknown.any()):
+            from ase.data import chemical_symbols
+
             name = chemical_symbols[int(unknown.nonzero()[0]) + 1]
             raise ValueError(f"batch contains {name}, an element that the network has not seen")
         formulas, row = shares.unique(dim=0, return_inverse=True)
