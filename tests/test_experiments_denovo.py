@@ -77,6 +77,7 @@ def test_claims_of_a_policy_that_learned_nothing(model, tmp_path):
 
 
 def test_bad_sizes_and_judges():
+    assert set(denovo.SIZES) == {"quick", "laptop", "long", "paper"}
     with pytest.raises(ValueError, match="ablations must be of"):
         DeNovoSize(10, 1, 1, ("without reason",))
     with pytest.raises(ValueError, match="judge must be"):

@@ -29,6 +29,7 @@ class DeNovoSize:
         relax_steps: of each structure before its energy is rewarded.
         max_steps: of the relaxation of what is measured.
         temperatures: among which the rule is chosen.
+        judged: whether a judge is asked, if there is one.
     """
 
     n_structures: int
@@ -43,6 +44,7 @@ class DeNovoSize:
     relax_steps: int = 10
     max_steps: int = 200
     temperatures: tuple[float, ...] = (0.5, 0.7, 0.85)
+    judged: bool = True
 
     def __post_init__(self) -> None:
         if self.n_structures < 2 or self.iterations < 1 or self.ablation_iterations < 1:
@@ -67,6 +69,7 @@ SIZES = {
         relax_steps=2,
         max_steps=50,
         temperatures=(0.7,),
+        judged=False,
     ),
     "laptop": DeNovoSize(200, 25, 10, ("without diversity",)),
     "long": DeNovoSize(1000, 60, 25, seeds=(0, 1, 2)),

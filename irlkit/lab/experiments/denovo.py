@@ -27,6 +27,7 @@ from irlkit.evaluate.novelty import TOLERANCES, KnownStructures
 from irlkit.flows.constraints import Constraints
 from irlkit.lab.experiments._denovo_claims import GAP, REINFORCED, RULE, START, denovo_claims
 from irlkit.lab.experiments._denovo_sizes import ABLATIONS, DeNovoSize
+from irlkit.lab.experiments._denovo_sizes import SIZES as SIZES
 from irlkit.lab.experiments.claims import Claim, _verdicts_in_words
 from irlkit.lab.experiments.records import write_records
 from irlkit.lab.plots._denovo import novelty_and_stability, reward_parts
@@ -72,7 +73,8 @@ class DeNovoReinforcement:
         n_workers: int | None = None,
         progress: bool = True,
     ) -> None:
-        self.size, self.model, self.out_dir, self.judge = size, model, Path(out_dir), judge
+        self.size, self.model, self.out_dir = size, model, Path(out_dir)
+        self.judge = judge if size.judged else None
         self.progress = progress
         self.potential = potentials.get(potential)
         self.training = data.load("prototypes", "train", progress=False)
