@@ -41,6 +41,13 @@ def denovo_claims(
     check = Claim.check
     claims = [
         check("mSUN, reinforced minus start", change("msun", REINFORCED), ">= 0.2", "claim", 0.0),
+        check(
+            "mSUN of compounds of two or more elements, reinforced minus start",
+            change("msun_compounds", REINFORCED),
+            "> 0",
+            "claim",
+            0.0,
+        ),
         check("mSUN, reinforced over start", ratio("msun", REINFORCED), ">= 2", "aim", 1.0),
         check(
             "composition diversity, reinforced over start",

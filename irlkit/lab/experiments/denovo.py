@@ -227,7 +227,10 @@ class DeNovoReinforcement:
             progress=self.progress,
         )
         gap = rewards.BandGapReward(_GAP_TARGET)(structures).info
-        table = found.table.assign(band_gap=gap["band_gap"], on_target=gap["on_target"])
+        compounds = found.table["msun"].astype(bool) & (found.table["n_elements"] > 1)
+        table = found.table.assign(
+            band_gap=gap["band_gap"], on_target=gap["on_target"], msun_compounds=compounds
+        )
         return replace(found, table=table)
 
     def samples(self, metric: str, variant: str, n_samples: int = 1000) -> np.ndarray:
@@ -376,6 +379,7 @@ class DeNovoReinforcement:
 
 _METRICS: Mapping[str, str] = {
     "msun": "mSUN",
+    "msun_compounds": "mSUN, compounds",
     "sun": "SUN",
     "metastable": "metastable",
     "covered": "covered",
