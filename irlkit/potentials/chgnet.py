@@ -145,11 +145,11 @@ class _Network:
 
         near = (lengths < self.near_cutoff).nonzero().flatten()
         center, left, right, cosine = _angles(
-            first[near], second[near], _at(vectors, near), _at(lengths, near), len(atom)
+            first[near], second[near], vectors[near], lengths[near], len(atom)
         )
         has_angles = len(center) > 0
         if has_angles:
-            near_basis = self._radial(_at(lengths, near), "rbf_expansion_bg", self.near_cutoff)
+            near_basis = self._radial(lengths[near], "rbf_expansion_bg", self.near_cutoff)
             near_weight = F.linear(near_basis, w["bond_weights_bg.weight"])
             angle = F.linear(self._angular(cosine), w["angle_embedding.weight"])
 
@@ -162,15 +162,15 @@ class _Network:
             if k == self.n_layers - 1 or not has_angles:
                 continue
             block = self.bond_blocks[k]
-            near_bond = _at(bond, near)
+            near_bond = bond[near]
             hidden = _per_angle(block.split(near_bond, near_bond, angle, atom), center, left, right)
-            message = block.finish(hidden) * _at(near_weight, left) * _at(near_weight, right)
+            message = block.finish(hidden) * near_weight[left] * near_weight[right]
             gathered = torch.zeros_like(near_bond).index_add(0, left, message)
             update = F.linear(gathered, w[f"bond_conv_layers.{k}.mlp_out.layers.1.weight"])
             bond = bond.index_add(0, near, update)
             if k < len(self.angle_blocks):
                 block = self.angle_blocks[k]
-                near_bond = _at(bond, near)
+                near_bond = bond[near]
                 hidden = _per_angle(
                     block.split(near_bond, near_bond, angle, atom), center, left, right
                 )
@@ -252,22 +252,18 @@ class _GatedMLP:
         return F.silu(core) * torch.sigmoid(gate)
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of a tensor; unlike ``x[index]``, its gradient is summed in one order always."""
-    return x.index_select(0, index)
-
-
 def _per_bond(parts: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
     """Sum of contributions of centre, bond and neighbour, for both directions of each bond."""
     center, bond, neighbor = parts
-    ends = ((first, second), (second, first))
-    return torch.cat([_at(center, a) + _at(neighbor, b) + bond for a, b in ends])
+    return torch.cat(
+        [center[first] + neighbor[second] + bond, center[second] + neighbor[first] + bond]
+    )
 
 
 def _per_angle(parts: list[Tensor], center: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Sum of contributions of both bonds, the angle and its atom."""
     left_bond, right_bond, angle, atom = parts
-    return _at(left_bond, left) + _at(right_bond, right) + angle + _at(atom, center)
+    return left_bond[left] + right_bond[right] + angle + atom[center]
 
 
 def _directed(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -300,8 +296,8 @@ def _angles(
     different = one != other
     one, other = one[different], other[different]
     directions = vectors / lengths[:, None]
-    directions = _at(torch.cat([directions, -directions]), order)
-    cosine = (_at(directions, one) * _at(directions, other)).sum(dim=1)
+    directions = torch.cat([directions, -directions])[order]
+    cosine = (directions[one] * directions[other]).sum(dim=1)
     bond = order % max(m, 1)
     return atom[one], bond[one], bond[other], cosine
 

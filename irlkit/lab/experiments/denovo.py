@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER
 from irlkit.data.writers import write
 from irlkit.evaluate.denovo import METASTABLE, DeNovoMetrics, denovo
+from irlkit.evaluate.diversity import composition_diversity
 from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.evaluate.hull import Hull
 from irlkit.evaluate.matching import MatchPool
@@ -84,6 +86,7 @@ class DeNovoReinforcement:
         self.policies: dict[tuple[str, int], SpeciesPolicy] = {}
         self.metrics: dict[tuple[str, int], DeNovoMetrics] = {}
         self.history = pd.DataFrame()
+        self._samples: dict[tuple[str, str, int, int], np.ndarray] = {}
 
     def reward(self, variant: str = REINFORCED) -> rewards.CompositeReward:
         """Return the reward of a variant; see `irlkit.rewards.chemeleon`."""
@@ -238,6 +241,9 @@ class DeNovoReinforcement:
         seeds = [seed for name, seed in self.metrics if name == variant]
         if not seeds:
             raise ValueError(f"variant must be one that was measured, got {variant!r}")
+        key = (metric, variant, n_samples, len(seeds))
+        if key in self._samples:
+            return self._samples[key]
         draws = torch.Generator().manual_seed(0)
         each = np.stack([self._resampled(metric, self.metrics[variant, s], draws, n_samples)
                          for s in seeds])  # fmt: skip
@@ -245,17 +251,15 @@ class DeNovoReinforcement:
         if variant != START and len(seeds) > 1:
             drawn = torch.randint(len(seeds), (n_samples, len(seeds)), generator=draws)
             weights[1:] = torch.nn.functional.one_hot(drawn, len(seeds)).sum(1).numpy()
-        return (weights * each.T).sum(1) / weights.sum(1)
+        self._samples[key] = (weights * each.T).sum(1) / weights.sum(1)
+        return self._samples[key]
 
     def _resampled(
         self, metric: str, found: DeNovoMetrics, draws: torch.Generator, n_samples: int
     ) -> np.ndarray:
-        if metric not in found.table:
-            summary = found.summary(draws, n_samples)[metric]
-            spread = (summary.high - summary.low) / 3.92
-            noise = torch.randn(n_samples, generator=draws).numpy()
-            return np.concatenate([[summary.value], summary.value + spread * noise])
         draw = Bootstrap(found.table["formula"].to_numpy(dtype=str), draws, n_samples)
+        if metric == "composition_diversity":
+            return draw.centred(partial(composition_diversity, found.structures))
         return draw.mean(found.table[metric].to_numpy(dtype=float))
 
     def table(self, metrics: Sequence[str] = ()) -> pd.DataFrame:
