@@ -20,8 +20,9 @@ def denovo_claims(
     """Compare what reinforcement made with the start.
 
     Targets were fixed before any run but for that of compounds, which was added once a measurement
-    had shown that most of the rise of mSUN was pure elements (docs/results.md). The control of each number is the same comparison of the start with itself. Intervals are of
-    formulas and training seeds, drawn again.
+    had shown that most of the rise of mSUN was pure elements (docs/results.md). The control of each
+    number is the same comparison of the start with itself. Intervals are of formulas and training
+    seeds, drawn again.
 
     Args:
         samples: (metric, variant) -> its value and its resamples.
@@ -29,15 +30,18 @@ def denovo_claims(
         judged: whether there are the judge's metrics.
     """
 
+    def compared(
+        compare: Callable[..., np.ndarray], ours: np.ndarray, theirs: np.ndarray
+    ) -> Estimate:
+        # Resamples of the two are independent: in one order they would be drawn alike.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Estimate.of(compare(ours, np.concatenate([theirs[:1], theirs[:0:-1]])))
+
     def change(metric: str, variant: str, against: str = START) -> Estimate:
-        ours, theirs = (samples(metric, v) for v in (variant, against))
-        return Estimate.of(np.concatenate([[ours[0] - theirs[0]], ours[1:] - theirs[1:][::-1]]))
+        return compared(np.subtract, samples(metric, variant), samples(metric, against))
 
     def ratio(metric: str, variant: str) -> Estimate:
-        ours, theirs = (samples(metric, v) for v in (variant, START))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.concatenate([[ours[0] / theirs[0]], ours[1:] / theirs[1:][::-1]])
-        return Estimate.of(found)
+        return compared(np.divide, samples(metric, variant), samples(metric, START))
 
     check = Claim.check
     claims = [
@@ -62,7 +66,7 @@ def denovo_claims(
         ours, theirs = (
             samples("judge_msun", v) - 0.5 * samples("msun", v) for v in (REINFORCED, START)
         )
-        kept = Estimate.of(np.concatenate([[ours[0] - theirs[0]], ours[1:] - theirs[1:][::-1]]))
+        kept = compared(np.subtract, ours, theirs)
         claims.append(
             check("gain in mSUN by the judge minus half of the gain", kept, "> 0", "claim", 0.0)
         )

@@ -83,6 +83,7 @@ class DeNovoReinforcement:
         self.known = KnownStructures(self.training)
         self.hull = Hull.prototypes()
         self._pool = MatchPool(n_workers, **TOLERANCES)
+        self._gap = rewards.BandGapReward(_GAP_TARGET)
         self.policies: dict[tuple[str, int], SpeciesPolicy] = {}
         self.metrics: dict[tuple[str, int], DeNovoMetrics] = {}
         self.history = pd.DataFrame()
@@ -126,7 +127,7 @@ class DeNovoReinforcement:
     def trainer(self, variant: str, seed: int) -> GRPOTrainer:
         """Return the trainer of a variant, which continues where an earlier one has stopped."""
         folder = self.out_dir / variant.replace(" ", "_") / f"seed_{seed}"
-        trainer = GRPOTrainer(
+        return GRPOTrainer(
             SpeciesPolicy(self.model),
             self.reward(variant),
             self.request(2000, seed),
@@ -134,7 +135,6 @@ class DeNovoReinforcement:
             out_dir=folder,
             resume=(folder / "checkpoint.pt").exists(),
         )
-        return trainer
 
     def train(self, *variants: str) -> pd.DataFrame:
         """Train variants with every seed; return the histories so far.
@@ -229,7 +229,7 @@ class DeNovoReinforcement:
             pool=self._pool,
             progress=self.progress,
         )
-        gap = rewards.BandGapReward(_GAP_TARGET)(structures).info
+        gap = self._gap(structures).info
         compounds = found.table["msun"].astype(bool) & (found.table["n_elements"] > 1)
         table = found.table.assign(
             band_gap=gap["band_gap"], on_target=gap["on_target"], msun_compounds=compounds
@@ -264,7 +264,7 @@ class DeNovoReinforcement:
 
     def table(self, metrics: Sequence[str] = ()) -> pd.DataFrame:
         """Return metrics of all variants measured: value and 95 % interval, as text."""
-        chosen = tuple(metrics) or tuple(m for m in _METRICS if self._has(m))
+        chosen = tuple(metrics) or tuple(_METRICS)
         variants = dict.fromkeys(name for name, _ in self.metrics)
         rows = {}
         for variant in variants:
@@ -273,10 +273,6 @@ class DeNovoReinforcement:
             estimates = {m: Estimate.of(self.samples(m, variant)) for m in there}
             rows[variant] = {_METRICS.get(m, m): _text(e) for m, e in estimates.items()}
         return pd.DataFrame.from_dict(rows, orient="index").fillna("")
-
-    def _has(self, metric: str) -> bool:
-        tables = [found.table for found in self.metrics.values()]
-        return metric == "composition_diversity" or any(metric in table for table in tables)
 
     def pooled(self, variant: str) -> pd.DataFrame:
         """Return the tables of all seeds of a variant, one below the other."""
