@@ -85,13 +85,7 @@ def denovo_claims(
             )
         )
     if "without diversity" in measured:
-        claims.append(
-            check(
-                "composition diversity, without its reward minus with it",
-                change("composition_diversity", "without diversity", REINFORCED),
-                "< 0",
-                "claim",
-                0.0,
-            )
-        )
+        name = "composition diversity, without its reward minus with it"
+        fall = change("composition_diversity", "without diversity", REINFORCED)
+        claims.append(check(name, fall, "< 0", "claim", 0.0))
     return claims
