@@ -404,6 +404,11 @@ def entries(kit):
             dict(batch=batch),
         ),
         "rewards.ValidCompositionReward": {},
+        "rewards.CompoundReward": dict(least_elements=2),
+        "rewards.CompoundReward.__call__": (rewards.CompoundReward(), dict(batch=batch)),
+        "rewards.GatedReward": dict(
+            reward=lambda batch: batch.n_atoms, gate=rewards.CompoundReward(), least=-1.0
+        ),
         "rewards.RareFormulaReward": dict(free=1, most=2),
         "rewards.RareFormulaReward.__call__": (rewards.RareFormulaReward(), dict(batch=batch)),
         "rewards.creativity_and_stability": dict(
@@ -413,6 +418,7 @@ def entries(kit):
             without=("structure",),
             bounded=True,
             relax_steps=0,
+            least_elements=2,
         ),
         "rewards.band_gap_and_diversity": dict(training_set=dataset, target=3.0),
         "hull.Hull": dict(

@@ -177,6 +177,37 @@ def test_parts_are_scaled_over_all_that_is_judged_together():
         rewards.CompositeReward(parts, normalized=("c",))
 
 
+def test_a_gate_decides_who_earns():
+    batch = CrystalBatch.from_formulas(["C1", "Na1 Cl1", "Sr1 Ti1 O3", "C4"])
+    judge = lambda batch: torch.where(batch.n_atoms == 4, torch.nan, -batch.n_atoms.double())  # noqa: E731
+    reward = rewards.GatedReward(judge, rewards.CompoundReward(), least=-9.0)
+    for result in (reward(batch), reward.in_groups(batch, 2)):
+        assert result.values.tolist() == [-9.0, -2.0, -5.0, -9.0]
+        assert result.info["passes"].tolist() == [0.0, 1.0, 1.0, 0.0]
+    half = rewards.GatedReward(judge, lambda batch: 0.5 * (batch.n_atoms == 5), least=-9.0)
+    assert half(batch).values.tolist() == [-9.0, -9.0, -7.0, -9.0]
+    assert rewards.CompoundReward(3)(batch).values.tolist() == [0.0, 0.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="gate must give values from 0 to 1"):
+        rewards.GatedReward(judge, judge)(batch[:3])
+    with pytest.raises(ValueError, match="least"):
+        rewards.GatedReward(judge, judge, least=-torch.inf)
+
+
+def test_pure_elements_are_neither_creative_nor_stable_where_compounds_are_asked_for(training):
+    batch = batch_of(rock_salt("At", "Fr"), rock_salt("At", "Po"), cubic("Po", 3.0))
+    free, gated = (
+        rewards.creativity_and_stability(training, FakeHull(), LennardJonesToy(), least_elements=n)(
+            batch
+        ).info
+        for n in (1, 2)
+    )
+    assert free["creativity"].tolist() == [1.0, 1.0, 1.0]
+    assert gated["creativity"].tolist() == [1.0, 1.0, 0.0]
+    assert free["stability"].tolist() == pytest.approx([-0.05, -1.0, 0.0])
+    assert gated["stability"].tolist() == pytest.approx([-0.05, -1.0, -1.0])
+    assert (gated["composition"] == free["composition"]).all()
+
+
 def test_what_compares_all_is_not_asked_in_parts():
     reward = rewards.CompositeReward({"rare": rewards.RareFormulaReward()})
     assert reward.compares_all

@@ -3,11 +3,17 @@
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.rewards.chemeleon import band_gap_and_diversity, creativity_and_stability
 from irlkit.rewards.composite import CompositeReward
-from irlkit.rewards.composition import BandGapReward, RareFormulaReward, ValidCompositionReward
+from irlkit.rewards.composition import (
+    BandGapReward,
+    CompoundReward,
+    RareFormulaReward,
+    ValidCompositionReward,
+)
 from irlkit.rewards.creativity import CreativityReward
 from irlkit.rewards.diversity import DiversityReward
 from irlkit.rewards.energy import EnergyReward
 from irlkit.rewards.function import FunctionReward, as_reward
+from irlkit.rewards.gate import GatedReward
 from irlkit.rewards.ray import RayReward
 from irlkit.rewards.stability import StabilityReward
 from irlkit.rewards.structure_match import CRMSEReward
@@ -17,10 +23,12 @@ __all__ = [
     "BandGapReward",
     "CRMSEReward",
     "CompositeReward",
+    "CompoundReward",
     "CreativityReward",
     "DiversityReward",
     "EnergyReward",
     "FunctionReward",
+    "GatedReward",
     "RareFormulaReward",
     "RayReward",
     "Reward",

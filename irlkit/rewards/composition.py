@@ -9,6 +9,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.evaluate.novelty import is_valid_composition
 from irlkit.networks import composition
 from irlkit.rewards.base import Reward, RewardResult
+from irlkit.rewards.diversity import composition_features
 from irlkit.utils.checks import check_count, check_finite, checked
 
 
@@ -53,6 +54,28 @@ class ValidCompositionReward(Reward):
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Test the formulas of all structures."""
         return RewardResult(torch.from_numpy(is_valid_composition(batch).astype(np.float64)))
+
+
+class CompoundReward(Reward):
+    """1 for structures of at least so many elements, else 0.
+
+    >>> CompoundReward()(CrystalBatch.from_formulas(["Na1 Cl1", "C4"])).values
+    tensor([1., 0.], dtype=torch.float64)
+
+    Args:
+        least_elements: 2 for compounds, 3 for ternary ones and beyond.
+    """
+
+    @checked
+    def __init__(self, least_elements: int = 2) -> None:
+        check_count("least_elements", least_elements)
+        self.least_elements = least_elements
+
+    @checked
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        """Count the elements of all structures."""
+        n_elements = (composition_features(batch) > 0).sum(1)
+        return RewardResult((n_elements >= self.least_elements).double())
 
 
 class RareFormulaReward(Reward):

@@ -19,10 +19,10 @@ def denovo_claims(
 ) -> list[Claim]:
     """Compare what reinforcement made with the start.
 
-    Targets were fixed before any run but for that of compounds, which was added once a measurement
-    had shown that most of the rise of mSUN was pure elements (docs/results.md). The control of each
-    number is the same comparison of the start with itself. Intervals are of formulas and training
-    seeds, drawn again.
+    Targets were fixed before the runs that they judge. That of compounds was added, with a reward
+    that asks for them, after Chemeleon2's own had raised mSUN by pure elements (docs/results.md).
+    The control of each number is the same comparison of the start with itself. Intervals are of
+    formulas and training seeds, drawn again.
 
     Args:
         samples: (metric, variant) -> its value and its resamples.
@@ -49,7 +49,7 @@ def denovo_claims(
         check(
             "mSUN of compounds of two or more elements, reinforced minus start",
             change("msun_compounds", REINFORCED),
-            "> 0",
+            ">= 0.2",
             "claim",
             0.0,
         ),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ELEMENTS_TOO = "pure elements too"
 ABLATIONS = {
+    ELEMENTS_TOO: (),
     "without diversity": ("structure", "composition"),
     "without creativity": ("creativity",),
     "without stability": ("stability",),
 }
-"""Variant -> parts of the reward that are left out."""
+"""Variant -> parts of the reward that are left out; `ELEMENTS_TOO` is Chemeleon2's own reward."""
 
 
 @dataclass(frozen=True)

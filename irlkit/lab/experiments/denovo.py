@@ -28,7 +28,7 @@ from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures
 from irlkit.flows.constraints import Constraints
 from irlkit.lab.experiments._denovo_claims import GAP, REINFORCED, RULE, START, denovo_claims
-from irlkit.lab.experiments._denovo_sizes import ABLATIONS, DeNovoSize
+from irlkit.lab.experiments._denovo_sizes import ABLATIONS, ELEMENTS_TOO, DeNovoSize
 from irlkit.lab.experiments._denovo_sizes import SIZES as SIZES
 from irlkit.lab.experiments.claims import Claim, _verdicts_in_words
 from irlkit.lab.experiments.records import write_records
@@ -90,7 +90,10 @@ class DeNovoReinforcement:
         self._samples: dict[tuple[str, str, int, int], np.ndarray] = {}
 
     def reward(self, variant: str = REINFORCED) -> rewards.CompositeReward:
-        """Return the reward of a variant; see `irlkit.rewards.chemeleon`."""
+        """Return the reward of a variant; see `irlkit.rewards.chemeleon`.
+
+        All but `ELEMENTS_TOO` and the band gap's ask for compounds.
+        """
         if variant == GAP:
             return rewards.band_gap_and_diversity(self.training, _GAP_TARGET)
         hull = Hull.prototypes(completed=False, strict=False) if variant == OPEN else self.hull
@@ -100,6 +103,7 @@ class DeNovoReinforcement:
             self.potential,
             without=ABLATIONS.get(variant, ()),
             relax_steps=self.size.relax_steps,
+            least_elements=1 if variant == ELEMENTS_TOO else 2,
         )
 
     def request(self, n: int, seed: int, constraints: Constraints | None = None) -> Request:
@@ -230,9 +234,12 @@ class DeNovoReinforcement:
             progress=self.progress,
         )
         gap = self._gap(structures).info
-        compounds = found.table["msun"].astype(bool) & (found.table["n_elements"] > 1)
+        pure = found.table["n_elements"] == 1
         table = found.table.assign(
-            band_gap=gap["band_gap"], on_target=gap["on_target"], msun_compounds=compounds
+            band_gap=gap["band_gap"],
+            on_target=gap["on_target"],
+            pure_elements=pure,
+            msun_compounds=found.table["msun"].astype(bool) & ~pure,
         )
         return replace(found, table=table)
 
@@ -388,6 +395,7 @@ _METRICS: Mapping[str, str] = {
     "unique": "unique",
     "novel": "novel",
     "judge_msun": "mSUN, judge",
+    "pure_elements": "pure elements",
     "on_target": "gap within 0.5 eV of 3 eV",
     "composition_diversity": "composition diversity",
 }
@@ -397,6 +405,7 @@ _METRICS: Mapping[str, str] = {
 _PARTS = {
     "reward": "reward",
     "info_creativity": "creativity",
+    "info_creativity_passes": "compounds",
     "info_stability_metastable": "metastable",
     "info_stability_covered": "covered",
     "distinct": "distinct in a group",
