@@ -17,7 +17,7 @@ from irlkit.flows.schedules import (
     save_annealing,
     time_grid,
 )
-from irlkit.flows.schedules.state import state_features
+from irlkit.flows.schedules.state import FlowSteps, _features
 from irlkit.rl import GRPOTrainer, StateAnnealingPolicy, grpo_loss, rollout
 from tests.test_schedules import randomised
 from tests.toys import ToyModel, crystals, flow_model, trainer_config, volume_reward
@@ -46,7 +46,7 @@ def where(batch, times=(0.2, 0.7), seed=1):
         for _ in range(2)
     )
     t = torch.tensor(times, dtype=batch.dtype)
-    return t, torch.full_like(t, 0.1), batch, state, velocity
+    return FlowSteps(t, torch.full_like(t, 0.1), batch, state, velocity)
 
 
 @pytest.mark.parametrize("n_steps", [3, 10])
@@ -80,8 +80,8 @@ def test_probabilities_agree_with_torch_distributions():
     for i in range(5):
         state = {name: x[i : i + 1] for name, x in trajectory.states.items()}
         velocity = {name: x[i : i + 1] for name, x in trajectory.frozen["velocity"].items()}
-        at = times[i : i + 1], dt[i : i + 1], trajectory.request, state, velocity
-        s = policy.annealing(*at)
+        at = FlowSteps(times[i : i + 1], dt[i : i + 1], trajectory.request, state, velocity)
+        s = policy.annealing(at)
         for field in ("pos", "cell"):
             std = NOISE[field](times[i : i + 1]) * dt[i].sqrt()
             theirs = torch.distributions.Normal(s[field][0] * dt[i], std)
@@ -104,36 +104,35 @@ def test_the_gradient_reaches_all_parameters():
 
 def test_a_structure_does_not_see_the_others_nor_the_order_of_its_atoms():
     batch, annealing = crystals(), trained()
-    t, dt, _, state, velocity = where(batch)
-    together = annealing(t, dt, batch, state, velocity)
+    steps = where(batch)
+    together = annealing(steps)
     for i in range(len(batch)):
         atoms = batch.atom_indices(torch.tensor([i])).flip(0)
         alone = CrystalBatch(batch.species[atoms], *(getattr(batch[i], f) for f in FIELDS[1:]))
-        parts = (
-            {"pos": x["pos"][:, atoms], "cell": x["cell"][:, i : i + 1]} for x in (state, velocity)
+        state, velocity = (
+            {"pos": x["pos"][:, atoms], "cell": x["cell"][:, i : i + 1]} for x in steps[3:]
         )
-        for field, s in annealing(t, dt, alone, *parts).items():
+        alone = steps._replace(batch=alone, state=state, velocity=velocity)
+        for field, s in annealing(alone).items():
             torch.testing.assert_close(s, together[field][:, i : i + 1])
 
 
 def test_features_are_invariant_under_rotations_and_translations():
-    batch = crystals()
-    t, dt, _, state, velocity = where(batch)
+    steps = where(crystals())
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator(), dtype=torch.float64))[0]
-    rotated = [{"pos": x["pos"], "cell": x["cell"] @ rotation} for x in (state, velocity)]
-    rotated[0]["pos"] = rotated[0]["pos"] + 0.3
-    torch.testing.assert_close(
-        state_features(t, dt, batch, *rotated), state_features(t, dt, batch, state, velocity)
-    )
+    state, velocity = ({"pos": x["pos"], "cell": x["cell"] @ rotation} for x in steps[3:])
+    state["pos"] = state["pos"] + 0.3
+    rotated = steps._replace(state=state, velocity=velocity)
+    torch.testing.assert_close(_features(rotated), _features(steps))
 
 
 def test_flat_cells_and_broken_velocities_stay_their_own():
     batch, annealing = crystals(), trained()
-    t, dt, _, state, velocity = where(batch)
-    expected = annealing(t, dt, batch, state, velocity)
-    state["cell"][:, 0] = 0.0
-    velocity["pos"][:, batch.batch == 1] = torch.inf
-    found = annealing(t, dt, batch, state, velocity)
+    steps = where(batch)
+    expected = annealing(steps)
+    steps.state["cell"][:, 0] = 0.0
+    steps.velocity["pos"][:, batch.batch == 1] = torch.inf
+    found = annealing(steps)
     for field, s in found.items():
         assert s[:, 0].isfinite().all()
         torch.testing.assert_close(s[:, 2:], expected[field][:, 2:])
@@ -146,8 +145,8 @@ def test_save_and_load(tmp_path):
     assert isinstance(again, StateAnnealing) and again.rule == RULE
     assert read_annealing_metadata(tmp_path / "s.safetensors") == {"seed": 3}
     at = where(crystals(dtype=torch.float32))
-    for field, s in annealing(*at).items():
-        assert torch.equal(again(*at)[field], s)
+    for field, s in annealing(at).items():
+        assert torch.equal(again(at)[field], s)
 
 
 def test_training_learns_what_a_rule_cannot():

@@ -10,6 +10,16 @@ from irlkit.crystals.formulas import parse_formula
 from irlkit.utils.checks import check_count, checked
 
 
+def element_counts(batch: CrystalBatch) -> torch.Tensor:
+    """Count each structure's atoms by element, int64, shape (B, 118): column Z - 1.
+
+    >>> element_counts(from_formula("Li2O"))[0, [2, 7]]
+    tensor([2, 1])
+    """
+    index = batch.batch * 118 + batch.species - 1
+    return torch.bincount(index, minlength=118 * len(batch)).reshape(-1, 118)
+
+
 @checked
 def from_formula(
     formula: str,

@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch, validity
+from irlkit.crystals.compositions import element_counts
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.diversity import composition_diversity
 from irlkit.evaluate.evidence import Bootstrap, Estimate
@@ -149,9 +150,8 @@ def denovo(
             records.
         training_set: What is not novel.
         potential: Computes energies, and relaxes; None: no energies.
-        hull: Of this potential's energies; None: no stability.
+        hull, judge_hull: Of the energies of `potential`, and of `judge`; None: no stability.
         judge: Another potential, which computes the structures as `potential` relaxed them.
-        judge_hull: Of the judge's energies.
         relax: Relax positions and cells.
         max_steps: Of the relaxation of a structure.
         max_batch: Structures relaxed together.
@@ -181,7 +181,8 @@ def denovo(
     except ImportError:
         table["valid_composition"] = np.nan
     with nullcontext(pool) if pool is not None else MatchPool(**TOLERANCES) as matcher:
-        _novelty(table, batch, training_set, matcher)
+        table["unique"] = is_unique(batch, matcher)
+        table["novel"] = training_set.is_novel(batch, matcher)
         table["new_formula"] = ~training_set.has_formula(batch)
         table["amd_distance"] = training_set.distance(batch)
         if potential is not None:
@@ -189,7 +190,8 @@ def denovo(
         if potential is not None and relax:
             options = {"max_steps": max_steps, "max_batch": max_batch, "progress": progress}
             last = _relax(table, batch, potential, options)
-            _novelty(table, last, training_set, matcher, "relaxed_")
+            table["relaxed_unique"] = is_unique(last, matcher)
+            table["relaxed_novel"] = training_set.is_novel(last, matcher)
     if judge is not None:
         table["judge_energy_per_atom"] = _energies(last, judge)
     _stability(table, batch, last, hull, judge_hull)
@@ -205,25 +207,13 @@ def denovo(
 
 def _properties(batch: CrystalBatch) -> pd.DataFrame:
     """Numbers of atoms and elements, and densities."""
-    pairs = torch.stack([batch.batch, batch.species]).unique(dim=1)
     return pd.DataFrame(
         {
             "n_atoms": batch.n_atoms.numpy(),
-            "n_elements": pairs[0].bincount(minlength=len(batch)).numpy(),
+            "n_elements": (element_counts(batch) > 0).sum(1).numpy(),
             "density": batch.to(dtype=torch.float64).density.numpy(),
         }
     )
-
-
-def _novelty(
-    table: pd.DataFrame,
-    batch: CrystalBatch,
-    known: KnownStructures,
-    pool: MatchPool,
-    prefix: str = "",
-) -> None:
-    table[f"{prefix}unique"] = is_unique(batch, pool)
-    table[f"{prefix}novel"] = known.is_novel(batch, pool)
 
 
 def _energies(batch: CrystalBatch, potential: Potential) -> np.ndarray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from irlkit.crystals import CrystalBatch, validity
+from irlkit.crystals.compositions import element_counts
 from irlkit.utils.checks import check_count, checked
 
 N_NEIGHBOURS = 12
@@ -140,12 +140,11 @@ def composition_diversity(batch: CrystalBatch, weights: np.ndarray | None = None
             f"weights must have shape (m, {len(batch)}), one per structure of the batch, which has "
             f"at least one, got {weights.shape}"
         )
-    elements, place = batch.species.cpu().unique(return_inverse=True)
-    counts = torch.zeros(len(batch), len(elements), dtype=torch.float64)
-    counts.index_put_((batch.batch.cpu(), place), torch.ones(1).double(), accumulate=True)
+    counts = element_counts(batch).cpu().double()
+    counts = counts[:, counts.any(0)]
     x = (counts / counts.norm(dim=1, keepdim=True)).numpy()
     share = weights / weights.sum(axis=1, keepdims=True).clip(min=1e-300)
-    size = len(elements)
+    size = x.shape[1]
     matrix = (share @ (x[:, :, None] * x[:, None]).reshape(len(x), -1)).reshape(-1, size, size)
     eigenvalues = np.linalg.eigvalsh(matrix).clip(min=1e-300)
     return np.exp(-(eigenvalues * np.log(eigenvalues)).sum(axis=1))

@@ -26,6 +26,7 @@ from irlkit.flows.schedules import (
     check_n_steps,
     time_grid,
 )
+from irlkit.flows.schedules.state import FlowSteps
 from irlkit.utils.checks import checked
 from irlkit.utils.draws import standard_normal
 from irlkit.utils.settings import torch_settings
@@ -206,10 +207,8 @@ class Dynamics:
             for part in parts:
                 conditioning = model.prepare(part, self.constraints)
                 state = model.sample_state(conditioning, generator)
-                state = self._integrate(None, conditioning, state, n_steps, generator, False, bar)[
-                    -1
-                ]
-                values = {name: value.clone() for name, value in state.items()}
+                states = self._integrate(None, conditioning, state, n_steps, generator, False, bar)
+                values = {name: value.clone() for name, value in states[-1].items()}
                 generated.append(CrystalBatch(**values, n_atoms=part))
         return CrystalBatch.concatenate(generated)
 
@@ -253,9 +252,8 @@ class Dynamics:
                 assert batch is not None
                 now = slice(i, i + 1)
                 s, v = ({f: x[f][None] for f in FIELD_NAMES} for x in (state, output.velocity))
-                at = {
-                    f: x[0] for f, x in annealing.factors(times[now], dts[now], batch, s, v).items()
-                }
+                seen = FlowSteps(times[now], dts[now], batch, s, v)
+                at = {f: x[0] for f, x in annealing.factors(seen).items()}
             else:
                 at = {name: factor[i] for name, factor in factors.items()}
             increments = {name: at[name] * dts[i] * output.velocity[name] for name in FIELD_NAMES}

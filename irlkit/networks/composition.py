@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.compositions import element_counts
 from irlkit.utils.checks import checked
 
 ASSETS = Path(__file__).parents[1] / "assets" / "composition"
@@ -96,8 +97,7 @@ class CompositionNetwork(nn.Module):
         Raises:
             ValueError: an element that the network has not seen.
         """
-        index = batch.batch * 118 + batch.species - 1
-        counts = torch.bincount(index, minlength=118 * len(batch)).reshape(-1, 118)
+        counts = element_counts(batch)
         shares = (counts / batch.n_atoms[:, None]).to(self.scale)
         unknown = (counts.sum(0) > 0).to(self.features.device) & self.features.isnan().any(1)
         if bool(unknown.any()):
@@ -116,16 +116,10 @@ class CompositionNetwork(nn.Module):
         logs = share.log()
         x = torch.cat([self.embed(self.features[element].nan_to_num()), share[..., None]], -1)
         for heads in self.layers:
-            pairs = torch.cat(
-                [
-                    x[:, :, None].expand(-1, -1, most, -1),
-                    x[:, None].expand(-1, most, -1, -1),
-                ],
-                -1,
-            )
-            x = x + torch.stack(
-                [head(pairs, logs[:, None]) for head in cast(nn.ModuleList, heads)]
-            ).mean(0)
+            both = x[:, :, None].expand(-1, -1, most, -1), x[:, None].expand(-1, most, -1, -1)
+            pairs = torch.cat(both, -1)
+            heard = [head(pairs, logs[:, None]) for head in cast(nn.ModuleList, heads)]
+            x = x + torch.stack(heard).mean(0)
         pooled = torch.stack([head(x, logs) for head in self.pool]).mean(0)
         mean, spread = self.scale
         return self.head(self.trunk(pooled).relu())[:, 0] * spread + mean

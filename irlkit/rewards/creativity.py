@@ -10,7 +10,7 @@ from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.amd import amd, amd_distance
 from irlkit.evaluate.matching import MatchPool
-from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, is_unique
+from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, _by_formula, is_unique
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.utils.checks import checked
 
@@ -62,12 +62,8 @@ class CreativityReward(Reward):
     def _distance(self, batch: CrystalBatch, rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Smallest positive distances of some structures, shape (len(rows),)."""
         away = np.nan_to_num(self._known.distance(batch.select(rows)), nan=np.inf)
-        groups: dict[str, list[int]] = {}
-        for i, formula in enumerate(batch.reduced_formulas()):
-            if valid[i]:
-                groups.setdefault(formula, []).append(i)
         place = {int(i): k for k, i in enumerate(rows)}
-        for members in groups.values():
+        for members in _by_formula(batch.reduced_formulas(), valid).values():
             asked = [i for i in members if i in place]
             if asked and len(members) > 1:
                 near = _nearest(amd(batch.select(members)), [members.index(i) for i in asked])

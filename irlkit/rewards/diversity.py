@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.compositions import element_counts
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.diversity import fingerprints
 from irlkit.rewards.base import Reward, RewardResult
 from irlkit.utils.checks import check_count, checked
-
-N_ELEMENTS = 118
 
 
 def composition_features(batch: CrystalBatch) -> Tensor:
@@ -24,9 +23,8 @@ def composition_features(batch: CrystalBatch) -> Tensor:
     >>> composition_features(CrystalBatch.from_formulas(["Na1 Cl1"]))[0, [10, 16]] ** 2 / 118
     tensor([0.2500, 0.2500], dtype=torch.float64)
     """
-    index = batch.batch.cpu() * N_ELEMENTS + batch.species.cpu() - 1
-    counts = torch.bincount(index, minlength=len(batch) * N_ELEMENTS).double()
-    return counts.reshape(len(batch), -1) / batch.n_atoms.cpu()[:, None] * N_ELEMENTS**0.5
+    shares = element_counts(batch).double() / batch.n_atoms[:, None]
+    return shares.cpu() * 118**0.5
 
 
 def structure_features(batch: CrystalBatch) -> Tensor:

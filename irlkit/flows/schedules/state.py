@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from irlkit.crystals import CrystalBatch
 
 N_FEATURES = 12
+
+
+class FlowSteps(NamedTuple):
+    """Where k steps of a flow are taken, and how it moves there.
+
+    Attributes:
+        t: times, shape (k,).
+        dt: step sizes, shape (k,).
+        batch: the compositions; its positions and cells are not used.
+        state: "pos" (k, n, 3) and "cell" (k, B, 3, 3) before the steps.
+        velocity: of the same shapes, per unit of time.
+    """
+
+    t: Tensor
+    dt: Tensor
+    batch: CrystalBatch
+    state: Mapping[str, Tensor]
+    velocity: Mapping[str, Tensor]
 
 
 class StateAnnealing(nn.Module):
@@ -67,64 +85,28 @@ class StateAnnealing(nn.Module):
         widths = [N_FEATURES] + [hidden_dim] * (n_hidden_layers + 1) + [len(FIELD_NAMES)]
         self.network = perceptron(widths, generator or torch.Generator().manual_seed(0))
 
-    def forward(
-        self,
-        t: Tensor,
-        dt: Tensor,
-        batch: CrystalBatch,
-        state: Mapping[str, Tensor],
-        velocity: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Return s per field and structure, shape (k, B).
-
-        Args:
-            t: times of k steps, shape (k,).
-            dt: their sizes, shape (k,).
-            batch: the compositions; its positions and cells are not used.
-            state: "pos" (k, n, 3) and "cell" (k, B, 3, 3) before the steps.
-            velocity: of the same shapes, per unit of time.
-        """
-        features = state_features(t, dt, batch, state, velocity)
-        change = self.network(features.to(next(self.parameters()))).unbind(-1)
-        rule = self.rule(t, dt)
+    def forward(self, steps: FlowSteps) -> dict[str, Tensor]:
+        """Return s per field and structure, shape (k, B)."""
+        change = self.network(_features(steps).to(next(self.parameters()))).unbind(-1)
+        rule = self.rule(steps.t, steps.dt)
         return {
-            field: (1.0 + rule[field])[:, None] * f.to(t).exp() - 1.0
+            field: (1.0 + rule[field])[:, None] * f.to(steps.t).exp() - 1.0
             for field, f in zip(FIELD_NAMES, change, strict=True)
         }
 
-    def factors(
-        self,
-        t: Tensor,
-        dt: Tensor,
-        batch: CrystalBatch,
-        state: Mapping[str, Tensor],
-        velocity: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def factors(self, steps: FlowSteps) -> dict[str, Tensor]:
         """Return 1 + s, to multiply velocities: "pos" (k, n, 1) and "cell" (k, B, 1, 1)."""
-        s = self(t, dt, batch, state, velocity)
+        s = self(steps)
         return {
-            "pos": (1.0 + s["pos"])[:, batch.batch, None],
+            "pos": (1.0 + s["pos"])[:, steps.batch.batch, None],
             "cell": (1.0 + s["cell"])[..., None, None],
         }
 
 
 @torch.no_grad()
-def state_features(
-    t: Tensor,
-    dt: Tensor,
-    batch: CrystalBatch,
-    state: Mapping[str, Tensor],
-    velocity: Mapping[str, Tensor],
-) -> Tensor:
-    """Return what `StateAnnealing` sees, shape (k, B, N_FEATURES), each between -4 and 4.
-
-    Args:
-        t: times of k steps, shape (k,).
-        dt: their sizes, shape (k,).
-        batch: the compositions; its positions and cells are not used.
-        state: "pos" (k, n, 3) and "cell" (k, B, 3, 3) before the steps.
-        velocity: of the same shapes, per unit of time.
-    """
+def _features(steps: FlowSteps) -> Tensor:
+    """What a `StateAnnealing` sees, shape (k, B, N_FEATURES), each between -4 and 4."""
+    t, dt, batch, state, velocity = steps
     cell, n_atoms = state["cell"], batch.n_atoms.to(t)
     k, n_structures = cell.shape[:2]
 

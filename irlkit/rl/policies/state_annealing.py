@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from irlkit.flows.schedules import (
-    FIELD_NAMES,
-    ConstantNoise,
-    NoiseSchedule,
-    StateAnnealing,
-)
+from irlkit.crystals import CrystalBatch
+from irlkit.flows.schedules import FIELD_NAMES, ConstantNoise, NoiseSchedule, StateAnnealing
+from irlkit.flows.schedules.state import FlowSteps
 from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.annealing import AnnealingPolicy
@@ -56,14 +53,15 @@ class StateAnnealingPolicy(AnnealingPolicy):
         annealing = StateAnnealing() if annealing is None else annealing
         self.annealing = annealing.to(next(model.parameters()))
 
-    def _where(self, inputs: StepInputs) -> tuple[Any, ...]:
+    def _seen(self, inputs: StepInputs) -> FlowSteps:
         """What the annealing is a function of."""
+        assert isinstance(inputs.request, CrystalBatch)
         t, dt = (x[inputs.index] for x in (inputs.times, inputs.times.diff()))
-        return t, dt, inputs.request, inputs.states, inputs.frozen["velocity"]
+        return FlowSteps(t, dt, inputs.request, inputs.states, inputs.frozen["velocity"])
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
-        t, dt, *rest = self._where(inputs)
-        s, rule = self.annealing(t, dt, *rest), self.annealing.rule(t, dt)
+        seen = self._seen(inputs)
+        s, rule, dt = self.annealing(seen), self.annealing.rule(seen.t, seen.dt), seen.dt
         steps = {}
         for field in self.fields:
             std, ref_std = self._stds(field, inputs, 2)
@@ -78,7 +76,7 @@ class StateAnnealingPolicy(AnnealingPolicy):
         return steps
 
     def _annealed(self, velocity: Tensor, field: str, inputs: StepInputs) -> Tensor:
-        return self.annealing.factors(*self._where(inputs))[field] * velocity
+        return self.annealing.factors(self._seen(inputs))[field] * velocity
 
     def identity(self) -> dict[str, str]:
         return {**super().identity(), "annealing": str(self.annealing.arguments)}
