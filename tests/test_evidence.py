@@ -118,3 +118,21 @@ def test_wrong_arguments_are_named():
         Bootstrap(["a", "b"]).mean(np.zeros(3))
     with pytest.raises(ValueError, match="share must be from 0 to"):
         Bootstrap(["a", "b"]).trimmed_mean(np.zeros(2), 0.6)
+
+
+def test_rank_correlation_is_that_of_scipy_in_every_resample():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(2, 3, 20))
+    second = np.round(first + rng.normal(size=first.shape), 1)  # with equal ones
+    second[0, 1, 3] = np.nan
+    draw = Bootstrap(np.arange(20) // 2, n_samples=50)
+    found = draw.rank_correlation(first, second)
+    of = draw._training(2)
+    for i in (0, 1, 17, 50):
+        times = (of[i][:, None, None] * draw._weights[i]).astype(int) * np.ones(first.shape, int)
+        times[~np.isfinite(second)] = 0
+        pair = (np.repeat(values.ravel(), times.ravel()) for values in (first, second))
+        assert found[i] == pytest.approx(stats.spearmanr(*pair).statistic)
+    assert np.isnan(draw.rank_correlation(first, np.zeros_like(first))).all()
+    with pytest.raises(ValueError, match="second must have the shape of first"):
+        draw.rank_correlation(first, second[0])

@@ -24,12 +24,14 @@ from irlkit.flows.schedules import (
 from irlkit.lab import experiments, runs
 from irlkit.lab.experiments import _changes as changes
 from irlkit.lab.experiments import _training as training
+from irlkit.lab.experiments._energies import find_judge
 from irlkit.lab.experiments._energy_claims import (
     ANNEALED,
     PRETRAINED,
     energy_claims,
     untrained,
 )
+from irlkit.lab.experiments._gain import AFTER, BEFORE, Gains
 from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import _Evidence
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
@@ -250,6 +252,8 @@ TINY = replace(
     reference_sweep=(Rung(2, 3, 4),),
     candidates=(),
     diversity=(2, 3),
+    n_relaxed=(2, 6),
+    relax_steps=2,
     annealing="learn",
     annealing_training=AnnealingTraining(
         iterations=2,
@@ -279,7 +283,8 @@ def finished(files, tmp_path_factory):
     """The experiment, run to its end as the notebook does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IRLKIT_CACHE", str(files / "cache"))
-        experiment = make(files, tmp_path_factory.mktemp("results"))
+        judge = LennardJonesToy(sigma=2.3)
+        experiment = make(files, tmp_path_factory.mktemp("results"), judge=judge)
     experiment.sweep_reference()
     experiment.sweep_rule()
     experiment.evaluate_pretrained()
@@ -290,6 +295,7 @@ def finished(files, tmp_path_factory):
     experiment.study_noise()
     experiment.evaluate_policies(TINY.noise_study)
     experiment.diversity()
+    experiment.measure_gain()
     return experiment
 
 
@@ -442,6 +448,86 @@ def test_results_are_complete_and_strict(finished):
         assert {"policy", "energy_above_reference", "invalid_rate", "potential"} <= set(row)
     history = pd.read_parquet(finished.out_dir / "history.parquet")
     assert {"policy", "seed", "validation_info_match_matched"} <= set(history)
+
+
+# --------------------------------------------------------------------------------------------------
+# Is the gain real?
+# --------------------------------------------------------------------------------------------------
+
+
+def gained(rewarded, judge, relaxed, n=60):
+    """Energies before and after, that fall by so much, with a little noise."""
+    rng = np.random.default_rng(0)
+    spread, parts = rng.uniform(0.5, 1.5, n), []
+    start = {kind: rng.uniform(2, 3, n) for kind in ("rewarded", "judge", "relaxed")}
+    for when, times in ((BEFORE, 0), (AFTER, 1), (AFTER, 1)):
+        labels = {"policy": "p", "when": when, "training_seed": np.nan, "formula": range(n)}
+        falls = {"rewarded": rewarded, "judge": judge, "relaxed": relaxed}
+        energies = {kind: start[kind] - times * fall * spread for kind, fall in falls.items()}
+        parts.append(pd.DataFrame({**labels, **energies, "judge, relaxed": energies["relaxed"]}))
+    table = pd.concat(parts)
+    table["formula"] = "c" + table["formula"].astype(str)
+    table.loc[3, "judge"] = np.nan
+    return Gains(table)
+
+
+@pytest.mark.parametrize(
+    ("falls", "holding"),
+    [
+        ((0.5, 0.5, 0.3), {0, 1, 2, 4, 5, 6, 7}),
+        ((0.5, 0.1, 0.3), {2, 4, 5, 6, 7}),  # the judge sees a fifth of it
+        ((0.5, 0.5, 0.05), {0, 1, 2, 4, 6}),  # a tenth survives
+        ((0.5, -0.5, -0.1), set()),
+        ((0.0, 0.0, 0.0), set()),
+    ],
+)
+def test_a_gain_that_others_do_not_see_is_not_claimed(falls, holding):
+    claims = gained(*falls).claims({"p": "p"})
+    assert {i for i, c in enumerate(claims) if c.holds and c.kind != "guard"} == holding
+    assert [c.kind for c in claims] == [*["claim"] * 3, "guard", *["claim", "aim"] * 2]
+
+
+def test_gains_are_those_of_structures_that_have_all_energies():
+    found = gained(0.5, 0.4, 0.3)
+    gains = found.gains("p")
+    assert all(gain.shape == (2, 1, 60) for gain in gains.values())
+    assert np.isnan(gains["rewarded"]).sum() == 2 and np.isnan(gains["rewarded"][:, 0, 3]).all()
+    row = found.in_words(["p"]).loc[("p", "judge")]
+    assert row["pairs"] == 2 * 59 and row["gain, mean"].startswith("0.4")
+
+
+def test_energies_that_were_not_rewarded_are_validated_and_measured(finished):
+    curves, lines, columns = finished.gain_curves()
+    assert columns == ["energy_above_lowest", "judge_above_lowest", "relaxed_above_lowest"]
+    assert len(curves) == 2 * 2 * 3 and not len(lines)
+    table = finished._tables()["gain"]
+    assert table.groupby(["policy", "when"]).size().to_dict() == {
+        (name, when): n for name in TINY.policies for when, n in ((BEFORE, 4), (AFTER, 8))
+    }
+    before = table[table["when"] == BEFORE]
+    computed = finished.potential(
+        finished.generate(finished.test.batch, 3, finished.policy("score-based").deploy(), 0)
+    )
+    np.testing.assert_allclose(before["rewarded"][:4], computed.energy_per_atom, rtol=1e-4)
+    assert (before["relaxed"] <= before["rewarded"] + 1e-3)[before["rewarded"].notna()].all()
+    assert not np.allclose(before["judge"], before["rewarded"], equal_nan=True)
+    assert set(finished.table("gain").columns) >= {"gain, mean", "pairs"}
+    assert any("survives relaxation, by the judge" in c.claim for c in finished.claims())
+    assert "The judge is toy" in finished._remark()
+
+
+def test_judges_by_name(monkeypatch):
+    assert find_judge("none") is None
+    toy = LennardJonesToy()
+    assert find_judge(toy) is toy
+
+    def missing(name, **options):
+        raise ImportError("no sevenn")
+
+    monkeypatch.setattr("irlkit.potentials.get", missing)
+    assert find_judge("auto") is None
+    with pytest.raises(ImportError, match="no sevenn"):
+        find_judge("7net-0")
 
 
 def test_learned_weights_generate_what_the_policy_generates(finished):

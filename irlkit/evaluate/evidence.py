@@ -185,6 +185,37 @@ class Bootstrap:
         """Return the median, which few outliers cannot move; see ``mean``."""
         return self.trimmed_mean(values, 0.5)
 
+    def rank_correlation(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return Spearman's rank correlation of two values of the same structures; see ``mean``.
+
+        Args:
+            first: shape (n_training, n_base, n_structures), or fewer axes in front.
+            second: of the same shape.
+
+        >>> draw = Bootstrap(["NaCl", "NaCl", "MgO"], n_samples=100)
+        >>> draw.rank_correlation(np.array([0.1, 0.2, 9.0]), np.array([1.0, 2.0, 3.0]))[0].round(6)
+        np.float64(1.0)
+        """
+        pair = self._shaped(first), self._shaped(second)
+        if pair[0].shape != pair[1].shape:
+            raise ValueError(
+                f"second must have the shape of first, {pair[0].shape}, got {pair[1].shape}"
+            )
+        place = np.flatnonzero(np.isfinite(pair[0]) & np.isfinite(pair[1]))
+        if not len(place):
+            return np.full(1 + self._n_samples, np.nan)
+        training, _, structure = np.unravel_index(place, pair[0].shape)
+        of, found = self._training(len(pair[0])), []
+        for rows in np.array_split(np.arange(len(of)), -(-len(of) * len(place) // _CHUNK)):
+            weights = of[rows][:, training] * self._weights[rows][:, structure]
+            total = weights.sum(1, keepdims=True)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                x, y = (_ranks(values.flat[place], weights) for values in pair)
+                x, y = (r - (weights * r).sum(1, keepdims=True) / total for r in (x, y))
+                spread = np.sqrt((weights * x**2).sum(1) * (weights * y**2).sum(1))
+                found.append((weights * x * y).sum(1) / spread)
+        return np.concatenate(found)
+
     def centred(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return a statistic that resampling shifts, shape (1 + n_samples,).
 
@@ -198,6 +229,14 @@ class Bootstrap:
         chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
         values = np.concatenate([statistic(weights) for weights in chunks])
         return np.concatenate([values[:1], values[1:] + values[0] - values[1:].mean()])
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean ranks of n values, each with its weight in m resamples, shape (m, n)."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ordered = weights[:, np.argsort(inverse, kind="stable")]
+    sums = np.add.reduceat(ordered, np.cumsum(counts) - counts, axis=1)
+    return (sums.cumsum(1) - sums / 2)[:, inverse]
 
 
 @checked

@@ -17,13 +17,17 @@ from irlkit.data import CrystalDataset, Skipped
 from irlkit.data._text import shorten
 from irlkit.evaluate import metrics
 from irlkit.evaluate.metrics import MatchPool
+from irlkit.lab.experiments._gain import RelaxedEnergy
 from irlkit.lab.experiments._handcrafted import AnnealedExperiment, S
 from irlkit.potentials import Energies, Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
 
 
 class EnergyExperiment(AnnealedExperiment[S]):
-    """An experiment with a potential (itself, or its name), which computes all energies."""
+    """An experiment with a potential (itself, or its name), which computes all energies.
+
+    Beside it there may be a judge, whose energies are never rewarded; see ``find_judge``.
+    """
 
     metric_names: Mapping[str, str] = {
         "match_rate": "match rate",
@@ -38,13 +42,20 @@ class EnergyExperiment(AnnealedExperiment[S]):
     }
 
     def __init__(
-        self, *arguments: Any, potential: Potential | str = "chgnet", **options: Any
+        self,
+        *arguments: Any,
+        potential: Potential | str = "chgnet",
+        judge: Potential | str = "none",
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        named = {"device": self.device} if isinstance(potential, str) else {}
+        self.potential: Potential = potentials.get(potential, **named)
+        self.judge = find_judge(judge)
+        self._potentials = [self.potential] + ([] if self.judge is None else [self.judge])
         # A potential that is there already cannot be made again in another process.
         self._potential_name = potential if isinstance(potential, str) else None
-        named = {} if self._potential_name is None else {"device": self.device}
-        self.potential: Potential = potentials.get(potential, **named)
+        self._judge_name = judge if isinstance(judge, str) else None
         self._reference_energies: dict[tuple, Energies] = {}
         whole = (self.train, self.validation, self.test)
         self.train, self.validation, self.test = map(self._of_known_elements, whole)
@@ -52,17 +63,22 @@ class EnergyExperiment(AnnealedExperiment[S]):
         self._trainings.compositions = self.train
 
     def _of_known_elements(self, data: CrystalDataset) -> CrystalDataset:
-        """The structures that the potential can compute; those of other elements are named."""
-        knows = self.potential.knows(data.batch)
-        why = f"the potential {self.potential.name} does not know its elements"
-        return _leave_out(data, {int(row): why for row in np.flatnonzero(~knows)})
+        """The structures that the potentials can compute; those of other elements are named."""
+        reasons = {
+            int(row): f"the potential {potential.name} does not know its elements"
+            for potential in self._potentials
+            for row in np.flatnonzero(~potential.knows(data.batch))
+        }
+        return _leave_out(data, reasons)
 
     def _with_energies(self, data: CrystalDataset) -> CrystalDataset:
         """The structures that have an energy, so that others can be compared; the rest is named."""
-        found = self._energies_of_references(data)
-        missing = np.flatnonzero(~np.isfinite(found.energy_per_atom))
-        whole = {int(row): found.reasons.get(int(row), "it is not valid") for row in missing}
-        return _leave_out(data, whole)
+        reasons: dict[int, str] = {}
+        for potential in self._potentials:
+            found = self._energies_of_references(data, potential)
+            for row in np.flatnonzero(~np.isfinite(found.energy_per_atom)).tolist():
+                reasons.setdefault(row, found.reasons.get(row, "it is not valid"))
+        return _leave_out(data, reasons)
 
     def _judge(
         self, generated: CrystalBatch, data: CrystalDataset
@@ -77,18 +93,23 @@ class EnergyExperiment(AnnealedExperiment[S]):
         table = table.join(more[[column for column in more if column not in table]])
         return {**row, **energies}, table
 
-    def _energies_of_references(self, data: CrystalDataset) -> Energies:
-        """Energies of the references themselves, computed once."""
-        key = (data.split, *data.table["material_id"])
+    def _energies_of_references(
+        self, data: CrystalDataset, potential: Potential | None = None
+    ) -> Energies:
+        """Energies of the references themselves, by that of the experiment, computed once."""
+        potential = self.potential if potential is None else potential
+        key = (potential.name, data.split, *data.table["material_id"])
         if key not in self._reference_energies:
-            self._reference_energies[key] = self.potential(data.batch)
+            self._reference_energies[key] = potential(data.batch)
         return self._reference_energies[key]
 
     def _summary(self) -> dict[str, str]:
-        return {"energies": f"of the potential {self.potential.name}"}
+        rows = {"energies": f"of the potential {self.potential.name}"}
+        return rows if self.judge is None else {**rows, "judge": self.judge.name}
 
     def _parameters(self) -> dict[str, Any]:
-        return {**super()._parameters(), "potential": self.potential.name}
+        judge = None if self.judge is None else self.judge.name
+        return {**super()._parameters(), "potential": self.potential.name, "judge": judge}
 
     def _results(self) -> dict[str, Any]:
         return {**super()._results(), "potential": self.potential.name}
@@ -113,20 +134,40 @@ def energy_rewards(
     group_size: int | None,
     validation: CrystalDataset,
     potential: Potential | str,
+    judge: Potential | str = "none",
     pool: MatchPool | None = None,
+    *,
+    relaxed: tuple[int, int] | None = None,
 ) -> tuple[Reward, Reward]:
     """The rewards of rollouts and of the validation; without a pool, matched in this process.
 
-    Only the energy counts; matches are there to be looked at. Validation structures are judged one
-    by one: nothing is clipped.
+    Only the energy counts; the rest is there to be looked at: matches, the energies of a judge, and
+    those after relaxation (of so many structures, with so many steps). Validation structures are
+    judged one by one: nothing is clipped.
     """
     potential = potentials.get(potential)
     pool = MatchPool(0) if pool is None else pool
-    validation_reward = CompositeReward(
-        {
-            "energy": EnergyReward(potential, clip=math.inf, references=validation),
-            "match": CRMSEReward(validation, pool),
-        },
-        {"energy": 1.0, "match": 0.0},
-    )
-    return EnergyReward(potential, group_size), validation_reward
+    energy = EnergyReward(potential, clip=math.inf, references=validation)
+    parts: dict[str, Reward] = {"energy": energy, "match": CRMSEReward(validation, pool)}
+    found = find_judge(judge)
+    if found is not None:
+        parts["judge"] = EnergyReward(found, clip=math.inf, references=validation)
+    if relaxed is not None:
+        parts["relaxed"] = RelaxedEnergy(energy, *relaxed)
+    weights = {name: float(name == "energy") for name in parts}
+    return EnergyReward(potential, group_size), CompositeReward(parts, weights)
+
+
+def find_judge(judge: Potential | str) -> Potential | None:
+    """A potential that is not rewarded: itself, or by name; None for "none".
+
+    "auto" is SevenNet-0 where the extra that it needs is installed, and else None.
+    """
+    if judge == "none":
+        return None
+    try:
+        return potentials.get("7net-0" if judge == "auto" else judge)
+    except ImportError:
+        if judge == "auto":
+            return None
+        raise

@@ -27,6 +27,7 @@ from irlkit.evaluate.hull import Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures
 from irlkit.flows.constraints import Constraints
+from irlkit.lab.experiments import _energies
 from irlkit.lab.experiments._denovo_claims import GAP, REINFORCED, RULE, START, denovo_claims
 from irlkit.lab.experiments._denovo_sizes import ABLATIONS, ELEMENTS_TOO, DeNovoSize
 from irlkit.lab.experiments._denovo_sizes import SIZES as SIZES
@@ -423,14 +424,9 @@ def find_judge(name: str) -> tuple[potentials.Potential, Hull] | None:
     """
     if name not in ("7net-0", "auto", "none"):
         raise ValueError(f"judge must be '7net-0', 'auto' or 'none', got {name!r}")
-    if name == "none":
+    judge = _energies.find_judge(name)
+    if judge is None:
         return None
-    try:
-        judge = potentials.get("7net-0")
-    except ImportError:
-        if name == "auto":
-            return None
-        raise
     return judge, Hull.prototypes(potential=judge.name)
 
 

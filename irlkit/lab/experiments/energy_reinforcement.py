@@ -25,7 +25,7 @@ from irlkit.flows.schedules import (
 )
 from irlkit.lab.diagnostics import judge
 from irlkit.lab.experiments._changes import atom_changes, count_distinct
-from irlkit.lab.experiments._energies import EnergyExperiment, energy_rewards
+from irlkit.lab.experiments._energies import energy_rewards
 from irlkit.lab.experiments._energy_claims import (
     ANNEALED,
     PRETRAINED,
@@ -33,6 +33,7 @@ from irlkit.lab.experiments._energy_claims import (
     untrained,
 )
 from irlkit.lab.experiments._jobs import make_job, seed_pairs
+from irlkit.lab.experiments._judged import JudgedExperiment
 from irlkit.lab.experiments._training import Run, annealing_policy, file_name
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.presets import ANNEALING, EnergyPreset
@@ -56,17 +57,20 @@ CURVES = ("energy_above_lowest", "polymorph_match_rate", "polymorph_rmse", "inva
 """Metrics of validations that are compared with those on the test split."""
 
 
-class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
+class EnergyReinforcement(JudgedExperiment):
     """Trains score- and velocity-based policies on energies, and compares them.
 
     All start from the same pretrained model, with a denoiser for the reinforced fields, and all
     energies are of one potential. See ``Experiment`` for other arguments.
 
     Its ``table`` are "metrics"; "polymorphs", which of them the structures of the test split match;
-    and "findings", what the diagnostics say of each training run.
+    "findings", what the diagnostics say of each training run; and "gain", what energies that were
+    not rewarded have gained.
 
     Args:
         potential: a potential, or its name for ``potentials.get``.
+        judge: another one, which is not rewarded: itself, its name, "auto" for SevenNet-0 if it is
+            installed, or "none".
 
     Attributes:
         policies: (name, seed) -> trained policy.
@@ -137,13 +141,13 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             KeyboardInterrupt: interrupted; says how far training was.
             ValueError: the annealing that the policies keep is not learned yet.
         """
-        return self._train(self.preset.policies, "training")
+        return self._train(self.preset.policies, "training", judged=True)
 
     def study_noise(self) -> pd.DataFrame:
         """Train the policies with other scales of the noise (Fig. 6); see ``train_policies``."""
         return self._train(self.preset.noise_study, "training with other noise")
 
-    def _train(self, names: Iterable[str], what: str) -> pd.DataFrame:
+    def _train(self, names: Iterable[str], what: str, judged: bool = False) -> pd.DataFrame:
         self._kept_annealing()  # Fails now if there is none yet.
         runs = []
         for name in names:
@@ -153,12 +157,18 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
                 runs.append(Run((name, seed), f"{name}, seed {seed}", labels, make, config))
         validation = self.validation.subset(self.preset.grpo.get("validation_size"))
         validation = self._with_energies(validation)
-        here = partial(energy_rewards, self.preset.grpo.get("group_size"), validation)
+        relaxed = (self.preset.n_relaxed[0], self.preset.relax_steps) if judged else None
+        here = partial(
+            energy_rewards, self.preset.grpo.get("group_size"), validation, relaxed=relaxed
+        )
+        judge: tuple[Any, Any] = ("none", "none")
+        if judged and self.judge is not None:
+            judge = (self.judge, self._judge_name)
         elsewhere = None
-        if self._potential_name is not None and self.device.type == "cpu":
-            elsewhere = partial(here, self._potential_name)
+        if None not in (self._potential_name, judge[1]) and self.device.type == "cpu":
+            elsewhere = partial(here, self._potential_name, judge[1])
         n_processes = available_cores() if self.preset.n_workers is None else self.preset.n_workers
-        rewards = here(self.potential, self.pool)
+        rewards = here(self.potential, judge[0], self.pool)
         processes = {"n_processes": n_processes, "make_rewards": elsewhere}
         with rewards[0], rewards[1]:
             return self._train_all(runs, rewards, validation, self.policies, what, **processes)
@@ -168,7 +178,10 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         variant, fields = self.preset.variants[name], self.preset.fields
         levels = (variant.noise, variant.ref_noise or variant.noise)
         noise, ref_noise = (
-            {field: SquareRootNoise(self.preset.noise[level][field]) for field in fields}
+            {
+                field: SquareRootNoise(self.preset.noise[level][field], variant.noise_offset)
+                for field in fields
+            }
             for level in levels
         )
         kept_ref = None if variant.ref_noise is None else ref_noise
@@ -277,6 +290,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
             "metrics": lambda: self._means(self.evaluation, "policy", "schedule", "n_steps"),
             "polymorphs": self._polymorphs,
             "findings": self._findings,
+            "gain": self._gain_in_words,
         }
 
     def _polymorphs(self) -> pd.DataFrame:
@@ -404,11 +418,15 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
 
     def _claims(self) -> list[Claim]:
         learned = self._schedule == "learned"
-        return energy_claims(self._evidence(), self.preset, learned, bool(self.rule_sweeps))
+        claims = energy_claims(self._evidence(), self.preset, learned, bool(self.rule_sweeps))
+        return claims + self._gain_claims()
 
     def _remark(self) -> str:
         size = int(self.evaluation["n_structures"].max())
-        return f"All energies are {self.potential.name}'s, on {size} test structures."
+        text = f"All energies are {self.potential.name}'s, on {size} test structures."
+        if self.judge is None:
+            return f"{text} No judge was asked, which needs the extra `judge` (SevenNet)."
+        return f"{text} The judge is {self.judge.name}."
 
     def _save_learned(self) -> list[Path]:
         paths = []
@@ -425,7 +443,7 @@ class EnergyReinforcement(EnergyExperiment[EnergyPreset]):
         return paths
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return {**super()._tables(), "diversity": self._diversity}
+        return {**super()._tables(), "diversity": self._diversity, "gain": self._gain}
 
     def _results(self) -> dict[str, Any]:
         best: dict[str, dict[int, float]] = defaultdict(dict)

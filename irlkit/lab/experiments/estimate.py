@@ -99,7 +99,11 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
             stages["evaluation of the learned annealing"] = _generated(n_test, counts)
         names = "training with other noise", "training"
         for name in preset.variants:
-            run = _training(preset.config(name, 0), n, networks)
+            config = preset.config(name, 0)
+            run = _training(config, n, networks)
+            if name in preset.policies:
+                validations = 1 + preset.iterations // config.validate_every
+                run = run + validations * _relaxed(preset.n_relaxed[0], preset)
             tested = len(preset._seeds_of(name)) * _generated(n_test, [few], networks)
             if name in preset.policies:  # All pairs of seeds, and before training.
                 tested = (len(preset.seeds) + 1) * tested
@@ -108,6 +112,10 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
                 ("evaluation of policies", tested),
             ):
                 stages[stage] = stages.get(stage, 0.0) + more
+        judged = _generated(preset.n_relaxed[1], [few], networks) + _relaxed(
+            preset.n_relaxed[1], preset
+        )
+        stages["judge and relaxation"] = len(preset.policies) * (1 + len(preset.seeds)) * judged
         compositions = min(preset.diversity[0], len(experiment.test.references()))
         size = compositions * preset.diversity[1]
         trained = len(preset.policies) * _generated(size, [few], networks)
@@ -118,6 +126,11 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
 def _generated(n: int, counts: Sequence[int], networks: int = 1) -> np.ndarray:
     """n structures with each of some numbers of steps, which are judged."""
     return np.array([n * sum(counts) * networks, 0, n * len(counts)], dtype=float)
+
+
+def _relaxed(n: int, preset: EnergyPreset) -> np.ndarray:
+    """n structures that are relaxed; a step costs about what judging does."""
+    return np.array([0, 0, n * preset.relax_steps], dtype=float)
 
 
 def _sweep(rungs: Sequence[Rung], candidates: Sequence[tuple[float, float]], n: int) -> np.ndarray:

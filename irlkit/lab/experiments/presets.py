@@ -15,8 +15,9 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 import yaml
 
 from irlkit.flows.schedules import FIELD_NAMES, check_n_steps
+from irlkit.lab.experiments._settings import AnnealingTraining, Rung, Variant, _Checked
 from irlkit.rl.config import TrainerConfig
-from irlkit.utils.checks import check_kind, checked, is_number
+from irlkit.utils.checks import check_count, check_kind, checked, is_number
 
 ANNEALING = "annealing"
 """What the training of the annealing is called beside those of the policies, in notebook 03."""
@@ -25,33 +26,6 @@ ANNEALING = "annealing"
 def _to_tuples(value: Any) -> Any:
     """Lists as tuples, in lists and on the outside."""
     return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """Settings that check themselves by their annotations."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for entry in fields(self):
-            check_kind(entry.name, getattr(self, entry.name), hints[entry.name])
-        if (n := getattr(self, "iterations", 1)) < 1:
-            raise ValueError(f"iterations must be a positive integer, got {n!r}")
-
-
-@dataclass(frozen=True)
-class Rung(_Checked):
-    """A round of a sweep: the best so far are tried again, with more effort.
-
-    Attributes:
-        n_trials: how many coefficients.
-        n_structures: of the validation split, about.
-        n_steps: integration steps.
-    """
-
-    n_trials: int
-    n_structures: int
-    n_steps: int
 
 
 @dataclass(frozen=True)
@@ -205,42 +179,6 @@ class AnnealingPreset(Settings):
 
 
 @dataclass(frozen=True)
-class Variant(_Checked):
-    """A policy to be trained.
-
-    Attributes:
-        policy: "score" (Eq. 7) or "velocity" (Eq. 13).
-        noise, ref_noise: levels of the noise of exploration and of the reference; None: the same.
-        grpo: further settings of ``TrainerConfig``, before those of the preset.
-        n_seeds: how many of the preset's seeds it is trained with; None: all.
-    """
-
-    policy: str
-    noise: str = "medium"
-    ref_noise: str | None = None
-    grpo: Mapping[str, Any] = field(default_factory=dict)
-    n_seeds: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policy not in ("score", "velocity"):
-            raise ValueError(f"policy must be one of ('score', 'velocity'), got {self.policy!r}")
-
-
-@dataclass(frozen=True)
-class AnnealingTraining(_Checked):
-    """How notebook 03 learns the annealing that the policies keep; see also ``AnnealingPreset``.
-
-    Its `schedule` are arguments of ``LearnedAnnealing``.
-    """
-
-    iterations: int = 120
-    grpo: Mapping[str, Any] = field(default_factory=dict)
-    noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
-    schedule: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class EnergyPreset(Settings):
     """Size and settings of notebook 03; see also ``Settings``.
 
@@ -257,6 +195,9 @@ class EnergyPreset(Settings):
         iterations: of GRPO, per policy and seed.
         grpo: further settings of ``TrainerConfig``.
         diversity: test compositions, and structures of each, whose diversity is looked at.
+        n_relaxed: structures that are relaxed to see what is left of the gain: of each validation
+            (the first ones), and of the test split (about so many).
+        relax_steps: of each, at most.
     """
 
     kind: ClassVar[str] = "energy"
@@ -284,6 +225,8 @@ class EnergyPreset(Settings):
     iterations: int = 40
     grpo: Mapping[str, Any] = field(default_factory=dict)
     diversity: tuple[int, int] = (8, 16)
+    n_relaxed: tuple[int, int] = (32, 96)
+    relax_steps: int = 20
 
     @classmethod
     def _from_dict(cls, name: str, data: Mapping[str, Any]) -> _Preset:
@@ -302,6 +245,8 @@ class EnergyPreset(Settings):
             raise ValueError(f"policies must be one of each kind, score and velocity, got {kinds}")
         if both := set(self.policies) & set(self.noise_study):
             raise ValueError(f"noise_study must have other names than policies, got {sorted(both)}")
+        for n in (*self.n_relaxed, self.relax_steps):
+            check_count("n_relaxed and relax_steps", n)
         for name, variant in self.variants.items():
             for level in (variant.noise, variant.ref_noise or variant.noise):
                 if not set(self.fields) <= set(self.noise.get(level, ())):

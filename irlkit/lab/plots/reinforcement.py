@@ -14,6 +14,8 @@ _LABELS = {
     **METRIC_LABELS,
     "energy_above_reference": "energy above reference, eV/atom",
     "energy_above_lowest": "energy above the lowest polymorph, eV/atom",
+    "judge_above_lowest": "the same by the judge, which was not rewarded",
+    "relaxed_above_lowest": "the first structures, after relaxation",
     "invalid_rate": "share of invalid structures",
     "polymorph_crmse": "cRMSE from the closest polymorph, in (V/N)<sup>1/3</sup>",
 }

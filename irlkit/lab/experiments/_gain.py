@@ -1,0 +1,151 @@
+"""Whether a gain in the rewarded energy is real: a judge that was not rewarded, and relaxation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irlkit.crystals import CrystalBatch
+from irlkit.evaluate.evidence import Bootstrap, Estimate
+from irlkit.lab.experiments.claims import Claim, Kind
+from irlkit.potentials import Potential, relax
+from irlkit.rewards import EnergyReward, Reward, RewardResult
+
+REWARDED, JUDGE, RELAXED = "rewarded", "judge", "relaxed"
+JUDGE_RELAXED = "judge, relaxed"
+BEFORE, AFTER = "before", "after"
+
+
+class RelaxedEnergy(Reward):
+    """Rewards nothing, and notes the energy of the first structures after steps of relaxation.
+
+    The result's `info` holds `energy_above_reference` (eV/atom, nan for the other structures).
+
+    Args:
+        energy: gives energies above a reference.
+        n_structures: that are relaxed.
+        max_steps: of each.
+    """
+
+    def __init__(self, energy: EnergyReward, n_structures: int, max_steps: int) -> None:
+        self.energy, self.n_structures, self.max_steps = energy, n_structures, max_steps
+
+    def __call__(self, batch: CrystalBatch) -> RewardResult:
+        """Relax the first structures."""
+        first = batch[: self.n_structures]
+        relaxed = relax(first, self.energy.potential, max_steps=self.max_steps).crystals
+        above = np.full(len(batch), np.nan)
+        above[: len(first)] = self.energy(relaxed).info["energy_above_reference"]
+        nothing = torch.zeros(len(batch), dtype=torch.float64)
+        return RewardResult(nothing, {"energy_above_reference": above})
+
+
+def energies_of(
+    structures: CrystalBatch, potential: Potential, judge: Potential | None, max_steps: int
+) -> dict[str, np.ndarray]:
+    """Energies per atom (eV) by both potentials, as generated and relaxed with the rewarded one.
+
+    Those of a structure that failed to relax are nan.
+    """
+    found = relax(structures, potential, max_steps=max_steps)
+    energies = {REWARDED: potential(structures).energy_per_atom, RELAXED: found.energy_per_atom}
+    if judge is not None:
+        relaxed = np.where(found.failed, np.nan, judge(found.crystals).energy_per_atom)
+        energies |= {JUDGE: judge(structures).energy_per_atom, JUDGE_RELAXED: relaxed}
+    return energies
+
+
+class Gains:
+    """Energies of the same structures before and after training.
+
+    Args:
+        table: a row per structure, policy, training seed (nan before training) and `when`, with a
+            column for each kind of energy; structures in one order.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        self.kinds = [k for k in (REWARDED, JUDGE, RELAXED, JUDGE_RELAXED) if k in table]
+        first = table[(table["when"] == BEFORE) & (table["policy"] == table["policy"].iloc[0])]
+        self.draw = Bootstrap(first["formula"].to_numpy())
+        self.n_structures = len(first)
+
+    def energies(self, policy: str, when: str) -> dict[str, np.ndarray]:
+        """Kind -> energies, shape (n_training, 1, n_structures), 1 training before it."""
+        rows = self.table[(self.table["policy"] == policy) & (self.table["when"] == when)]
+        return {k: rows[k].to_numpy().reshape(-1, 1, self.n_structures) for k in self.kinds}
+
+    def pairs(self, policy: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Energies before and after, nan for structures that lack one of any kind."""
+        before, after = self.energies(policy, BEFORE), self.energies(policy, AFTER)
+        both = np.broadcast_arrays(*before.values(), *after.values())
+        there = np.isfinite(both).all(0)
+        kept = [np.where(there, values, np.nan) for values in both]
+        first, last = kept[: len(self.kinds)], kept[len(self.kinds) :]
+        return dict(zip(self.kinds, first, strict=True)), dict(zip(self.kinds, last, strict=True))
+
+    def gains(self, policy: str) -> dict[str, np.ndarray]:
+        """Energies before minus those after, of what has all of them."""
+        before, after = self.pairs(policy)
+        return {kind: before[kind] - after[kind] for kind in self.kinds}
+
+    def in_words(self, policies: Iterable[str]) -> pd.DataFrame:
+        """What each kind of energy has gained, for people."""
+        rows = {}
+        for policy in policies:
+            before, after = self.pairs(policy)
+            for kind in self.kinds:
+                gain = before[kind] - after[kind]
+                rows[policy, kind] = {
+                    "before": f"{np.nanmean(before[kind]):.3f}",
+                    "after": f"{np.nanmean(after[kind]):.3f}",
+                    "gain, mean": _text(Estimate.of(self.draw.mean(gain))),
+                    "gain, median": _text(Estimate.of(self.draw.median(gain))),
+                    "pairs": int(np.isfinite(gain).sum()),
+                }
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index = pd.MultiIndex.from_tuples(rows, names=["policy", "energy, eV/atom"])
+        return table
+
+    def claims(self, policies: Mapping[str, str]) -> list[Claim]:
+        """Whether the judge and relaxation confirm the gain of policies, name -> for people."""
+        return [claim for name, text in policies.items() for claim in self._claims_of(name, text)]
+
+    def _claims_of(self, policy: str, text: str) -> list[Claim]:
+        gains, draw = self.gains(policy), self.draw
+        claims = []
+
+        def share(kind: str, what: str, target: str, of: Kind, statistic: str = "mean") -> None:
+            ours, all_of_it = (getattr(draw, statistic)(gains[k]) for k in (kind, REWARDED))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                value = Estimate.of(np.where(all_of_it > 0, ours / all_of_it, np.nan))
+            name = f"share of the gain in rewarded energy ({statistic}) that {what}, {text}"
+            claims.append(Claim.check(name, value, target, of))
+
+        if JUDGE in gains:
+            for statistic in ("mean", "median"):
+                share(JUDGE, "the judge sees", ">= 0.5", "claim", statistic)
+            value = Estimate.of(draw.rank_correlation(gains[REWARDED], gains[JUDGE]))
+            what = "rank correlation of the gains in rewarded energy and the judge's"
+            claims.append(Claim.check(f"{what}, {text}", value, ">= 0.5"))
+            before, after = (
+                Estimate.of(draw.rank_correlation(energies[REWARDED], energies[JUDGE]))
+                for energies in self.pairs(policy)
+            )
+            what = "rank correlation of rewarded energies and the judge's after training"
+            claims.append(Claim.check(f"{what}, {text}", after, ">= 0.5", "guard", before))
+        for kind, whose in ((RELAXED, ""), (JUDGE_RELAXED, ", by the judge")):
+            if kind in gains:
+                name = f"gain in energy after relaxation{whose}, eV/atom, {text}"
+                claims.append(
+                    Claim.check(name, Estimate.of(draw.mean(gains[kind])), "> 0", "claim", 0.0)
+                )
+                share(kind, f"survives relaxation{whose}", ">= 0.25", "aim")
+        return claims
+
+
+def _text(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
