@@ -662,6 +662,7 @@ def entries(kit):
             dtype=torch.float32,
         ),
         "data.register_reader": dict(extension=".xyzzy", reader=lambda path: RawRecords([], [])),
+        "compositions.element_counts": dict(batch=batch),
         "compositions.from_formula": dict(
             formula="NaCl", n_formula_units=1, max_atoms=20, dtype=torch.float32
         ),

@@ -10,6 +10,7 @@ from irlkit.crystals.formulas import parse_formula
 from irlkit.utils.checks import check_count, checked
 
 
+@checked
 def element_counts(batch: CrystalBatch) -> torch.Tensor:
     """Count each structure's atoms by element, int64, shape (B, 118): column Z - 1.
 

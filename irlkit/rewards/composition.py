@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.compositions import element_counts
 from irlkit.evaluate.novelty import is_valid_composition
 from irlkit.networks import composition
 from irlkit.rewards.base import Reward, RewardResult
-from irlkit.rewards.diversity import composition_features
 from irlkit.utils.checks import check_count, check_finite, checked
 
 
@@ -74,7 +74,7 @@ class CompoundReward(Reward):
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Count the elements of all structures."""
-        n_elements = (composition_features(batch) > 0).sum(1)
+        n_elements = (element_counts(batch) > 0).sum(1).cpu()
         return RewardResult((n_elements >= self.least_elements).double())
 
 
