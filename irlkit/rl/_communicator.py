@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from irlkit.rl.config import TrainerConfig
 from irlkit.rl.process import State
 from irlkit.utils.draws import SharedDraws
 
@@ -23,7 +24,7 @@ class Communicator:
     rank = 0
     size = 1
 
-    def check(self, n_groups: int, max_batch: int | None) -> None:
+    def check(self, config: TrainerConfig) -> None:
         """Raise a ValueError where a training cannot be shared like that."""
 
     def broadcast(self, value: Any) -> Any:
@@ -66,14 +67,16 @@ class DistributedCommunicator(Communicator):
         self._device = torch.device(device)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
-    def check(self, n_groups: int, max_batch: int | None) -> None:
-        if n_groups % self.size:
+    def check(self, config: TrainerConfig) -> None:
+        if config.n_groups % self.size:
             raise ValueError(
-                f"n_groups must be a multiple of the number of ranks, got {n_groups} "
+                f"n_groups must be a multiple of the number of ranks, got {config.n_groups} "
                 f"groups for {self.size} ranks"
             )
-        if max_batch is not None:
+        if config.max_batch is not None:
             raise ValueError("max_batch must be None with several ranks, each of which has a part")
+        if config.replay:
+            raise ValueError("replay must be 0 with several ranks, whose episodes are their own")
 
     def broadcast(self, value: Any) -> Any:
         holder = [value]

@@ -10,7 +10,7 @@ from irlkit.flows.schedules import check_n_steps
 from irlkit.rl.grpo import WEIGHTS, GRPOConfig, check_group_size, of_field
 from irlkit.utils.checks import is_number
 
-_COUNTS = ("n_groups", "n_ppo_epochs", "minibatch_updates", "validate_every")
+_COUNTS = ("n_groups", "n_ppo_epochs", "minibatch_updates", "validate_every", "replay_kept")
 _OPTIONAL_COUNTS = ("max_minibatch", "max_batch", "validation_size", "iterations")
 
 
@@ -50,6 +50,9 @@ class TrainerConfig:
         overlap_rewards: ask for the rewards of one part of ``max_batch`` structures in another
             thread while the next is rolled out, for a GPU or rewards in processes of their own. The
             reward gets parts of the batch, on the CPU: numbers change at most by rounding.
+        replay: so many of the best episodes of earlier iterations train again in each (MatInvent),
+            with the advantage they had and the probabilities they were drawn with.
+        replay_kept: from so many they are drawn, one of each formula.
         validate_every: iterations between validations.
         validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
             n_steps.
@@ -81,6 +84,8 @@ class TrainerConfig:
     average_decay: float | None = None
     max_batch: int | None = None
     overlap_rewards: bool = False
+    replay: int = 0
+    replay_kept: int = 100
     validate_every: int = 5
     validation_n_steps: int | tuple[int, ...] | None = None
     validation_size: int | None = None
@@ -98,6 +103,13 @@ class TrainerConfig:
         for name in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
                 _check_positive_int(name, getattr(self, name))
+        if self.replay != 0:
+            _check_positive_int("replay", self.replay)
+            if self.mixed_precision or len(self.step_choices) > 1:
+                raise ValueError(
+                    "replay keeps probabilities of one number of steps: it needs a single n_steps "
+                    f"and no mixed_precision, got {self.n_steps!r} and {self.mixed_precision}"
+                )
         for name, choices in (
             ("n_steps", self.step_choices),
             ("validation_n_steps", self.validation_step_choices),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
 
 Scope = Literal["atom", "structure"]
 """What an event belongs to: one row per atom, or one per structure."""
@@ -116,6 +117,18 @@ Requests = CrystalBatch | Request
 
 A ``CrystalBatch`` is a request for its compositions, or its sites where a process takes skeletons.
 """
+
+
+def _requests_of(name: str, data: CrystalDataset | Requests, parameter: Tensor) -> Requests:
+    """Return the requests of an argument, as a parameter of a policy is (device, dtype).
+
+    Raises:
+        ValueError: there are none; the message has the name of the argument.
+    """
+    requests = data.batch if isinstance(data, CrystalDataset) else data
+    if not len(requests):
+        raise ValueError(f"{name} must hold at least one composition, got none")
+    return requests.to(parameter.device, parameter.dtype)
 
 
 @dataclass(frozen=True, eq=False)

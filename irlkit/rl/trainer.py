@@ -25,12 +25,13 @@ from irlkit.rl._averaging import ParameterAverage
 from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
 from irlkit.rl._communicator import Communicator
 from irlkit.rl._memory import halve_until_it_fits
+from irlkit.rl._replay import Replay
 from irlkit.rl._reporting import Callback, Report
 from irlkit.rl._scoring import NonFiniteRewardError, RewardFunction, check_groups, check_overlap
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import group_advantages
 from irlkit.rl.policies.base import Policy
-from irlkit.rl.process import Requests, State
+from irlkit.rl.process import Requests, State, _requests_of
 from irlkit.rl.rollout import generate, rollout
 from irlkit.rl.trajectory import Trajectory
 from irlkit.rl.update import PolicyUpdate
@@ -101,14 +102,14 @@ class GRPOTrainer:
         )
         self.config = TrainerConfig() if config is None else config
         self.config.check_fields(policy.process.field_names)
-        self.communicator.check(self.config.n_groups, self.config.max_batch)
+        self.communicator.check(self.config)
         self.out_dir = None if out_dir is None else Path(out_dir)
         parameter = next(policy.parameters())
         self._device = parameter.device
-        self.requests = _requests("dataset", dataset, parameter)
+        self.requests = _requests_of("dataset", dataset, parameter)
         self.validation: Requests | None = None
         if validation is not None:
-            self.validation = _requests("validation", validation, parameter)
+            self.validation = _requests_of("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
         for asked, batch in (
             (self.reward, self.requests),
@@ -125,6 +126,7 @@ class GRPOTrainer:
         self._update = PolicyUpdate(
             policy, self.optimizer, self.config, self._generator, self.communicator
         )
+        self._replay = Replay(self.config.replay, self.config.replay_kept)
         self.max_batch = self.config.max_batch
         self._average = None
         if self.config.average_decay is not None:
@@ -300,10 +302,11 @@ class GRPOTrainer:
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
+        worth = rewards
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())
-            advantages = advantages[usable.cpu()]
-        update = self._update(trajectory, advantages)
+            advantages, worth = advantages[usable.cpu()], rewards[usable.cpu()]
+        update = self._update(*self._replay(trajectory, advantages, worth, self._generator))
         if self._average is not None:
             self._average.update(config.average_decay_at(self.iteration))
         return self.communicator.average_row(
@@ -452,6 +455,7 @@ class GRPOTrainer:
             "history": list(self._history),
             "best": self.best,
             "average": self.average,
+            "replay": self._replay.state(),
             "max_minibatch": self._update.max_minibatch,
             "max_batch": self.max_batch,
         }
@@ -466,6 +470,7 @@ class GRPOTrainer:
         self.best = state["best"]
         if self._average is not None:
             self._average.values = dict(state["average"])
+        self._replay.restore(state["replay"])
         self._update.max_minibatch = state["max_minibatch"]
         self.max_batch = state["max_batch"]
         self._set_noise_scale(max(self.iteration - 1, 0))
@@ -481,7 +486,7 @@ class GRPOTrainer:
         state = read_checkpoint(path, self._identity, self._device)
         # What younger versions have added.
         bounds = {"max_minibatch": self.config.max_minibatch, "max_batch": self.config.max_batch}
-        state = {"average": None, **bounds, **state}
+        state = {"average": None, "replay": {}, **bounds, **state}
         try:
             if state["best"] is not None:
                 state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
@@ -490,10 +495,3 @@ class GRPOTrainer:
             raise ValueError(
                 f"{path} does not fit this policy: {type(error).__name__}: {error}"
             ) from error
-
-
-def _requests(name: str, data: CrystalDataset | Requests, parameter: Tensor) -> Requests:
-    requests = data.batch if isinstance(data, CrystalDataset) else data
-    if not len(requests):
-        raise ValueError(f"{name} must hold at least one composition, got none")
-    return requests.to(parameter.device, parameter.dtype)
