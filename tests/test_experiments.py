@@ -14,7 +14,12 @@ from pymatgen.core import Lattice, Structure
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.flows.base_distribution import BaseDistribution
-from irlkit.flows.schedules import LinearAnnealing, load_annealing, read_annealing_metadata
+from irlkit.flows.schedules import (
+    ConstantNoise,
+    LinearAnnealing,
+    load_annealing,
+    read_annealing_metadata,
+)
 from irlkit.lab import experiments
 from irlkit.lab.experiments import _handcrafted as handcrafted
 from irlkit.lab.experiments import claims, records
@@ -78,6 +83,7 @@ def test_seeds_as_people_write_them(seeds):
         ({"seeds": []}, "at least one"),
         ({"seeds": [-1]}, "non-negative"),
         ({"seeds": "a,b"}, "got 'a,b'"),
+        ({"noise_scales": (0.2, 0.1)}, "noise_scales must be positive and ascending"),
     ],
 )
 def test_parameters_that_make_no_sense(arguments, message):
@@ -324,6 +330,8 @@ TINY = replace(
         "validation_size": 4,
     },
     few_step_sweep=(4, 4),
+    noise_scales=(1e-6, 5.0),
+    noise_scan_size=4,
     reference_sweep=(Rung(4, 3, 4), Rung(2, 4, 6)),
     n_seeds_at_reference={"none": 1},
     annealing={"condition_on_dt": True},
@@ -514,6 +522,48 @@ def test_figures_are_written_without_a_network(tmp_path):
     (path,) = records._write_figures({"a": go.Figure()}, tmp_path)
     assert (tmp_path / "plotly.min.js").is_file()
     assert "cdn" not in path.read_text()
+
+
+def test_without_noise_the_scan_is_the_ode(files, tmp_path):
+    experiment = make(files, tmp_path)
+    table = experiment.scan_noise()
+    seeds = experiment.preset.seeds
+    assert len(table) == 2 * 2 * 3 * len(seeds) and "scan of the noise" in experiment.seconds
+    data = experiment.validation.subset(4)
+    for seed in seeds:
+        expected = experiment.measure(data, 3, None, seed)
+        own = table[(table["seed"] == seed) & (table["scale"] < 1)]
+        np.testing.assert_allclose(own["crmse"], expected.crmse, atol=1e-4)
+    assert set(table.loc[table["scale"] == 0, "cost"]) == {"0.000"}
+    loud = experiment._perturbed(data, {"cell": ConstantNoise(5.0)}, seeds[0])
+    quiet = experiment._perturbed(data, {"cell": ConstantNoise(1e-6)}, seeds[0])
+    assert loud.valid_rate < quiet.valid_rate
+    named = {"positions, constant", "lattice, constant"}
+    assert set(table["line"]) == named | {"positions, square root", "lattice, square root"}
+
+
+def test_schedules_are_used_on_other_data(files, tmp_path):
+    here, there = (
+        make(files, tmp_path / name, replace(TINY, annealing={}, seeds=(0, 1), rule_size=4))
+        for name in ("here", "there")
+    )
+    there.dataset = "other"
+    with pytest.raises(ValueError, match="call sweep_rule"):
+        here.transfer(there)
+    for experiment in (here, there):
+        experiment.sweep_rule(2, 3)
+        experiment.policies = {seed: experiment.policy(seed) for seed in (0, 1)}
+    table = here.transfer(there, 2, 3)
+    assert len(table) == 2 * 2 * 5 and list(table.index.levels[1]) == [2, 3]
+    # What has learned nothing is no annealing, wherever it comes from.
+    for name in ("learned", "learned elsewhere"):
+        rows = table.xs(name, level="annealing")
+        assert set(rows["cRMSE minus none"]) == {"0.000, fails"}
+    rows = here.evaluation[here.evaluation["schedule"] == "learned elsewhere"]
+    assert len(rows) == 2 * 2 * 2, "all pairs of seeds, for two numbers of steps"
+    rule = here.evaluation[here.evaluation["schedule"] == "rule from elsewhere"]
+    best = there.best_rule(3)
+    assert set(rule.loc[rule["n_steps"] == 3, "pos"]) == {best.pos}
 
 
 def test_the_order_of_things_is_explained(files, tmp_path):

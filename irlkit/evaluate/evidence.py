@@ -33,6 +33,8 @@ class Estimate:
 
     >>> Estimate(0.2, 0.1, 0.3).verdict("> 0"), Estimate(0.2, -0.1, 0.5).verdict("> 0")
     ('holds', 'undecided')
+    >>> print(Estimate(0.2, 0.1, 0.3))
+    0.200 (0.100 to 0.300)
     """
 
     value: float
@@ -53,6 +55,12 @@ class Estimate:
         low = np.quantile(np.nan_to_num(found, nan=-np.inf), tail, method="lower")
         high = np.quantile(np.nan_to_num(found, nan=np.inf), 1 - tail, method="higher")
         return cls(float(value), float(low), float(high))
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return ""
+        ends = f" ({self.low:.3f} to {self.high:.3f})" if self.low < self.high else ""
+        return f"{self.value:.3f}{ends}"
 
     def verdict(self, target: str) -> str:
         """Judge by the whole interval: "holds", "fails", or "undecided".

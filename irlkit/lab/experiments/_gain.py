@@ -102,8 +102,8 @@ class Gains:
                 rows[policy, kind] = {
                     "before": f"{np.nanmean(before[kind]):.3f}",
                     "after": f"{np.nanmean(after[kind]):.3f}",
-                    "gain, mean": _text(Estimate.of(self.draw.mean(gain))),
-                    "gain, median": _text(Estimate.of(self.draw.median(gain))),
+                    "gain, mean": str(Estimate.of(self.draw.mean(gain))),
+                    "gain, median": str(Estimate.of(self.draw.median(gain))),
                     "pairs": int(np.isfinite(gain).sum()),
                 }
         table = pd.DataFrame.from_dict(rows, orient="index")
@@ -145,7 +145,3 @@ class Gains:
                 )
                 share(kind, f"survives relaxation{whose}", ">= 0.25", "aim")
         return claims
-
-
-def _text(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"

@@ -65,6 +65,9 @@ def _count_work(experiment: Experiment) -> pd.DataFrame:
     if isinstance(preset, AnnealingPreset):
         few_sweep = (Rung(*preset.few_step_sweep, few),)
         stages[f"sweep at {few} steps"] = _sweep(few_sweep, preset.candidates, n)
+        scanned = 1 + 4 * len(preset.noise_scales)  # Two fields, two schedules.
+        counts = [few] * scanned * len(preset.seeds)
+        stages["scan of the noise"] = _generated(min(preset.noise_scan_size, n), counts)
         stages["training"] = len(preset.seeds) * _training(preset.config(0), n)
         fewest = preset.evaluation_steps[0]
         for k in {few, fewest}:

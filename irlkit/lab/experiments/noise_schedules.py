@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
+from irlkit.evaluate.evidence import Estimate
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import ConstantNoise, NoiseSchedule, SquareRootNoise
 from irlkit.lab.experiments._energies import EnergyExperiment
@@ -26,6 +27,10 @@ KINDS: Mapping[str, type[ConstantNoise] | type[SquareRootNoise]] = {
 }
 """Name -> schedule with a scale."""
 ODE, SDE, PERTURBED = "ODE", "SDE", "perturbed ODE"
+_STATISTICS = {
+    "median_energy_above_reference": ("median", "energy_above_reference"),
+    "trimmed_energy_above_reference": ("trimmed_mean", "energy_above_reference"),
+}
 LINE = ["model", "integration", "noise"]
 """Columns that tell the lines of Fig. 2 from each other."""
 
@@ -34,7 +39,7 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     """Compares SDE and perturbed ODE under noise schedules of several scales.
 
     Its ``table`` are "scales", small, medium and large ones of every line of Fig. 2, and
-    "annealing", means over seeds with and without it (Table 1).
+    "annealing", with and without it (Table 1), with 95 % intervals.
 
     Args:
         checkpoint: has a denoiser for the fields that get noise, which the SDE needs.
@@ -241,7 +246,19 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
         rows = rows[(rows["noise"] == "none") | (rows["schedule"] != "none")]
         order = ["integration", "schedule", "n_steps"]
         rows = rows.sort_values(order, ascending=[False, True, False])
-        return self._means(rows, "integration", "schedule", "n_steps")
+        evidence = self._evidence(model=self.checkpoint)
+        table: dict[tuple, dict[str, str]] = {}
+        for key, of_key in rows.groupby(order, sort=False):
+            labels = dict(zip([*order, "noise"], (*key, of_key["noise"].iloc[0]), strict=True))
+            table[key] = {}
+            for metric, name in self.metric_names.items():
+                statistic, of = _STATISTICS.get(metric, ("mean", metric))
+                (values,) = evidence.values(of, _Group("", labels))
+                table[key][name] = str(Estimate.of(getattr(evidence.draw, statistic)(values)))
+            table[key]["runs"] = str(len(of_key))
+        found = pd.DataFrame.from_dict(table, orient="index")
+        found.index = pd.MultiIndex.from_tuples(table, names=["integration", "annealing", "steps"])
+        return found
 
     def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
         """Return energies above the reference (eV/atom) of the first seed, without noise and with.

@@ -126,6 +126,11 @@ class Settings(_Preset):
         return self.seeds[:limit] if n_steps >= self.reference_steps else self.seeds
 
 
+def _check_scales(name: str, scales: Sequence[float]) -> None:
+    if not scales or list(scales) != sorted(set(scales)) or scales[0] <= 0:
+        raise ValueError(f"{name} must be positive and ascending, got {scales}")
+
+
 @dataclass(frozen=True)
 class AnnealingPreset(Settings):
     """Size and settings of notebook 04; see also ``Settings``.
@@ -139,6 +144,8 @@ class AnnealingPreset(Settings):
         annealing: arguments of ``LearnedAnnealing``.
         noise: field -> constant noise scale of rollouts (no unit for "pos", Å for "cell").
         few_step_sweep: trials and validation structures of the handcrafted sweep at n_steps.
+        noise_scales: ascending, of the scan of the noise (Fig. 7); each for either field.
+        noise_scan_size: validation structures of the scan, about.
     """
 
     kind: ClassVar[str] = "annealing"
@@ -156,9 +163,12 @@ class AnnealingPreset(Settings):
     )
     noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
     few_step_sweep: tuple[int, int] = (24, 256)
+    noise_scales: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    noise_scan_size: int = 96
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_scales("noise_scales", self.noise_scales)
         if not self.train_at_n_steps and not self.train_steps:
             raise ValueError("train_steps must not be empty if train_at_n_steps is False")
         self.config(0)  # Checks the settings of GRPO.
@@ -323,8 +333,7 @@ class NoisePreset(Settings):
         super().__post_init__()
         if self.split not in ("val", "test"):
             raise ValueError(f"split must be one of ('val', 'test'), got {self.split!r}")
-        if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] <= 0:
-            raise ValueError(f"scales must be positive and ascending, got {self.scales}")
+        _check_scales("scales", self.scales)
 
 
 @dataclass(frozen=True)

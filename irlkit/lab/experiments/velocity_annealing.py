@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +12,15 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
 from irlkit.evaluate import metrics
+from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.flows.schedules import (
     FIELD_NAMES,
     Annealing,
     LearnedAnnealing,
     NoAnnealing,
+    NoiseSchedule,
     annealing_on_grid,
     time_grid,
 )
@@ -25,11 +28,15 @@ from irlkit.lab.experiments._annealing_claims import annealing_claims
 from irlkit.lab.experiments._handcrafted import SWEEP_SEED, AnnealedExperiment
 from irlkit.lab.experiments._jobs import make_job, seed_pairs
 from irlkit.lab.experiments._training import Run, annealing_policy
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.base import NOISE_SEED
+from irlkit.lab.experiments.claims import Claim, _Group
 from irlkit.lab.experiments.finished import FinishedAnnealing, _some_found
+from irlkit.lab.experiments.noise_schedules import KINDS
 from irlkit.lab.experiments.presets import AnnealingPreset, Rung
 from irlkit.rewards import CRMSEReward
+from irlkit.rl import rollout
 from irlkit.rl.policies import AnnealingPolicy
+from irlkit.utils.progress import progress_bar
 
 VALIDATION_COLUMNS = {
     "validation_info_matched": "polymorph_match_rate",
@@ -38,6 +45,10 @@ VALIDATION_COLUMNS = {
     "validation_info_valid": "valid_rate",
 }
 """Column of a trainer's history -> metric."""
+
+ELSEWHERE = {"learned": "learned elsewhere", "rule": "rule from elsewhere"}
+"""What evaluations with schedules of other data are called."""
+_NAMES = {"pos": "positions", "cell": "lattice"}
 
 
 class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
@@ -63,6 +74,61 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     def reward(self) -> CRMSEReward:
         """Make the reward of the training: closeness to a reference of the composition."""
         return CRMSEReward(self.train, self.pool)
+
+    def scan_noise(self) -> pd.DataFrame:
+        """Measure what noise of the velocity's length costs (Eq. 14), on validation (Fig. 7).
+
+        The policy before training, with noise on one field at a time.
+
+        Returns:
+            A row per field, schedule of the noise ("constant" or "square root"), scale (0: none)
+            and seed of the base samples: metrics, "line" as a figure calls it, and "cost", the
+            change of the cRMSE with its 95 % interval, as text, of all seeds.
+        """
+        data = self.validation.subset(self.preset.noise_scan_size)
+        bootstrap, rows = Bootstrap(data.batch.reduced_formulas()), []
+        lines = [(field, kind) for field in FIELD_NAMES for kind in KINDS]
+        total = len(self.preset.seeds) * (1 + len(lines) * len(self.preset.noise_scales))
+        with (
+            self._timed("scan of the noise"),
+            progress_bar(total=total, disable=not self.progress, desc="scan of the noise") as bar,
+        ):
+
+            def measured(noise: Mapping[str, NoiseSchedule]) -> list[metrics.Metrics]:
+                found = [self._perturbed(data, noise, seed) for seed in self.preset.seeds]
+                bar.update(len(found))
+                return found
+
+            plain = measured({})
+            for field, kind in lines:
+                for scale in (0.0, *self.preset.noise_scales):
+                    found = measured({field: KINDS[kind](scale)}) if scale else plain
+                    closest = (
+                        np.stack([m.table["best_rmsd"].fillna(self.pool.stol) for m in those])
+                        for those in (found, plain)
+                    )
+                    ours, theirs = map(bootstrap.mean, closest)
+                    labels = {"field": field, "noise": kind, "scale": scale}
+                    labels["line"] = f"{_NAMES[field]}, {kind}"
+                    labels["cost"] = str(Estimate.of(ours - theirs))
+                    rows += [
+                        {**labels, "seed": seed, **m.summary()}
+                        for seed, m in zip(self.preset.seeds, found, strict=True)
+                    ]
+        return pd.DataFrame(rows)
+
+    def _perturbed(
+        self, data: CrystalDataset, noise: Mapping[str, NoiseSchedule], seed: int
+    ) -> metrics.Metrics:
+        """What the policy before training gives with this noise."""
+        n_steps, limit = self.preset.n_steps, self.preset.max_batch
+        if not noise:
+            return self.measure(data, n_steps, None, seed)
+        x_0 = self._base_sample(data.batch, seed)
+        draws = torch.Generator().manual_seed(NOISE_SEED + seed)
+        policy = AnnealingPolicy(self.model, None, noise)
+        found = rollout(policy, x_0, n_steps, draws, False, limit).final
+        return metrics.evaluate(found.to("cpu"), data, self.pool)
 
     def _summary(self) -> dict[str, str]:
         config = self.preset.config(0)
@@ -240,6 +306,72 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         tests = found.groupby("schedule", sort=False)[columns].mean().rename_axis("policy")
         tests = tests.rename(index={"learned": "learned annealing", "none": "no annealing"})
         return validated[["policy", "seed", "iteration", *columns]], tests.reset_index()
+
+    # --- Other data ---
+
+    def transfer(self, other: VelocityAnnealing, *n_steps: int) -> pd.DataFrame:
+        """Use what was found on either data set on the other as well, on the test splits.
+
+        Args:
+            other: another model, on other data, with learned schedules; both with the rule's
+                sweeps.
+            *n_steps: numbers of steps; none: the few.
+
+        Returns:
+            A row per test split, number of steps and schedule (none, rule, learned, and the latter
+            two from elsewhere): METRe and cRMSE with 95 % intervals, and the cRMSE minus those of
+            the rule that was tuned here and of no annealing, with verdicts on "< 0"; as text.
+
+        Raises:
+            ValueError: a schedule was not learned, or a rule not sought for these steps.
+        """
+        rows = {}
+        for here, there in ((self, other), (other, self)):
+            for k in n_steps or (self.preset.n_steps,):
+                here.evaluate("none", k)
+                here.evaluate("rule", k, tuned_at=k)
+                here.evaluate("learned", k)
+                here._evaluate_from(there, k)
+                for name, row in here._transferred(k).items():
+                    rows[here.dataset, k, name] = row
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index = pd.MultiIndex.from_tuples(rows, names=["test split of", "steps", "annealing"])
+        return table
+
+    def _evaluate_from(self, there: VelocityAnnealing, k: int) -> None:
+        """Evaluate the schedules and the rule that were found on other data."""
+        name, rule = ELSEWHERE, there.best_rule(k)
+        jobs = [
+            make_job(k, seed, name["learned"], there._annealing("learned", t), training_seed=t)
+            for t, seed in seed_pairs(there.preset.seeds, self.preset.seeds)
+        ]
+        jobs += [
+            make_job(k, seed, name["rule"], rule, tuned_at=k) for seed in self.preset.seeds_for(k)
+        ]
+        self._run("what was found elsewhere", jobs)
+
+    def _transferred(self, k: int) -> dict[str, dict[str, str]]:
+        """A row of ``transfer`` for each schedule."""
+        evidence, rows = self._evidence(n_steps=k), {}
+        tuned = {"rule": {"tuned_at": k}}
+        groups = {
+            name: _Group(name, {"schedule": name, **tuned.get(name, {})})
+            for name in ("none", "rule", "learned", *ELSEWHERE.values())
+        }
+        for name, group in groups.items():
+            row = {
+                self.metric_names[metric]: str(
+                    Estimate.of(evidence.draw.mean(*evidence.values(metric, group)))
+                )
+                for metric in ("metre", "crmse")
+            }
+            for against in ("rule", "none"):
+                if name != against:
+                    ours, theirs = evidence.values("crmse", group, groups[against])
+                    gain = Estimate.of(evidence.draw.mean(ours) - evidence.draw.mean(theirs))
+                    row[f"cRMSE minus {against}"] = f"{gain}, {gain.verdict('< 0')}"
+            rows[name] = row
+        return rows
 
     # --- Results ---
 
