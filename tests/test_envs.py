@@ -13,6 +13,7 @@ from irlkit.envs import (
     PROTOTYPES,
     BulkModulus,
     CalculatorBackend,
+    EnergyAboveHull,
     EvaluationCache,
     Evaluator,
     PropertyReward,
@@ -24,6 +25,7 @@ from irlkit.envs._backends import Backend, Computed
 from irlkit.envs._properties import GPA
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
+from irlkit.evaluate.hull import Hull
 
 
 def filling(name, symbols):
@@ -302,3 +304,46 @@ def test_another_file_is_no_cache(tmp_path):
     path.write_text("not a database, whatever its length" * 100)
     with pytest.raises(ValueError, match=r"notes.txt is no cache of evaluations"):
         EvaluationCache(path)
+
+
+# --- stability and validity ---
+
+
+def test_energy_above_the_hull_is_that_at_the_lowest_volume_and_needs_coverage():
+    hull = Hull({"Na": -2.0, "Cl": -2.0, "NaCl": -3.5, "K": -1.0}, "curve")
+    property = EnergyAboveHull(hull)
+    batch = CrystalBatch.concatenate(
+        [filling("NaCl", s) for s in ("Na " * 4 + "Cl " * 4, "Na " * 8, "K " * 4 + "Cl " * 4)]
+    )
+    found = Evaluator(property, Curve())(batch)
+    # The curve's minimum is -3 eV/atom, wherever the skeleton's volume is.
+    assert found.values[:2] == pytest.approx([0.5, -1.0], abs=1e-3)
+    assert np.isnan(found.values[2]) and "does not cover the elements of KCl" in found.reasons[2]
+    assert found.details[0]["bulk_modulus"] == pytest.approx(100, rel=0.01)
+    assert property.reward(found.values, 0.1) == pytest.approx([-0.4, 0.0, -1.0], abs=1e-3)
+    other = Hull({"Na": -2.0, "Cl": -2.0, "NaCl": -3.6, "K": -1.0}, "curve")
+    assert EnergyAboveHull(other).settings(Curve()) != property.settings(Curve())
+    with pytest.raises(ValueError, match=r"hull is of energies of curve, .* of other"):
+        Evaluator(property, Curve(name="other"))
+
+
+def test_a_target_together_with_stability_and_validity():
+    pytest.importorskip("smact", reason="smact is not installed (extra denovo)")
+    hull = Hull({"Na": -2.0, "Cl": -2.0, "NaCl": -3.5}, "curve")
+    stable = PropertyReward(Evaluator(EnergyAboveHull(hull), Curve()), 0.1)
+    valid = PropertyReward(Evaluator("valid_composition", Curve()), 1.0)
+    both = PropertyReward(
+        Evaluator("bulk_modulus", Curve()), 100.0, also=[(stable, 2.0), (valid, 0.5)]
+    )
+    batch = CrystalBatch.concatenate(
+        [filling("NaCl", s) for s in ("Na " * 4 + "Cl " * 4, "Na " * 5 + "Cl " * 3)]
+    )
+    result = both(batch)
+    # The mixture of Na and NaCl that competes with Na5Cl3 is at -3.125 eV/atom.
+    expected = [2.0 * -0.4, 2.0 * -0.025 - 0.5]
+    assert result.values.numpy() == pytest.approx(expected, abs=5e-3)
+    assert result.info["e_above_hull"] == pytest.approx([0.5, 0.125], abs=1e-3)
+    assert result.info["valid_composition"].tolist() == [1.0, 0.0]
+    assert both.lowest == -5 - 2 - 0.5 and both.energies().count(" + ") == 2
+    with pytest.raises(ValueError, match="other properties, each once"):
+        PropertyReward(both.evaluator, 100.0, also=[(both, 1.0)])

@@ -10,8 +10,9 @@ from irlkit.envs._backends import Backend, CalculatorBackend, PotentialBackend
 from irlkit.envs._benchmark import Comparison, benchmark
 from irlkit.envs._cache import EvaluationCache
 from irlkit.envs._choice import get_backend
-from irlkit.envs._properties import PROPERTIES, TARGETS, BulkModulus, Property
+from irlkit.envs._properties import TARGETS, BulkModulus, Property
 from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
+from irlkit.envs._stability import PROPERTIES, EnergyAboveHull
 from irlkit.envs.evaluation import Evaluations, Evaluator, PropertyReward
 from irlkit.envs.skeletons import ELEMENTS, PROTOTYPES, UNSEEN, Skeletons
 
@@ -25,6 +26,7 @@ __all__ = [
     "BulkModulus",
     "CalculatorBackend",
     "Comparison",
+    "EnergyAboveHull",
     "EvaluationCache",
     "Evaluations",
     "Evaluator",

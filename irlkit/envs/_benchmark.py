@@ -16,6 +16,7 @@ from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.evaluation import Evaluator, PropertyReward
 from irlkit.envs.skeletons import Elements, Skeletons
+from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
 from irlkit.utils.checks import checked
@@ -48,36 +49,50 @@ class Comparison:
     unseen: pd.DataFrame
     judge: str
 
-    def summary(self, n_samples: int = 2000) -> pd.DataFrame:
-        """Return a row per algorithm: means over seeds, with intervals for the last tenth.
+    def runs(self) -> pd.DataFrame:
+        """Return a row per algorithm and seed.
 
-        Columns: first and last (mean rewards of the first and last tenth), low and high (95 %
-        interval of last, seeds drawn with replacement; nan for one seed), auc (mean over all
-        evaluations), distinct (fillings), failed (share), best.
+        Columns: first and last (mean rewards of the first and last tenth), auc (mean over all
+        evaluations), distinct (fillings), failed (share), best, and, where there are others to
+        try, unseen (mean reward).
         """
         rows = []
-        for name, runs in self.episodes.groupby("algorithm", sort=False):
-            each = []
-            for _, run in runs.groupby("seed"):
-                tenth = max(len(run) // 10, 1)
-                rewards = run["reward"].to_numpy()
-                each.append(
-                    {
-                        "first": rewards[:tenth].mean(),
-                        "last": rewards[-tenth:].mean(),
-                        "auc": rewards.mean(),
-                        "distinct": run["key"].nunique(),
-                        "failed": run["failed"].mean(),
-                        "best": rewards.max(),
-                    }
-                )
-            table = pd.DataFrame(each)
-            last = table["last"].to_numpy()
-            draws = np.random.default_rng(0).integers(len(last), size=(n_samples, len(last)))
-            ends = np.quantile(last[draws].mean(1), [0.025, 0.975])
-            ends = ends if len(last) > 1 else np.full(2, np.nan)
-            row = {"algorithm": name, "seeds": len(last), **table.mean().to_dict()}
-            rows.append({**row, "low": ends[0], "high": ends[1], "best": table["best"].max()})
+        for (name, seed), run in self.episodes.groupby(["algorithm", "seed"], sort=False):
+            tenth = max(len(run) // 10, 1)
+            rewards = run["reward"].to_numpy()
+            rows.append(
+                {
+                    "algorithm": name,
+                    "seed": seed,
+                    "first": rewards[:tenth].mean(),
+                    "last": rewards[-tenth:].mean(),
+                    "auc": rewards.mean(),
+                    "distinct": run["key"].nunique(),
+                    "failed": run["failed"].mean(),
+                    "best": rewards.max(),
+                }
+            )
+        table = pd.DataFrame(rows)
+        if len(self.unseen):
+            of_run = self.unseen.groupby(["algorithm", "seed"])["reward"].mean()
+            table = table.join(of_run.rename("unseen"), on=["algorithm", "seed"])
+        return table
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row per algorithm: means of `runs` over seeds, the best of all.
+
+        `low` and `high` are the 95 % interval of last, seeds drawn with replacement; nan for one
+        seed.
+        """
+        rows = []
+        for name, table in self.runs().groupby("algorithm", sort=False):
+            many = len(table) > 1
+            last = Bootstrap(table["seed"].astype(str).to_numpy()).mean(table["last"].to_numpy())
+            found = Estimate.of(last)
+            means = table.drop(columns=["algorithm", "seed"]).mean().to_dict()
+            row = {"algorithm": name, "seeds": len(table), **means, "best": table["best"].max()}
+            ends = {"low": found.low, "high": found.high} if many else {}
+            rows.append(row | {"low": np.nan, "high": np.nan} | ends)
         return pd.DataFrame(rows)
 
     def best(self, n: int = 10) -> pd.DataFrame:
@@ -100,8 +115,9 @@ class _Recording(Reward):
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         result = self.reward(batch)
         keys, formulas = canonical_keys(batch), batch.reduced_formulas()
+        kept = {"value", "cached", "failed", *self.reward.others}
         for i in range(min(len(batch), self.budget - len(self.rows))):
-            info = {name: result.info[name][i] for name in ("value", "cached", "failed")}
+            info = {name: values[i] for name, values in result.info.items() if name in kept}
             self.rows.append(
                 {
                     "evaluation": len(self.rows) + 1,
@@ -126,6 +142,7 @@ def benchmark(
     algorithms: Sequence[str] = ("GRPO", *_BASELINES, "random"),
     seeds: Sequence[int] = (0,),
     evaluations: int = 12_000,
+    also: Sequence[tuple[PropertyReward, float]] = (),
     skeletons: Any = "train",
     unseen: Any = "test",
     elements: Elements = "small",
@@ -146,6 +163,7 @@ def benchmark(
         algorithms: "GRPO", "PPO", "DQN", "Rainbow", "SAC", "random".
         seeds: of the runs.
         evaluations: fillings judged per run, cached or not.
+        also: rewards of other properties and their weights; see `PropertyReward`.
         skeletons: to train on.
         unseen: to try the trained policies on; None: none.
         elements: "small", "medium", "large", or symbols.
@@ -181,7 +199,7 @@ def benchmark(
     with progress_bar(total=len(runs), disable=not progress, unit="run") as bar:
         for name, seed in runs:
             bar.set_postfix_str(f"{name}, seed {seed}")
-            reward = PropertyReward(evaluator, target)
+            reward = PropertyReward(evaluator, target, also)
             record = _Recording(reward, process.skeletons, evaluations)
             chosen = dict((settings or {}).get(name, {}))
             network = _RUNS.get(name, _baseline)(name, process, record, seed, chosen)
@@ -193,7 +211,7 @@ def benchmark(
                 rows = _unseen(network, others, reward, n_unseen)
                 scores += [{"algorithm": name, "seed": seed, **row} for row in rows]
             bar.update()
-    return Comparison(pd.concat(tables, ignore_index=True), pd.DataFrame(scores), evaluator.judge)
+    return Comparison(pd.concat(tables, ignore_index=True), pd.DataFrame(scores), reward.energies())
 
 
 def _grpo(
@@ -246,8 +264,8 @@ def _baseline(
         env.close = lambda: None  # type: ignore[method-assign]  # the evaluator is the caller's
         return env
 
-    lowest = reward.evaluator.property.failure
-    highest = 0.0 if lowest < -1 else 1.0
+    lowest = reward.lowest
+    highest = 0.0 if reward.evaluator.property.failure < -1 else 1.0
     return train(
         name,
         make,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -262,30 +261,9 @@ def _birch_murnaghan(
     return v0, a + u * (b + u * (c + u * d)), v0 * curvature, slope
 
 
-PROPERTIES: dict[str, Callable[[], Property]] = {
-    "band_gap": BandGap,
-    "bulk_modulus": BulkModulus,
-    "density": Density,
-}
-"""Properties by name, as CrystalGym has them."""
-
 TARGETS = {
     "bulk_modulus": {"easy": 300.0, "hard": 500.0},
     "density": {"easy": 3.0, "hard": 5.0, "very hard": 8.0},
     "band_gap": {"easy": 1.12, "hard": 2.0},
 }
 """CrystalGym's targets (table 1)."""
-
-
-@checked
-def get_property(of: str | Property) -> Property:
-    """Return the property of a name, or one that is there already.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if isinstance(of, Property):
-        return of
-    if of not in PROPERTIES:
-        raise ValueError(f"property must be one of {sorted(PROPERTIES)}, got {of!r}")
-    return PROPERTIES[of]()

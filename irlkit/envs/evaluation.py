@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from irlkit.crystals import CrystalBatch
 from irlkit.envs._backends import Backend
 from irlkit.envs._cache import EvaluationCache, Key, Row
 from irlkit.envs._choice import get_backend
-from irlkit.envs._properties import Property, get_property
+from irlkit.envs._properties import Property
+from irlkit.envs._stability import get_property
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.potentials import Potential
 from irlkit.rewards import Reward, RewardResult
@@ -179,11 +180,17 @@ class Evaluator:
 class PropertyReward(Reward):
     """CrystalGym's reward for a property near a target, as GRPO asks it.
 
-    The result's `info` holds `value`, `failed`, `error` (why), `cached` and `seconds`.
+    The result's `info` holds `value`, `failed`, `error` (why), `cached` and `seconds`, and what
+    others say of the same fillings under their properties' names.
 
     Args:
         evaluator: tells the property.
         target: of its value, positive.
+        also: rewards of other properties, such as the energy above the hull, and the weights with
+            which they are added.
+
+    Raises:
+        ValueError: a number out of its range, or a property twice.
 
     >>> from irlkit.envs import Skeletons
     >>> reward = PropertyReward(Evaluator("density"), target=3.0)
@@ -192,31 +199,53 @@ class PropertyReward(Reward):
     """
 
     @checked
-    def __init__(self, evaluator: Evaluator, target: float) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        target: float,
+        also: Sequence[tuple[PropertyReward, float]] = (),
+    ) -> None:
         check_finite("target", target, above=0)
         self.evaluator = evaluator
         self.target = float(target)
+        self.also = tuple(also)
+        for i, (_, weight) in enumerate(self.also):
+            check_finite(f"also[{i}]'s weight", weight, above=0)
+        names = [evaluator.property.name, *self.others]
+        if len(set(names)) < len(names):
+            raise ValueError(f"also must hold other properties, each once, got {names}")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the other properties."""
+        return tuple(reward.evaluator.property.name for reward, _ in self.also)
+
+    @property
+    def lowest(self) -> float:
+        """The reward of a filling of which nothing can be told."""
+        return self.evaluator.property.failure + sum(r.lowest * w for r, w in self.also)
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:
         """Judge all structures."""
-        return self._judge(self.evaluator(batch))
-
-    def _judge(self, found: Evaluations) -> RewardResult:
-        """Return the rewards of evaluations."""
-        values = self.evaluator.property.reward(found.values, self.target)
-        info: Mapping[str, np.ndarray] = {
+        found = self.evaluator(batch)
+        values = torch.from_numpy(self.evaluator.property.reward(found.values, self.target))
+        info: dict[str, np.ndarray] = {
             "value": found.values,
             "failed": ~np.isfinite(found.values),
             "error": found.reasons,
             "cached": found.cached,
             "seconds": found.seconds,
         }
-        return RewardResult(torch.from_numpy(values), dict(info))
+        for name, (reward, weight) in zip(self.others, self.also, strict=True):
+            other = reward(batch)
+            values = values + weight * other.values
+            info[name] = other.info["value"]
+        return RewardResult(values, info)
 
     def energies(self) -> str:
-        """Return property, backend and settings."""
-        return self.evaluator.judge
+        """Return property, backend and settings, of all."""
+        return " + ".join([self.evaluator.judge, *(r.energies() for r, _ in self.also)])
 
     def close(self) -> None:
         """Close the evaluator."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -133,6 +134,19 @@ class Hull:
     def __len__(self) -> int:
         systems = self._real.keys() | self._virtual.keys()
         return sum(len(self._entries(system)) for system in systems)
+
+    @property
+    def digest(self) -> str:
+        """Eight digits that tell hulls with other entries apart."""
+        tables = (
+            sorted(
+                (sorted(of), sorted(entries.items())) for of, entries in table.items() if entries
+            )
+            for table in (self._real, self._virtual)
+        )
+        content = (self.potential, self.strict, sorted(self.surveyed), *tables)
+        elements = sorted(self._elements.items())
+        return hashlib.sha256(repr((elements, content)).encode()).hexdigest()[:8]
 
     @property
     def elements(self) -> frozenset[str]:
