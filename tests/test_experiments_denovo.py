@@ -53,8 +53,7 @@ def test_a_run_its_tables_figures_and_files(model, tmp_path):
 
 
 def test_an_interrupted_training_goes_on_with_the_same_numbers(model, tmp_path):
-    # Forces, unlike energies, may differ in the last bits from call to call with several threads.
-    as_made = {"seeds": (0,), "relax_steps": 0}
+    as_made = {"seeds": (0,)}
     whole = make(model, tmp_path / "whole", **as_made)
     whole.train(denovo.REINFORCED)
     first = make(model, tmp_path / "parts", **as_made, iterations=1)

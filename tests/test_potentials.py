@@ -302,6 +302,19 @@ def test_chgnet_derivatives():
     check_derivatives(CHGNetPotential(dtype=torch.float64), relaxed(4), 1e-5)
 
 
+def test_chgnet_s_forces_have_the_same_bits_each_time_with_several_threads(chgnet):
+    batch = load("prototypes", "test", progress=False).batch[:96]
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (chgnet(batch, forces=True, stress=True) for _ in range(4))
+    finally:
+        torch.set_num_threads(n_threads)
+    for other in others:
+        assert np.array_equal(other.forces, first.forces, equal_nan=True)
+        assert np.array_equal(other.stress, first.stress, equal_nan=True)
+
+
 def test_chgnet_does_not_depend_on_how_much_is_computed_at_once(chgnet, monkeypatch):
     batch = random_crystals()
     expected = chgnet(batch).energy_per_atom

@@ -145,11 +145,11 @@ class _Network:
 
         near = (lengths < self.near_cutoff).nonzero().flatten()
         center, left, right, cosine = _angles(
-            first[near], second[near], vectors[near], lengths[near], len(atom)
+            first[near], second[near], _rows(vectors, near), _rows(lengths, near), len(atom)
         )
         has_angles = len(center) > 0
         if has_angles:
-            near_basis = self._radial(lengths[near], "rbf_expansion_bg", self.near_cutoff)
+            near_basis = self._radial(_rows(lengths, near), "rbf_expansion_bg", self.near_cutoff)
             near_weight = F.linear(near_basis, w["bond_weights_bg.weight"])
             angle = F.linear(self._angular(cosine), w["angle_embedding.weight"])
 
@@ -162,15 +162,15 @@ class _Network:
             if k == self.n_layers - 1 or not has_angles:
                 continue
             block = self.bond_blocks[k]
-            near_bond = bond[near]
+            near_bond = _rows(bond, near)
             hidden = _per_angle(block.split(near_bond, near_bond, angle, atom), center, left, right)
-            message = block.finish(hidden) * near_weight[left] * near_weight[right]
+            message = block.finish(hidden) * _rows(near_weight, left) * _rows(near_weight, right)
             gathered = torch.zeros_like(near_bond).index_add(0, left, message)
             update = F.linear(gathered, w[f"bond_conv_layers.{k}.mlp_out.layers.1.weight"])
             bond = bond.index_add(0, near, update)
             if k < len(self.angle_blocks):
                 block = self.angle_blocks[k]
-                near_bond = bond[near]
+                near_bond = _rows(bond, near)
                 hidden = _per_angle(
                     block.split(near_bond, near_bond, angle, atom), center, left, right
                 )
@@ -252,18 +252,26 @@ class _GatedMLP:
         return F.silu(core) * torch.sigmoid(gate)
 
 
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a tensor, shape (m, d) or (m,).
+
+    With several threads the gradient of ``x[index]`` is summed in any order, so that the last bits
+    of forces change from call to call; that of an embedding is not, and is faster.
+    """
+    return F.embedding(index, x) if x.ndim == 2 else F.embedding(index, x[:, None]).squeeze(1)
+
+
 def _per_bond(parts: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
     """Sum of contributions of centre, bond and neighbour, for both directions of each bond."""
     center, bond, neighbor = parts
-    return torch.cat(
-        [center[first] + neighbor[second] + bond, center[second] + neighbor[first] + bond]
-    )
+    directions = ((first, second), (second, first))
+    return torch.cat([_rows(center, a) + _rows(neighbor, b) + bond for a, b in directions])
 
 
 def _per_angle(parts: list[Tensor], center: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Sum of contributions of both bonds, the angle and its atom."""
     left_bond, right_bond, angle, atom = parts
-    return left_bond[left] + right_bond[right] + angle + atom[center]
+    return _rows(left_bond, left) + _rows(right_bond, right) + angle + _rows(atom, center)
 
 
 def _directed(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -296,8 +304,8 @@ def _angles(
     different = one != other
     one, other = one[different], other[different]
     directions = vectors / lengths[:, None]
-    directions = torch.cat([directions, -directions])[order]
-    cosine = (directions[one] * directions[other]).sum(dim=1)
+    directions = _rows(torch.cat([directions, -directions]), order)
+    cosine = (_rows(directions, one) * _rows(directions, other)).sum(dim=1)
     bond = order % max(m, 1)
     return atom[one], bond[one], bond[other], cosine
 
