@@ -84,6 +84,9 @@ ROCK_SALT = dict(cell=(5.64, 5.64, 5.64, 90, 90, 90), atoms=("Na1 Na 0 0 0", "Cl
         "_space_group_IT_number 225",
         "_space_group_IT_number 225\n_space_group_name_H-M_alt ?",
         "_space_group.IT_number 225",
+        "_symmetry_space_group_name_H-M 'f M -3 M'",
+        "_space_group_name_Schoenflies Oh^5",
+        "_symmetry_space_group_name_H-M 'F m -3 m'\nloop_\n_symmetry_equiv_pos_as_xyz\n?",
     ],
 )
 def test_symmetry_by_any_name(tmp_path, symmetry):
@@ -91,8 +94,33 @@ def test_symmetry_by_any_name(tmp_path, symmetry):
 
 
 @pytest.mark.parametrize(
+    ("name", "cell", "n_atoms"),
+    [
+        ("P 21/c", (9, 11, 13, 90, 100, 90), 4),
+        ("P 1 21/n 1", (9, 11, 13, 90, 100, 90), 4),
+        ("p2(1)/C", (9, 11, 13, 90, 100, 90), 4),
+        ("P 21/b", (9, 11, 13, 90, 90, 100), 4),
+        ("C m c a", (9, 11, 13, 90, 90, 90), 16),
+        ("Cmce", (9, 11, 13, 90, 90, 90), 16),
+        ("A b a 2", (9, 11, 13, 90, 90, 90), 8),
+        ("C m m a", (9, 11, 13, 90, 90, 90), 16),
+        ("R -3 m h", (11, 11, 16, 90, 90, 120), 36),
+    ],
+)
+def test_names_of_groups_are_those_of_their_settings(tmp_path, name, cell, n_atoms):
+    site, symmetry = "Na1 Na 0.13 0.21 0.34", f"_symmetry_space_group_name_H-M '{name}'"
+    dataset = load(tmp_path / "a.cif", cif([site], cell=cell, more=symmetry))
+    assert dataset.batch.n_atoms.tolist() == [n_atoms]
+
+
+@pytest.mark.parametrize(
     ("symmetry", "reason"),
     [
+        ("_symmetry_cell_setting cubic", "not said in a way that is known (_symmetry_cell_setting"),
+        ("loop_\n_symmetry_equiv_pos_as_xyz\n?", "its space group is not said"),
+        ("_space_group_magn.name_BNS 'P n'", "magnetic"),
+        ("_cell_formula_units_Z 4", "its 2 atoms are not 4 formulas"),
+        ("_chemical_formula_structural KCl", "are not of its formula 'KCl'"),
         ("_symmetry_space_group_name_H-M ?", "its space group is not said"),
         ("_symmetry_space_group_name_H-M 'F q 3'", "its space group 'F q 3' is not known"),
         ("_space_group_IT_number 225\n_space_group_name_H-M_alt 'P 1'", "contradict each other"),
@@ -152,6 +180,8 @@ def test_sites_are_put_on_the_positions_that_their_digits_mean(tmp_path, digits)
         ("label type_symbol fract_x fract_y fract_z", ("X Cl ? ? ?",), "a coordinate is '?'"),
         ("label type_symbol fract_x fract_y fract_z", ("X Cl . . .",), "a coordinate is '.'"),
         ("label type_symbol fract_x fract_y fract_z", ("X Cl 0 0",), "4 values for 5 names"),
+        ("type_symbol fract_x fract_y fract_z", ("Na 0 0 0", "HO .5 0 0"), "'HO' may be no"),
+        ("type_symbol fract_x fract_y fract_z calc_flag", ("Cl 0 0 0 dum",), "dummies"),
         ("label type_symbol Cartn_x Cartn_y Cartn_z", ("X Cl 0 0 0",), "no fractional"),
         ("type_symbol fract_x fract_y fract_z occupancy", ("Cl 0 0 0 1.04",), "occupancy 1.04"),
         ("type_symbol fract_x fract_y fract_z occupancy", ("Cl 0 0 0 0.5",), "disordered"),
@@ -183,6 +213,9 @@ def test_sites_are_taken_as_they_stand(tmp_path, columns, atoms, reason):
         cif(more="_publ\n;\ndata_of\n_cell_length_a 3\n;\n_author 'O'Neill' # it's\n"),
         "\ufeff" + cif().replace("\n", "\r\n"),
         cif(more="").encode("utf-16"),
+        cif(more="").encode("utf-32"),
+        cif(more="_title 'a \x85 b'").encode("latin-1"),
+        cif(more="_symmetry_cell_setting triclinic"),
         cif(more="_author 'L\xe9a \xc5'").encode("latin-1"),
         gzip.compress(cif().encode()),
         bz2.compress(cif().encode()),
@@ -219,6 +252,12 @@ def test_every_data_block_is_read_or_named(tmp_path):
         (poscar("relaxed", symbols="").replace("0.5\n", "0.5 Cl\n").replace("0\n0.5", "0 Cs\n0.5"),
          "Cl1 Cs1"),
         (poscar(symbols="Cs_sv Cl/1a2b\n"), "Cl1 Cs1"),
+        (poscar("relaxed \x85 \x0b").encode("latin-1"), "Cl1 Cs1"),
+        (poscar() + "\n0 0 0\n0 0 0\n", "Cl1 Cs1"),
+        (poscar() + poscar("Na Cl"), "another structure follows"),
+        (poscar("x", symbols="").replace("0.5\n", "0.5 F F F\n").replace("0\n0.5", "0 F F F\n0.5"),
+         "no line says Selective dynamics"),
+        (poscar(symbols="Cs H.25\n"), "H.25 is a part of an atom"),
         (poscar("relaxed", symbols=""), "it names no elements"),
         (poscar("Na Cl O", symbols=""), "it names no elements"),
         (poscar(counts="1 2"), "for each of its 3 atoms"),
@@ -288,6 +327,10 @@ def test_first_bytes_are_looked_at(tmp_path, name, head):
         (json.dumps({"lattice_mat": [], "coords": []}), "with the keys ['lattice_mat', 'coords']"),
         (json.dumps(SALT.as_dict() | {"lattice": {"matrix": np.eye(3).tolist(), "volume": 2}}),
          "it says 2"),
+        (json.dumps(SALT.as_dict() | {"lattice": SALT.lattice.as_dict() | {"a": 9}}), "it says 9"),
+        (json.dumps(SALT.as_dict() | {"lattice": SALT.lattice.as_dict() | {"pbc": [1, 1, 0]}}),
+         "not periodic"),
+        (json.dumps(SALT.as_dict()).replace('"sites"', '"sites": [], "sites"'), "stands twice"),
     ],
 )  # fmt: skip
 def test_text_that_is_no_structure(tmp_path, entry, reason):
@@ -303,15 +346,50 @@ def test_other_forms_of_structures(tmp_path):
     assert formulas(tmp_path / "a.parquet", None) == ["Cl1 Cs1"]
 
 
-def test_what_a_table_says_is_compared(tmp_path):
-    table = pd.DataFrame({"cif": [cif()] * 4, "pretty_formula": ["CsCl", "Cl Cs", "NaCl", "salt"]})
-    table.assign(n_atoms=[2, 2, 2, 3]).to_csv(tmp_path / "a.csv")
-    dataset = load(tmp_path / "a.csv")
-    assert dataset.table["material_id"].tolist() == ["a-0", "a-1"]
-    assert [record.reason for record in dataset.skipped] == [
-        "its pretty_formula is NaCl, its structure is CsCl",
-        "its n_atoms is 3, its structure has 2",
-    ]
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        ("pretty_formula", ["CsCl", "Cl Cs", "salt"], ["NaCl", "InF", "NaN"]),
+        ("Formula", ["CsCl", "Cs4Cl4"], ["CsCl3"]),
+        ("n_atoms", [2], [1, 3, 4]),
+        ("nsites", [1, 2, 8], [3, 0]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.extxyz"])
+def test_what_a_table_says_is_compared(tmp_path, name, column, good, bad):
+    frame = '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 {}={}\n'
+    frame += "Cs 0 0 0\nCl 2 2 2\n"
+    entries = [entry for entry in [*bad, *good] if " " not in str(entry)]
+    table = pd.DataFrame({"cif": [cif()] * len(entries), column: entries})
+    path = tmp_path / name
+    if name == "a.extxyz":
+        path.write_text("".join(frame.format(column, entry) for entry in entries))
+    elif name == "a.csv":
+        table.to_csv(path)
+    else:
+        table.to_parquet(path)
+    dataset = load(path)
+    assert len(dataset) == len(entries) - len(bad)
+    assert [str(entry) in r.reason for entry, r in zip(bad, dataset.skipped, strict=True)]
+    assert all("its structure" in record.reason for record in dataset.skipped)
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    for separator in (";", "\t"):
+        table = pd.DataFrame({"ID": ["007"], "CIF": [cif()], "Split": ["Valid"]})
+        table.to_csv(tmp_path / "a.csv", index=False, sep=separator)
+        assert load(tmp_path / "a.csv", split="val").table["material_id"].tolist() == ["007"]
+
+
+def test_structures_that_are_shared_or_not_periodic(tmp_path):
+    more = '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 {}\nCs 0 0 0\nCl 2 2 2\n'
+    occupancy = 'occupancy="_JSON {\\"0\\": {\\"Cs\\": 0.5}}"'
+    assert "disordered" in formulas(tmp_path / "a.xyz", more.format(occupancy))
+    assert "'D' is no" in formulas(tmp_path / "a.xyz", more.format("").replace("Cs", "D"))
+    arrays = {"atomic_numbers": [[55, 17]], "positions": [[0.0] * 3 + [2.0] * 3]}
+    table = pd.DataFrame(arrays | {"cell": [np.eye(3).ravel() * 4], "pbc": [[True, True, False]]})
+    table.to_parquet(tmp_path / "a.parquet")
+    assert "not periodic" in formulas(tmp_path / "a.parquet", None)
 
 
 # --- ids, splits, formulas ---

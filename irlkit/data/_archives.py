@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from irlkit.data import _text
 from irlkit.data._files import file_name, is_structure_file, read_frames, read_text
 from irlkit.data._tables import STRUCTURE_COLUMNS
 from irlkit.data._text import BROKEN, Unusable, open_text, without_compression
@@ -51,11 +51,11 @@ def _read_json(file: IO[str]) -> Records:
     if len(text) > MAX_JSON:
         raise Unusable(f"it is longer than {MAX_JSON} characters: write a line per structure")
     try:
-        content = json.loads(text)
+        content = _text.read_json(text)
     except (ValueError, RecursionError) as error:
         if "Extra data" not in str(error):
             raise Unusable(f"it is no JSON ({error})") from None
-        yield from _read_lines(iter(text.splitlines()))  # type: ignore[arg-type]
+        yield from _read_lines(iter(text.split("\n")))  # type: ignore[arg-type]
         return
     if isinstance(content, dict) and {"columns", "data"} <= content.keys():
         try:
@@ -75,7 +75,7 @@ def _read_lines(file: IO[str]) -> Records:
         if not line.strip():
             continue
         try:
-            yield _entry(json.loads(line))
+            yield _entry(_text.read_json(line))
         except (ValueError, RecursionError) as error:
             yield Malformed(f"its line is no JSON ({error})"), {}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from irlkit.crystals.formulas import atomic_number
+from irlkit.crystals.formulas import atomic_number, parse_formula
 from irlkit.data._text import Unusable
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ NAMES = tuple(
 )
 HALL_SYMBOLS = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+SCHOENFLIES = ("_space_group_name_schoenflies", "_symmetry_space_group_name_schoenflies")
 OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+_KINDS = {HALL_SYMBOLS: "hall", NAMES: "", NUMBERS: "number", SCHOENFLIES: "schoenflies"}
 LEAST_DISTANCE = 0.5
 """Atoms that symmetry puts closer to each other are one atom or a mistake, Å."""
 
@@ -110,7 +112,7 @@ def _read_tags(block: str) -> Tags:
 def _read_structure(tags: Tags) -> Structure:
     from pymatgen.core import Structure
 
-    if unusual := [t for t in tags if "_symop_magn" in t or t.startswith("_cell_modulation")]:
+    if unusual := [t for t in tags if re.match("_space_group_.*(magn|ssg)|_cell_modul", t)]:
         raise Unusable(f"magnetic and modulated structures ({unusual[0]}) are not read")
     lattice = _read_lattice(tags)
     species = _read_elements(tags)
@@ -177,6 +179,8 @@ def _read_elements(tags: Tags) -> np.ndarray:
     elements = symbols or tags.get("_atom_site_label")
     if elements is None or "_atom_site_fract_x" not in tags:
         raise Unusable("its atoms have no fractional coordinates or no elements")
+    if "dum" in tags.get("_atom_site_calc_flag", ()):
+        raise Unusable("some of its sites are dummies without a place (calc_flag dum)")
     for occupancy in tags.get("_atom_site_occupancy", ()):
         if occupancy != "." and abs(_number(occupancy, "an occupancy")[0] - 1) > 1e-3:
             raise Unusable(f"it is disordered: a site has the occupancy {occupancy}")
@@ -184,6 +188,7 @@ def _read_elements(tags: Tags) -> np.ndarray:
         if hydrogens not in _NOTHING and _number(hydrogens, "a number of hydrogens")[0]:
             raise Unusable("hydrogens without positions are attached to its atoms")
     numbers = []
+    pairs: dict[bool, str] = {}
     for text in elements:
         if symbols:
             match = re.fullmatch(r"([A-Za-z]{1,2})(?:[\d.+-]*|\([\d.+-]*\))", text)
@@ -195,13 +200,19 @@ def _read_elements(tags: Tags) -> np.ndarray:
                 + ("" if symbols else ", and its atoms have labels but no type symbols")
             )
         numbers.append(atomic_number(match[1].capitalize()))
+        if len(match[1]) == 2:
+            pairs[match[1].isupper()] = text
+    if len(pairs) > 1:  # HO beside NA is holmium, beside Na it could be a hydrogen of an oxygen
+        raise Unusable(
+            f"{pairs[True]!r} may be no element: others, like {pairs[False]!r}, are not in capitals"
+        )
     return np.array(numbers)
 
 
 def _read_symmetries(tags: Tags) -> list[Operations]:
     """The symmetry operations that are listed, or those that a name can mean."""
-    halls = _find_groups(tags)
     listed = next((tags[n] for n in OPERATIONS if tags.get(n, ["?"])[0] not in _NOTHING), None)
+    halls = _find_groups(tags, listed is not None)
     if listed is None:
         return [_operations_of(hall) for hall in halls or [1]]
     rotations, translations = _parse_operations(listed)
@@ -236,19 +247,20 @@ def _parse_operations(texts: list[str]) -> Operations:
     return rotations.astype(int), np.array([o.translation_vector for o in operations])
 
 
-def _find_groups(tags: Tags) -> list[int]:
+def _find_groups(tags: Tags, has_list: bool) -> list[int]:
     """Hall numbers of the space groups that the file can mean; none if it says nothing."""
-    has_list = any(name in tags for name in OPERATIONS)
     found: set[int] | None = None
-    for names, kind in ((HALL_SYMBOLS, "hall"), (NAMES, ""), (NUMBERS, "number")):
+    for names, kind in _KINDS.items():
         text = _value(tags, *names)
         matches = _settings(text, kind) if text else set()
         if matches:
             found = matches if found is None else found & matches
         elif text and not has_list:
             raise Unusable(f"its space group {text!r} is not known")
-    if found is None and not has_list and any(n in tags for n in (*HALL_SYMBOLS, *NAMES, *NUMBERS)):
-        raise Unusable("its space group is not said")
+    if found is None and not has_list:
+        for tag in tags:  # a setting such as "cubic" says that there is one
+            if tag.startswith(("_symmetry_", "_space_group_")) and tags[tag] != ["triclinic"]:
+                raise Unusable(f"its space group is not said in a way that is known ({tag})")
     if found is not None and not found:
         raise Unusable("its names of the space group contradict each other")
     return sorted(found or ())
@@ -257,19 +269,19 @@ def _find_groups(tags: Tags) -> list[int]:
 def _settings(text: str, kind: str) -> set[int]:
     """Hall numbers of all settings that a name, a Hall symbol or a number can stand for."""
     text, _, choice = text.strip().partition(":")
-    if not choice and (match := re.fullmatch(r"(.*\S)\s*([HRZS])", text)):
-        text, choice = match[1], {"Z": "2", "S": "1"}.get(match[2], match[2])
-    text = kind + _squeeze(text)
+    if not kind and not choice and (match := re.fullmatch(r"(.*\S)\s*([HRZSrhzs])", text)):
+        text, choice = match[1], {"Z": "2", "S": "1"}.get(match[2].upper(), match[2])
+    text, choice = kind + _squeeze(text), f":{choice.strip().lower()}"
     # Before 1983 the bar of m-3 and its kin was left out.
     for name in (text, re.sub(r"(?<=[a-dmn])3", "-3", text)):
         if found := {hall for hall, names in _group_names().items() if name in names}:
-            exact = {hall for hall in found if f":{choice.strip()}" in _group_names()[hall]}
-            return exact if choice and exact else found
+            exact = {hall for hall in found if choice in _group_names()[hall]}
+            return exact if choice != ":" and exact else found
     return set()
 
 
 def _squeeze(name: str) -> str:
-    return re.sub(r"[\s_()]", "", name)
+    return re.sub(r"[\s_()~]", "", name).lower()
 
 
 @lru_cache(maxsize=1)
@@ -281,10 +293,16 @@ def _group_names() -> dict[int, set[str]]:
     for hall in range(1, 531):
         kind = spglib.get_spacegroup_type(hall)
         assert kind is not None
-        names = [kind.international_full, *kind.international.split("=")]
-        if 3 <= kind.number <= 15:  # "P 1 2_1/n 1" is called P21/n
-            names.append(re.sub(r"\b1\b", "", kind.international_full))
+        full, short = kind.international_full, kind.international.split("=")
+        names = [full, *short]
+        if 3 <= kind.number <= 15:  # "P 1 2_1/n 1" is called P21/n, never P21/c as its kind is
+            names = [full, re.sub(r"\b1\b", "", full), *short[1:]]
+        if "e" in full:  # the names before 1992
+            letters = {"A": "bc", "B": "ac", "C": "ab"}[full[0]]
+            letters = "abbcca"[hall - 316] if kind.number == 67 else letters
+            names += [short[0].replace("e", letter) for letter in letters]
         names += [f"hall{kind.hall_symbol}", f"number{kind.number}", f":{kind.choice}"]
+        names += [f"schoenflies{kind.schoenflies}"]
         found[hall] = set(map(_squeeze, names))
     return found
 
@@ -342,8 +360,15 @@ def _compare(tags: Tags, species: np.ndarray, orbits: np.ndarray) -> None:
         for text, size in zip(tags.get(name, ()), orbits, strict=False):
             if text not in _NOTHING and _number(text, name)[0] != size:
                 raise Unusable(f"a site stands for {size} atoms, it says {text}")
+    found = Counter(np.repeat(species, orbits).tolist())
+    for name in ("structural", "moiety", "iupac"):
+        _compare_loosely(_value(tags, f"_chemical_formula_{name}"), found)
+    z = _value(tags, "_cell_formula_units_z")
+    units = _number(z, "Z")[0] if z else 0
     formula = _value(tags, "_chemical_formula_sum")
     if formula is None:
+        if units and (math.gcd(*found.values()) / units) % 1:
+            raise Unusable(f"its {sum(found.values())} atoms are not {z} formulas")
         return
     parts = re.findall(r"([A-Z][a-z]?)(\d+\.?\d*|\.\d+|)", formula)
     if "".join(a + b for a, b in parts) != re.sub(r"\s", "", formula):
@@ -351,13 +376,20 @@ def _compare(tags: Tags, species: np.ndarray, orbits: np.ndarray) -> None:
     declared: Counter[int] = Counter()
     for symbol, amount in parts:
         declared[atomic_number(symbol)] += float(amount or 1)  # type: ignore[assignment]
-    found = Counter(np.repeat(species, orbits).tolist())
     ratios = [found[z] / declared[z] for z in found.keys() | declared.keys() if declared[z]]
     if found.keys() != declared.keys() or max(ratios) - min(ratios) > 0.01 * max(ratios):
         raise Unusable(f"its {sum(found.values())} atoms are not of its formula {formula!r}")
-    z = _value(tags, "_cell_formula_units_z")
-    units = _number(z, "Z")[0] if z else 0
     # Some programs write the formula of the whole cell, and its formula units as Z.
     is_cell = abs(ratios[0] - 1) < 0.01 and units <= math.gcd(*map(round, declared.values()))
     if units and not is_cell and abs(ratios[0] - units) > 0.01:
         raise Unusable(f"its {sum(found.values())} atoms are not {z} formulas {formula!r}")
+
+
+def _compare_loosely(formula: str | None, found: Counter[int]) -> None:
+    """Compares a formula that need not be one; what cannot be read says nothing."""
+    try:
+        declared = Counter(parse_formula(formula or "").tolist())
+    except ValueError:
+        return
+    if found.keys() != declared.keys() or len({found[z] / declared[z] for z in found}) > 1:
+        raise Unusable(f"its {sum(found.values())} atoms are not of its formula {formula!r}")

@@ -22,7 +22,7 @@ from irlkit.data._text import (
     without_compression,
 )
 from irlkit.data.readers import (
-    ID_COLUMNS,
+    TEXT_COLUMNS,
     Arrays,
     Malformed,
     RawRecords,
@@ -37,7 +37,11 @@ NAMES = ("poscar", "contcar")
 TABLE = "table.csv"
 """File of a folder that holds what is known of each structure, by `material_id`."""
 
-_ID = re.compile(rf"(?<!\S)({'|'.join(ID_COLUMNS)})=(?:\"((?:[^\"\\]|\\.)*)\"|(\S+))")
+_TEXT = re.compile(
+    rf"(?<!\S)({'|'.join(TEXT_COLUMNS)})\s*=\s*"
+    r"(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|(\S+))",
+    re.IGNORECASE,
+)
 
 FRAME_LIMIT = 5.0
 """Seconds that a frame of extended XYZ may take."""
@@ -139,7 +143,10 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
     try:
         with open_text(path, newline="") as file:
             table = pd.read_csv(
-                file, dtype={"material_id": str}, keep_default_na=False, na_values=["", "nan"]
+                file,
+                dtype=dict.fromkeys(TEXT_COLUMNS, str),
+                keep_default_na=False,
+                na_values=["", "nan"],
             )
         return {str(row["material_id"]): row for row in table.to_dict("records")}  # type: ignore
     except (*BROKEN, KeyError, ValueError) as error:
@@ -181,7 +188,7 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     if _WIDE.search(lines[0]):
         return Malformed("a property of its atoms has more than 999 columns"), {}
     # Names are text: ASE would take 0012 for a number, and nan and F for something else.
-    ids = {name: quoted or bare for name, quoted, bare in _ID.findall(lines[0]) if quoted or bare}
+    ids = {name: "".join(texts) for name, *texts in _TEXT.findall(lines[0]) if any(texts)}
     properties = re.search(r"properties\s*=\s*\"?([^\s\"]+)", lines[0], re.IGNORECASE)
     columns = properties[1].split(":") if properties else "species:S:1:pos:R:3".split(":")
     widths = [int(width) for width in columns[2::3] if width.isdecimal()]
@@ -195,6 +202,8 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
             (atoms,) = parse(io.StringIO("".join([f"{n_atoms}\n", *lines])), slice(None))
     except TimeUp:
         return Malformed(f"it took more than {FRAME_LIMIT:g} s to read"), ids
+    except KeyError as error:
+        return Malformed(f"{error.args[0]!r} is no element"), ids
     # ASE raises anything on malformed input.
     except Exception as error:
         return Malformed(f"{type(error).__name__}: {error}"), ids
@@ -202,6 +211,11 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
     row = scalars([*results.items(), *atoms.info.items()])
     row |= {k: json.dumps(v) for k, v in atoms.info.items() if isinstance(v, dict)}
     row |= {name: text for name, text in ids.items() if not text.startswith("_JSON")}
+    occupancy = atoms.info.get("occupancy")
+    if isinstance(occupancy, dict) and any(
+        list(kinds.values()) != [1] for kinds in occupancy.values()
+    ):
+        return Malformed("it is disordered: its occupancy has shared or partly occupied sites"), row
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         return Malformed("it is not periodic in three directions"), row
     return Arrays(atoms.numbers, atoms.positions, atoms.cell.array, cartesian=True), row

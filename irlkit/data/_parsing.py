@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from irlkit.crystals.formulas import MAX_ATOMIC_NUMBER
 from irlkit.data._cif import read_cif
 from irlkit.data._poscar import looks_like_poscar, read_poscar
-from irlkit.data._text import MAX_CHARACTERS, Unusable, check_head, decode
+from irlkit.data._text import MAX_CHARACTERS, Unusable, check_head, decode, read_json
 from irlkit.data.readers import Arrays, Malformed
 from irlkit.utils.system import TimeUp, available_cores, processes_possible, time_limit
 
@@ -107,7 +107,7 @@ def _to_structure(payload: Any) -> Structure:
 
 def _read_dict(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        return read_json(text)
     except json.JSONDecodeError:
         try:  # The dictionary as Python prints it, with single quotes.
             return ast.literal_eval(text)
@@ -123,9 +123,13 @@ def _dict_to_structure(data: dict[str, Any]) -> Structure:
     if not {"lattice", "sites"} <= data.keys():
         raise Unusable(f"a dictionary with the keys {list(data)[:6]} is no structure of pymatgen")
     structure = Structure.from_dict(data)
-    volume = data["lattice"].get("volume", structure.volume)
-    if not abs(volume - structure.volume) <= 0.01 * structure.volume:
-        raise Unusable(f"its cell has {structure.volume:g} Å³, it says {volume:g}")
+    lattice = structure.lattice
+    if not all(lattice.pbc):
+        raise Unusable("it is not periodic in three directions")
+    for name in ("volume", "a", "b", "c", "alpha", "beta", "gamma"):
+        true = getattr(lattice, name)
+        if not abs(data["lattice"].get(name, true) - true) <= 0.01 * true:
+            raise Unusable(f"the {name} of its cell is {true:g}, it says {data['lattice'][name]:g}")
     for site, entry in zip(structure, data["sites"], strict=True):
         if np.abs(site.coords - entry.get("xyz", site.coords)).max() > 0.02:
             raise Unusable("positions in Å and in fractions of the cell contradict each other")

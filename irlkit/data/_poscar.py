@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def looks_like_poscar(text: str) -> bool:
     """Return whether a scale and three vectors follow the first line."""
-    lines = text.splitlines()[1:5]
+    lines = _lines(text)[1:5]
     return len(lines) == 4 and all(
         _floats(line) is not None and n <= len(line.split())
         for n, line in zip((1, 3, 3, 3), lines, strict=True)
@@ -31,8 +32,8 @@ def read_poscar(text: str) -> Structure:
     """
     from pymatgen.core import Structure
 
-    lines = [re.split("[!#]", line)[0].strip() for line in text.splitlines()]
-    lines[0] = text.splitlines()[0]
+    comment, *lines = _lines(text)
+    lines = [comment, *(re.split("[!#]", line)[0].strip() for line in lines)]
     scale = np.array(_floats(lines[1]) or ())
     vectors = [_floats(line) or () for line in lines[2:5]]
     if len(scale) not in (1, 3) or any(len(vector) != 3 for vector in vectors) or not scale.all():
@@ -62,6 +63,10 @@ def read_poscar(text: str) -> Structure:
     rest = _line(lines, at + 1 + n_atoms)
     if rest.lower().startswith("direct") or len(_floats(" ".join(rest.split()[:3])) or ()) == 3:
         raise Unusable(f"more positions follow those of its {n_atoms} atoms")
+    if _has_another(lines[at + 1 + n_atoms :]):
+        raise Unusable("another structure follows: give each a file of its own")
+    if not selective and any(len(words) >= 6 and set(words[3:6]) <= {"T", "F"} for words in atoms):
+        raise Unusable("T and F follow its positions, but no line says Selective dynamics")
     labels = [(words + [""] * 7)[6 if selective else 3] for words in atoms]
     numbers = _elements(symbols, counts, labels, lines[0])
     return Structure(
@@ -69,6 +74,19 @@ def read_poscar(text: str) -> Structure:
         numbers,
         np.array(pos) * (1 if mode == "d" else scale),
         coords_are_cartesian=mode != "d",
+    )
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as VASP counts them; a comment may hold what Python takes for ends of lines."""
+    return re.split("\r\n|\r|\n", text)
+
+
+def _has_another(lines: list[str]) -> bool:
+    """Whether numbers of atoms and a mode of coordinates stand in what follows a structure."""
+    return any(
+        _is_counts(line) and re.match("sel|dir|car", mode, re.IGNORECASE)
+        for line, mode in pairwise(lines)
     )
 
 
@@ -104,6 +122,10 @@ def _elements(
                 raise Unusable("it names no elements (VASP 4 did not): put them in the sixth line")
             return np.array([atomic_number(symbol) for symbol in behind])
     # Names of pseudopotentials, such as Na_pv and Na/1a2b3c, begin with the element.
+    if fractional := [symbol for symbol in symbols if re.search(r"\.\d", symbol)]:
+        raise Unusable(
+            f"{fractional[0]} is a part of an atom (its pseudopotential has that charge)"
+        )
     bare = [re.sub(r"[_/.].*", "", symbol) for symbol in symbols]
     numbers = np.repeat([atomic_number(symbol) for symbol in bare], counts)
     for number, symbol in zip(numbers, behind, strict=True):

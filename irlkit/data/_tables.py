@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from irlkit.data import readers
 from irlkit.data._text import BROKEN, check_head, open_text
-from irlkit.data.readers import ID_COLUMNS, Arrays, RawRecords, register_reader
+from irlkit.data.readers import TEXT_COLUMNS, Arrays, Malformed, RawRecords, register_reader
 
 STRUCTURE_COLUMNS = ("cif", "structure")
 """Columns that may hold the structure, the preferred one first."""
@@ -45,11 +46,14 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
             if (n_columns := header.count(",") + 1) > MAX_COLUMNS:
                 raise _Unsuitable(f"{path} has {n_columns} columns, more than {MAX_COLUMNS}")
             file.seek(0)
-            names = next(csv.reader([header]), [])
+            # As spreadsheets write them where the comma stands in numbers.
+            separator = next((s for s in ";\t" if s in header and "," not in header), ",")
+            names = next(csv.reader([header], delimiter=separator), [])
             # pandas takes "NA" or "NaN" for missing, but the latter is also sodium nitride.
             chunks = pd.read_csv(
                 file,
-                dtype={name: str for name in names if name.lower() in (*ID_COLUMNS, "split")},
+                dtype={name: str for name in names if name.lower() in TEXT_COLUMNS},
+                sep=separator,
                 low_memory=False,
                 keep_default_na=False,
                 na_values=["", "nan"],
@@ -69,8 +73,8 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
 
 def _structure_column(columns: list[str], path: Path, alternative: str = "") -> str:
     for name in STRUCTURE_COLUMNS:
-        if name in columns:
-            return name
+        if found := [column for column in columns if str(column).lower() == name]:
+            return found[0]
     raise _Unsuitable(
         f"{path} must have a column named {' or '.join(STRUCTURE_COLUMNS)}{alternative}, "
         f"found the columns {columns}"
@@ -99,22 +103,29 @@ def read_parquet(path: Path) -> Iterator[RawRecords]:
             arrays = next((c for c in ARRAY_COLUMNS if set(c) <= set(names)), None)
             alternative = f", or the columns {' or '.join(str(list(c)) for c in ARRAY_COLUMNS)}"
             used = list(arrays or [_structure_column(names, path, alternative)])
+            periodic = ["pbc"] if arrays and "pbc" in names else []
             others = [
                 entry.name
                 for entry in file.schema_arrow
-                if entry.name not in used
+                if entry.name not in (*used, *periodic)
                 and not (pa.types.is_nested(entry.type) or pa.types.is_binary(entry.type))
             ]
-            for batch in file.iter_batches(readers.CHUNK_ROWS, columns=[*used, *others]):
+            for batch in file.iter_batches(readers.CHUNK_ROWS, columns=[*used, *periodic, *others]):
                 columns = [batch.column(name).to_pylist() for name in used]
                 if arrays:
                     cartesian = [ARRAY_COLUMNS[arrays]] * len(columns[0])
-                    payloads = list(map(Arrays, *columns, cartesian))
+                    payloads: list[Any] = list(map(Arrays, *columns, cartesian))
+                    for row, pbc in enumerate(batch.column("pbc").to_pylist() if periodic else ()):
+                        if pbc is not None and not np.all(pbc):
+                            payloads[row] = Malformed("it is not periodic in three directions")
                 else:
                     payloads = [_without_missing(entry) for entry in columns[0]]
                 table = batch.select(others).to_pandas()
                 table.index = range(len(payloads))
-                for name in set(ID_COLUMNS) & set(others):  # Numbers with gaps become floats.
+                for name in others:
+                    if name.lower() not in TEXT_COLUMNS:
+                        continue
+                    # Numbers with gaps become floats.
                     table[name] = pd.Series(batch.column(name).to_pylist(), dtype=object)
                 yield RawRecords(payloads, table)
     except _Unsuitable as error:

@@ -6,6 +6,7 @@ import bz2
 import codecs
 import gzip
 import io
+import json
 import lzma
 import zlib
 from collections.abc import Callable, Sequence
@@ -67,9 +68,16 @@ def open_text(source: Path | IO[bytes], newline: str | None = None) -> IO[str]:
     except BaseException:
         stream.close()
         raise
-    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding = "utf-16" if wide else "utf-8-sig"
-    return io.TextIOWrapper(stream, encoding, errors="irlkit_latin1", newline=newline)
+    return io.TextIOWrapper(stream, _encoding(head), errors="irlkit_latin1", newline=newline)
+
+
+def _encoding(head: bytes) -> str:
+    """What a mark at the beginning says; UTF-32 first, whose mark begins as that of UTF-16 does."""
+    for encoding in ("utf-32", "utf-16"):
+        name = encoding.upper().replace("-", "")
+        if head.startswith((getattr(codecs, f"BOM_{name}_LE"), getattr(codecs, f"BOM_{name}_BE"))):
+            return encoding
+    return "utf-8-sig"
 
 
 def without_compression(name: str) -> str:
@@ -85,9 +93,26 @@ def shorten(items: Sequence[str], n: int = 5, separator: str = ", ") -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode bytes in UTF-8; those that are none are taken as Latin-1."""
+    """Decode bytes as `open_text` decodes files."""
     check_head(data[:64])
-    return data.decode("utf-8-sig", errors="irlkit_latin1")
+    return data.decode(_encoding(data), errors="irlkit_latin1")
+
+
+def read_json(text: str) -> Any:
+    """Read JSON in which no key of a dictionary stands twice; Python would keep the last one.
+
+    Raises:
+        ValueError: it is none, or a key stands twice.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} stands twice")
+    return entries
 
 
 def _as_latin1(error: UnicodeError) -> tuple[str, int]:

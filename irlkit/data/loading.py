@@ -27,7 +27,14 @@ from irlkit.data._tables import read_parquet
 from irlkit.data._text import shorten, without_compression
 from irlkit.data.dataset import CrystalDataset, Skipped
 from irlkit.data.formulas import from_formulas, read_formulas, split_formulas
-from irlkit.data.readers import READERS, RawRecords, Reader, read_chunks
+from irlkit.data.readers import (
+    COUNT_COLUMNS,
+    FORMULA_COLUMNS,
+    READERS,
+    RawRecords,
+    Reader,
+    read_chunks,
+)
 from irlkit.utils.checks import check_count, checked
 from irlkit.utils.settings import torch_settings
 
@@ -44,9 +51,6 @@ SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testin
 
 MIN_FORMULAS = 10
 """With fewer compositions than this, a file is split by record."""
-
-FORMULA_COLUMNS = ("formula", "pretty_formula", "reduced_formula")
-"""Columns in which a file may say what its structures are."""
 
 FIRST_COLUMNS = ("material_id", "formula", "n_atoms", "spacegroup", "energy_per_atom")
 """Columns that every set has, or that mean the same in every set."""
@@ -318,9 +322,14 @@ def _contradictions(
         for row, said in enumerate(table.get(column, ())):
             if isinstance(said, str) and said != formulas[row] and not _agree(said, formulas[row]):
                 wrong[row] = f"its {column} is {said}, its structure is {formulas[row]}"
-    for row, number in enumerate(table.get("n_atoms", ())):
-        if isinstance(number, int | float) and number == number and number != n_atoms[row]:
-            wrong[row] = f"its n_atoms is {number}, its structure has {n_atoms[row]}"
+    for column in COUNT_COLUMNS:
+        for row, number in enumerate(table.get(column, ())):
+            if not isinstance(number, int | float) or number != number:
+                continue
+            # Those of others may be the numbers of a primitive or conventional cell.
+            few, many = sorted((number, int(n_atoms[row])))
+            if few <= 0 or (many / few) % 1 or (column == "n_atoms" and few != many):
+                wrong[row] = f"its {column} is {number}, its structure has {n_atoms[row]}"
     return wrong
 
 
@@ -360,7 +369,7 @@ def _split_by(table: pd.DataFrame) -> str:
 
 def _common_split(label: object) -> str:
     """A label without differences that mean nothing; empty where there is none."""
-    text = "" if label is None or label != label else str(label).strip()
+    text = "" if pd.isna(label) else str(label).strip()  # type: ignore[call-overload]
     common = SPLIT_NAMES.get(text.lower(), text.lower())
     return common if common in SPLITS else text
 

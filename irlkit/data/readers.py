@@ -22,11 +22,20 @@ CHUNK_ROWS = 2048
 
 ID_COLUMNS = ("material_id", "mp_id", "identifier", "configuration_id", "ids", "id")
 
+FORMULA_COLUMNS = ("formula", "pretty_formula", "reduced_formula", "formula_pretty", "full_formula")
+"""Columns in which a file may say what its structures are."""
+
+COUNT_COLUMNS = ("n_atoms", "nsites", "num_sites", "natoms", "num_atoms")
+"""Columns in which it may say how many atoms they have: the cell, or a larger or smaller one."""
+
+TEXT_COLUMNS = (*ID_COLUMNS, *FORMULA_COLUMNS, "split")
+"""Columns whose entries are text, such as 0012, NaN and InF, in lower case."""
+
 RENAMED = {
     "spacegroup.number": "spacegroup",
     "spacegroup_number": "spacegroup",
     "space_group": "spacegroup",
-} | {name: name for name in (*ID_COLUMNS, "split")}
+} | {name: name for name in (*TEXT_COLUMNS, *COUNT_COLUMNS)}
 """Common names of columns, whatever their case."""
 
 
@@ -118,9 +127,14 @@ def _tidy(table: pd.DataFrame, path: Path, start: int) -> pd.DataFrame:
     ids = [f"{stem}-{start + row}" for row in range(len(table))]
     if named := next((column for column in ID_COLUMNS if column in table.columns), None):
         known = zip(table.pop(named), ids, strict=True)
-        ids = [default if pd.isna(value) else str(value) for value, default in known]
+        ids = [default if pd.isna(value) else _name(value) for value, default in known]
     table.insert(0, "material_id", np.array(ids, dtype=object))
     return table
+
+
+def _name(value: Any) -> str:
+    """An id as text; numbers with gaps have become floats before they were written."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def chunked(records: Iterable[tuple[Any, dict[str, Any]]]) -> Iterator[RawRecords]:
