@@ -480,6 +480,8 @@ async def volumes_later(batch):
         (lambda v: list(torch.tensor(v)), VOLUMES),
         (lambda v: [None, *v[1:].tolist()], [math.nan, *VOLUMES[1:]]),
         (lambda v: np.ma.masked_greater(v, 100), [27, 64, math.nan, math.nan]),
+        (lambda v: list(np.ma.masked_greater(v, 100)), [27, 64, math.nan, math.nan]),
+        (lambda v: torch.tensor(v).to_sparse(), VOLUMES),
         (lambda v: v > 100, [0, 0, 1, 1]),
         (lambda v: torch.tensor(v).bfloat16(), [27, 64, 125, 216]),
         (lambda v: RewardResult(torch.tensor(v).double()), VOLUMES),
@@ -494,6 +496,7 @@ def test_what_functions_return_is_normalised(convert, expected):
     ("convert", "words"),
     [
         (lambda v: None, "got a NoneType"),
+        (lambda v: pd.Series(v).sort_values(ascending=False), "a Series whose index says another"),
         (lambda v: pd.DataFrame({"r": v}), r"shape \(4,\), got \(4, 1\) \(a DataFrame\)"),
         (lambda v: dict(enumerate(v)), "got a dict"),
         (lambda v: (float(x) for x in v), "got a generator"),

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import re
 import warnings
 
@@ -19,6 +20,7 @@ from irlkit import data
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.compositions import from_formula
 from irlkit.data import writers
+from irlkit.lab.experiments import quickstart
 from irlkit.lab.prototypes.structure_types import STRUCTURE_TYPES
 
 SALT = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -445,10 +447,40 @@ def test_names_and_gaps_of_splits(tmp_path):
         ("['Li\u2082O']", ["Li2O"]),
         ("LiFePO4", ["LiFePO4"]),
         ("NaCl, MgO", ["NaCl", "MgO"]),
+        ("[LiFePO4, SrTiO3]", ["LiFePO4", "SrTiO3"]),
+        ("('NaCl', 'MgO')", ["NaCl", "MgO"]),
+        ("NaCl;MgO\nInF", ["NaCl", "MgO", "InF"]),
+        ("'InF'", ["InF"]),
+        ("(NH4)2SO4", ["H8S(NO2)2"]),
+        ("NaCl, SrTIO3", ["NaCl"]),
     ],
 )
 def test_lists_that_arrive_as_text(text, expected):
-    assert data.load(text).table["formula"].tolist() == expected
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert data.load(text).table["formula"].tolist() == expected
+    assert ["did you mean Ti?" in str(w.message) for w in caught] == [True] * ("TIO3" in text)
+    with pytest.raises(ValueError, match=r"known sets: .*did you mean Ti\?"):
+        data.load("SrTIO3")
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        (math.inf, "InF"),
+        (math.nan, "NaN"),
+        (False, "NO"),
+        (None, "NaCl"),
+        (["MgO", math.inf], "InF"),
+    ],
+)
+def test_formulas_that_a_command_line_made_numbers_of(value, meant):
+    with pytest.raises(quickstart.WrongFormula, match=f"papermill -r formula {meant} instead"):
+        quickstart.typed(value)
+    with pytest.raises(quickstart.WrongFormula, match="formula must be text"):
+        quickstart.composition_of(value[-1] if isinstance(value, list) else value)
+    for quoted in (meant, f"'{meant}'", f'"{meant}"'):
+        assert quickstart.composition_of(quoted).reduced_formulas() == [meant]
 
 
 def test_one_parser_for_formulas(tmp_path):

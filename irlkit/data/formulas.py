@@ -93,24 +93,31 @@ def from_formulas(
 
 
 def split_formulas(text: str) -> list[str]:
-    """Return the formulas of a text that is a list of them, or nothing if it is not.
+    """Return the formulas of a text that is a list of them, or nothing if none of it is a formula.
 
-    >>> split_formulas('["LiFePO4", "NaCl"]'), split_formulas("MgO, NaCl"), split_formulas("mp_20")
+    >>> split_formulas('["LiFePO4", "NaCl"]'), split_formulas("MgO; NaCl"), split_formulas("mp_20")
     (['LiFePO4', 'NaCl'], ['MgO', 'NaCl'], [])
     """
-    if text.lstrip().startswith("["):
-        try:
-            entries = ast.literal_eval(text.strip())
-        except (SyntaxError, ValueError):
-            return []
-        return entries if all(isinstance(entry, str) for entry in entries) else []
-    entries = text.split(",")
+    text = text.strip()
     try:
-        for entry in entries:
-            parse_formula(entry)
-    except ValueError:
+        entries = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        # Without quotes, as command lines leave it.
+        entries = re.split(
+            "[,;\n]", text[1:-1] if re.fullmatch(r"\[.*\]", text, re.DOTALL) else text
+        )
+    entries = [entries] if isinstance(entries, str) else entries
+    if not isinstance(entries, list | tuple) or not all(isinstance(e, str) for e in entries):
         return []
-    return [entry.strip() for entry in entries]
+    entries = [stripped for entry in entries if (stripped := entry.strip(" \t'\""))]
+    return entries if any(map(_is_formula, entries)) else []
+
+
+def _is_formula(text: str) -> bool:
+    try:
+        return bool(len(parse_formula(text)))
+    except ValueError:
+        return False
 
 
 def read_formulas(path: Path) -> tuple[list[str], list[int | None]]:

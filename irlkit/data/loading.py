@@ -141,7 +141,6 @@ def load(
 
 
 @checked
-@torch_settings(plain=True)
 def load_parts(
     source: str | os.PathLike[str],
     split: str | None = None,
@@ -164,20 +163,24 @@ def load_parts(
     """
     path, reader = _find(source)
     split = split and _common_split(split)
-    by = _read_split_by(path, reader) if split is not None else ""
+    with torch_settings(plain=True):
+        by = _read_split_by(path, reader) if split is not None else ""
     if by != "split":  # That column is not known before the end.
         _check_split(split, list(SPLITS))
     skipped: list[Skipped] = []
     n_records = n_gaps = 0
     for records in read_chunks(reader, path):
         n_records += len(records.payloads)
-        batch, table, bad = _parse(records, niggli)
+        with torch_settings(plain=True):  # not while the caller has the turn
+            batch, table, bad = _parse(records, niggli)
         if by == "split":
             n_gaps += int((table["split"].map(_common_split) == "").sum())
         skipped += bad
         keep = _chosen(table, split, by, max_atoms)
         if keep.any():
-            yield _dataset(path, split, batch, table, bad, dtype).select(keep)
+            with torch_settings(plain=True):
+                part = _dataset(path, split, batch, table, bad, dtype).select(keep)
+            yield part
     _warn_about(skipped, n_records, path)
     _warn_about_gaps(n_gaps, path)
 
@@ -225,11 +228,20 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[Path, Reader]:
             raise ValueError(
                 f"unknown data set {str(name_or_path)!r}; known sets: "
                 f"{', '.join(sorted(EMBEDDED))}; for a file, give its path"
+                f"{_why_no_formula(str(name_or_path))}"
             )
         raise FileNotFoundError(f"no data file {path} (looked in {path.absolute().parent})")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"the data file {path} is empty")
     return path, embedded[1] if embedded else _find_reader(path)
+
+
+def _why_no_formula(text: str) -> str:
+    try:
+        parse_formula(text)
+    except ValueError as error:
+        return f"; {error}"
+    return ""
 
 
 def _find_reader(path: Path) -> Reader:

@@ -154,17 +154,27 @@ def _array(values: Any, n: int) -> np.ndarray:
 def _numbers(returned: Any) -> Tensor:
     """Numbers as float64 on the CPU."""
     if isinstance(returned, Tensor) and not returned.is_complex():
-        return returned.detach().to("cpu", torch.float64, copy=True)
+        dense = returned.detach() if returned.layout == torch.strided else returned.to_dense()
+        return dense.to("cpu", torch.float64, copy=True)
     array = returned
     if isinstance(returned, list | tuple):
         single = [isinstance(v, Tensor | np.ndarray) and math.prod(v.shape) == 1 for v in returned]
         entries = [v.item() if one else v for v, one in zip(returned, single, strict=True)]
+        entries = [
+            None if v is np.ma.masked else entry for v, entry in zip(returned, entries, strict=True)
+        ]
         array = np.fromiter(entries, dtype=object, count=len(entries))
     elif isinstance(returned, np.ma.MaskedArray):
         array = returned.data.astype(object)
         array[np.ma.getmaskarray(returned)] = None
     elif hasattr(returned, "to_numpy"):  # a column of a table
         array = returned.to_numpy()
+        labels = list(getattr(returned, "axes", [()])[0])
+        if set(labels) == set(range(len(labels))) and labels != list(range(len(labels))):
+            raise ReturnError(
+                "the reward function must return one number per structure in their order, got a "
+                f"{type(returned).__name__} whose index says another: sort_index() helps"
+            )
     kind = type(returned).__name__
     if isinstance(array, np.ndarray) and array.dtype.kind == "O":
         wrong = [v for v in array.flat if not isinstance(v, Real | np.bool_ | None)]

@@ -48,6 +48,32 @@ class WrongFormula(ValueError):
         return [f"\x1b[0;31m{self}\x1b[0m"]
 
 
+def typed(formulas: Any, name: str = "formula") -> Any:
+    """Return what was typed for a formula or several, or say what a command line made of it.
+
+    >>> typed("'InF'"), typed(["NaCl"])
+    ('InF', ['NaCl'])
+
+    Args:
+        formulas: text, or texts.
+        name: of the notebook's parameter.
+
+    Raises:
+        WrongFormula: it is no text: papermill and YAML take some formulas for numbers and the like.
+    """
+    if isinstance(formulas, list | tuple):
+        return [typed(formula, name) for formula in formulas]
+    if isinstance(formulas, str):
+        return formulas.strip(" '\"") or formulas
+    meant = {"inf": "InF", "nan": "NaN", "False": "NO", "True": "ON"}.get(str(formulas), "NaCl")
+    raise WrongFormula(
+        f"{name} must be text, got {formulas!r}, which is what papermill's -p and YAML make of "
+        f"some formulas (InF and NaN are numbers to them, NO is False). If you mean {meant}: give "
+        f"papermill -r {name} {meant} instead of -p; in YAML, put it in quotes; in the notebook, "
+        f'{name} = "{meant}"; irlkit notebooks run takes it as it is'
+    )
+
+
 def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
     """Read a formula as ``compositions.from_formula`` does, for people who type it in a notebook.
 
@@ -58,7 +84,7 @@ def composition_of(formula: str, n_formula_units: int = 1) -> CrystalBatch:
     ['O4 Ti2']
     """
     try:
-        return compositions.from_formula(formula, n_formula_units)
+        return compositions.from_formula(typed(formula), n_formula_units)
     except ValueError as error:
         raise WrongFormula(str(error)) from None
 
