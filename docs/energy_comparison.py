@@ -2,14 +2,16 @@
 
     python docs/energy_comparison.py --seeds 0 1     # goes on where it was stopped
     python docs/energy_comparison.py --table         # of what is there
+    python docs/energy_comparison.py --gain          # is that of the first row real?
 
 Short trainings with the settings of notebook 03's preset `laptop`; what comes out at the end, not
 the best of several, is measured on validation structures. Each is compared with the first row,
 structure by structure from the same base samples: 95 % intervals from a bootstrap over compositions
-and training seeds.
+and training seeds. Whether a gain is real is asked as in notebook 03, on the test split.
 """
 
 import argparse
+import copy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 
 from irlkit.evaluate import metrics
 from irlkit.evaluate.evidence import Bootstrap, Estimate
-from irlkit.lab.experiments import EnergyReinforcement, Variant, presets
+from irlkit.lab.experiments import EnergyReinforcement, Variant, claims_table, presets
 from irlkit.rewards import EnergyReward
 from irlkit.rl import GRPOTrainer
 from irlkit.utils.system import write_atomically
@@ -29,7 +31,7 @@ ADVANTAGES = ("standard", "median", "ranks", "leave_one_out")
 SIZES, REWARDS = (8, 16, 32), 128
 OFFSETS = (0.0, 0.04)
 BASE_SEEDS = (0, 1)
-VALIDATED_ON = 192
+VALIDATED_ON, RELAXED = 192, 96
 
 
 def name_of(policy, advantages, size, offset):
@@ -45,7 +47,6 @@ CONDITIONS = [
 
 def make_experiment(options):
     preset = presets("energy")["laptop"]
-    shared = {"iterations": options.iterations, "noise_study": {}, "test_size": 8, "n_workers": 0}
     variants = {
         name_of(*condition): Variant(
             condition[0],
@@ -58,9 +59,23 @@ def make_experiment(options):
         )
         for condition in CONDITIONS
     }
-    preset = replace(preset, **{**shared, "noise_study": variants})
+    preset = replace(
+        preset,
+        iterations=options.iterations,
+        policies=dict([*variants.items()][:2]),
+        noise_study=dict([*variants.items()][2:]),
+        n_relaxed=(1, RELAXED),
+        test_size=RELAXED,
+        seeds=tuple(options.seeds),
+        n_workers=0,
+    )
     return EnergyReinforcement(
-        preset.checkpoint, preset.dataset, preset, out_dir=options.out_dir, progress=False
+        preset.checkpoint,
+        preset.dataset,
+        preset,
+        judge="7net-0" if options.gain else "none",
+        out_dir=options.out_dir,
+        progress=False,
     )
 
 
@@ -69,25 +84,41 @@ def path_of(options, condition, seed):
     return options.out_dir / f"{name}_seed_{seed}"
 
 
+def trainer_of(options, experiment, condition, seed):
+    name = name_of(*condition)
+    config = replace(experiment.preset.config(name, seed), validate_every=1_000_000)
+    return GRPOTrainer(
+        experiment.policy(name),
+        EnergyReward(experiment.potential, config.group_size),
+        experiment.train,
+        config,
+        out_dir=path_of(options, condition, seed),
+        resume=True,
+    )
+
+
 def train(options, experiment, validation, condition, seed):
     """Energies above the reference at the end, a row per structure and base seed."""
     folder = path_of(options, condition, seed)
     if (folder / "energies.parquet").exists():
         return
-    name, preset = name_of(*condition), experiment.preset
-    config = replace(preset.config(name, seed), validate_every=1_000_000)
-    trainer = GRPOTrainer(
-        experiment.policy(name),
-        EnergyReward(experiment.potential, config.group_size),
-        experiment.train,
-        config,
-        out_dir=folder,
-        resume=True,
-    )
-    trainer.run(config.iterations, False)
+    trainer = trainer_of(options, experiment, condition, seed)
+    trainer.run(options.iterations, False)
     with trainer.averaged() as policy:
         measure(experiment, validation, policy.deploy(), folder)
-    print(f"{name}, seed {seed}: {trainer.iteration} iterations", flush=True)
+    print(f"{name_of(*condition)}, seed {seed}: {trainer.iteration} iterations", flush=True)
+
+
+def gain(options, experiment):
+    for condition, seed in product(CONDITIONS[:2], options.seeds):
+        trainer = trainer_of(options, experiment, condition, seed)
+        trainer.run(options.iterations, False)
+        with trainer.averaged() as policy:
+            experiment.policies[name_of(*condition), seed] = copy.deepcopy(policy)
+    experiment.measure_gain()
+    print(f"{len(experiment.test)} test structures, {experiment.preset.relax_steps} steps")
+    print(experiment.table("gain").to_string())
+    print(claims_table(experiment._gain_claims()).to_string())
 
 
 def measure(experiment, validation, dynamics, folder):
@@ -147,9 +178,13 @@ def main():
     parser.add_argument("--iterations", type=int, default=15)
     parser.add_argument("--out-dir", type=Path, default=Path("runs/energy_comparison"))
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--gain", action="store_true", help="of the first rows, by a judge")
     options = parser.parse_args()
     torch.set_num_threads(1)
     experiment = make_experiment(options)
+    if options.gain:
+        gain(options, experiment)
+        return
     validation = experiment._with_energies(experiment.validation.subset(VALIDATED_ON))
     if not options.table:
         for seed, condition in product(options.seeds, CONDITIONS):

@@ -12,6 +12,7 @@ bootstrap over compositions and training seeds.
 
 import argparse
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import irlkit  # isort: skip (before torch: its idle threads then sleep)
@@ -28,6 +29,8 @@ from irlkit.flows.schedules import (
     StateAnnealing,
     load_annealing,
 )
+from irlkit.lab.experiments import Rung
+from irlkit.lab.experiments._handcrafted import RULE_TRIALS, SWEEP_SEED, best_of, sweep
 from irlkit.rewards import CRMSEReward, Reward, RewardResult
 from irlkit.rl import (
     FewStepPolicy,
@@ -39,8 +42,7 @@ from irlkit.rl import (
 from irlkit.utils.system import write_atomically
 
 START = EndpointAnnealing(10.0, 0.9)
-TUNED_ON, VALIDATED_ON, TUNING_SEED, BASE_SEEDS = 256, 400, 1_000_003, (0, 1, 2)
-POS, CELL = (4.0, 6.0, 8.0, 10.0), (0.9, 1.0, 1.1, 1.2)
+TUNED_ON, VALIDATED_ON, BASE_SEEDS = 256, 400, (0, 1, 2)
 SETTINGS = {
     "few_step": {
         "n_groups": 64,
@@ -125,33 +127,33 @@ def folder_of(options, seed):
     return options.out_dir / f"{options.kind}_{seed}"
 
 
-def displacements(dynamics, dataset, n_steps, seed, pool):
-    """Displacement of the best match of each reference, ``stol`` without one; and METRe."""
+def evaluated(dynamics, dataset, n_steps, seed, pool):
     draws = torch.Generator().manual_seed(seed)
     found = dynamics.generate(dataset.batch, n_steps, generator=draws, max_batch=128)
-    measured = metrics.evaluate(found, dataset, pool)
+    return metrics.evaluate(found, dataset, pool)
+
+
+def displacements(dynamics, dataset, n_steps, seed, pool):
+    """Displacement of the best match of each reference, ``stol`` without one; and METRe."""
+    measured = evaluated(dynamics, dataset, n_steps, seed, pool)
     return measured.table["best_rmsd"].fillna(pool.stol).to_numpy(), measured.metre
 
 
 def tuned_rule(options, model, n_steps, pool):
-    """The constants with the lowest cRMSE on validation structures."""
+    """The constants with the lowest cRMSE on validation structures, as notebook 04 seeks them."""
     path = options.out_dir / "rules.json"
     rules = json.loads(path.read_text()) if path.exists() else {}
     if str(n_steps) not in rules:
-        validation = data.load(options.dataset, split="val").subset(TUNED_ON)
-        coarse = n_steps > 50  # Where bounds hardly matter, and steps are many.
-        trials = {
-            (pos, cell): displacements(
-                Dynamics(model, EndpointAnnealing(pos, cell)),
-                validation,
-                n_steps,
-                TUNING_SEED,
-                pool,
-            )[0].mean()
-            for pos in (POS[::3] if coarse else POS)
-            for cell in (CELL[::2] if coarse else CELL)
-        }
-        rules[str(n_steps)] = min(trials, key=trials.get)
+        validation = data.load(options.dataset, split="val")
+        # Above 50 steps bounds hardly matter, and trials take long.
+        trials = RULE_TRIALS if n_steps <= 50 else RULE_TRIALS[::7]
+
+        def measured(part, k, rule):
+            return evaluated(Dynamics(model, rule), part, k, SWEEP_SEED, pool)
+
+        rung = Rung(len(trials), TUNED_ON, n_steps)
+        tried = sweep(measured, validation, [rung], trials, False, EndpointAnnealing)
+        rules[str(n_steps)] = astuple(best_of(tried, EndpointAnnealing))
         write_atomically(path, json.dumps(rules).encode())
     return EndpointAnnealing(*rules[str(n_steps)])
 

@@ -548,11 +548,14 @@ def test_schedules_are_used_on_other_data(files, tmp_path):
         for name in ("here", "there")
     )
     there.dataset = "other"
+    with pytest.raises(ValueError, match="call train_schedules of both"):
+        here.transfer(there)
+    for experiment in (here, there):
+        experiment.policies = {seed: experiment.policy(seed) for seed in (0, 1)}
     with pytest.raises(ValueError, match="call sweep_rule"):
         here.transfer(there)
     for experiment in (here, there):
         experiment.sweep_rule(2, 3)
-        experiment.policies = {seed: experiment.policy(seed) for seed in (0, 1)}
     table = here.transfer(there, 2, 3)
     assert len(table) == 2 * 2 * 5 and list(table.index.levels[1]) == [2, 3]
     # What has learned nothing is no annealing, wherever it comes from.

@@ -235,7 +235,7 @@ class EnergyPreset(Settings):
     iterations: int = 40
     grpo: Mapping[str, Any] = field(default_factory=dict)
     diversity: tuple[int, int] = (8, 16)
-    n_relaxed: tuple[int, int] = (32, 96)
+    n_relaxed: tuple[int, int] = (16, 64)
     relax_steps: int = 20
 
     @classmethod

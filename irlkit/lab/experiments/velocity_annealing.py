@@ -323,31 +323,35 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
             the rule that was tuned here and of no annealing, with verdicts on "< 0"; as text.
 
         Raises:
-            ValueError: a schedule was not learned, or a rule not sought for these steps.
+            ValueError: no schedule was learned, or a rule not sought for these steps.
         """
+        if not (self.learned and other.learned):
+            raise ValueError("no schedule is learned yet; call train_schedules of both experiments")
         rows = {}
         for here, there in ((self, other), (other, self)):
+            where = f"{Path(here.dataset).name} ({Path(here.checkpoint).name})"
             for k in n_steps or (self.preset.n_steps,):
                 here.evaluate("none", k)
                 here.evaluate("rule", k, tuned_at=k)
-                here.evaluate("learned", k)
-                here._evaluate_from(there, k)
+                here._evaluate_found(here, k, {"learned": "learned"})
+                here._evaluate_found(there, k, ELSEWHERE)
                 for name, row in here._transferred(k).items():
-                    rows[here.dataset, k, name] = row
-        table = pd.DataFrame.from_dict(rows, orient="index")
+                    rows[where, k, name] = row
+        table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
         table.index = pd.MultiIndex.from_tuples(rows, names=["test split of", "steps", "annealing"])
         return table
 
-    def _evaluate_from(self, there: VelocityAnnealing, k: int) -> None:
-        """Evaluate the schedules and the rule that were found on other data."""
-        name, rule = ELSEWHERE, there.best_rule(k)
+    def _evaluate_found(self, there: VelocityAnnealing, k: int, names: Mapping[str, str]) -> None:
+        """Evaluate the learned schedules and, if it is named, the rule of an experiment here."""
         jobs = [
-            make_job(k, seed, name["learned"], there._annealing("learned", t), training_seed=t)
-            for t, seed in seed_pairs(there.preset.seeds, self.preset.seeds)
+            make_job(k, seed, names["learned"], there._annealing("learned", t), training_seed=t)
+            for t, seed in seed_pairs([*there.learned], self.preset.seeds)
         ]
-        jobs += [
-            make_job(k, seed, name["rule"], rule, tuned_at=k) for seed in self.preset.seeds_for(k)
-        ]
+        if "rule" in names:
+            rule = there.best_rule(k)
+            jobs += [
+                make_job(k, seed, names["rule"], rule, tuned_at=k) for seed in self.preset.seeds
+            ]
         self._run("what was found elsewhere", jobs)
 
     def _transferred(self, k: int) -> dict[str, dict[str, str]]:
