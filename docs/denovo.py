@@ -1,6 +1,6 @@
 """Train notebook 07's policies with several seeds and measure what they generate.
 
-    python docs/denovo.py --out runs/denovo [--iterations 25] [--structures 1000] [--seeds 0 1 2]
+    python docs/denovo.py --out runs/denovo [--iterations 32] [--structures 1000] [--seeds 0 1 2]
 
 Prints the tables of docs/results.md: metrics with 95 % intervals (formulas and training seeds drawn
 again), and the notebook's claims. It continues where it was stopped: trainings from their
@@ -44,6 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="runs/denovo")
     parser.add_argument("--iterations", type=int, default=denovo.SIZES["laptop"].iterations)
+    parser.add_argument("--ablation-iterations", type=int, default=10, help="of --also")
     parser.add_argument("--structures", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rule", action="store_true", help="evaluate the colder start as well")
@@ -53,6 +54,7 @@ def main():
         denovo.SIZES["laptop"],
         n_structures=given.structures,
         iterations=given.iterations,
+        ablation_iterations=given.ablation_iterations,
         seeds=tuple(given.seeds),
     )
     model, judge = irlkit.load_pretrained("denovo-mask"), denovo.find_judge("auto")

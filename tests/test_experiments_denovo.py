@@ -14,7 +14,7 @@ from irlkit.rl.policies.species import SpeciesPolicy
 from tests.test_null_policy import check
 
 TINY = DeNovoSize(
-    8, 2, 1, ("without diversity",), (0, 1),
+    8, 2, 1, 1, ("without diversity",), (0, 1),
     n_groups=1, group_size=4, n_steps=4, relax_steps=1, max_steps=2,
     temperatures=(0.5, 1.0),
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_claims_of_a_policy_that_learned_nothing(model, tmp_path):
 def test_bad_sizes_and_judges():
     assert set(denovo.SIZES) == {"quick", "laptop", "long", "paper"}
     with pytest.raises(ValueError, match="ablations must be of"):
-        DeNovoSize(10, 1, 1, ("without reason",))
+        DeNovoSize(10, 1, 1, 1, ("without reason",))
     with pytest.raises(ValueError, match="judge must be"):
         denovo.find_judge("me")
     assert denovo.find_judge("none") is None

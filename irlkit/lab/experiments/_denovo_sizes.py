@@ -21,7 +21,8 @@ class DeNovoSize:
     Attributes:
         n_structures: generated to measure, per seed.
         iterations: of GRPO with all parts of the reward.
-        ablation_iterations: of each ablation, of the open hull, and of the band gap.
+        ablation_iterations: of each ablation, and of the open hull.
+        gap_iterations: with the band gap as the reward.
         ablations: variants that are trained.
         seeds: of training and of the samples.
         n_groups: numbers of atoms per iteration.
@@ -37,6 +38,7 @@ class DeNovoSize:
     n_structures: int
     iterations: int
     ablation_iterations: int
+    gap_iterations: int
     ablations: tuple[str, ...] = tuple(ABLATIONS)
     seeds: tuple[int, ...] = (0,)
     n_groups: int = 5
@@ -49,7 +51,8 @@ class DeNovoSize:
     judged: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_structures < 2 or self.iterations < 1 or self.ablation_iterations < 1:
+        least = min(self.iterations, self.ablation_iterations, self.gap_iterations)
+        if self.n_structures < 2 or least < 1:
             raise ValueError(
                 f"at least 2 structures and 1 iteration of everything are needed, got {self}"
             )
@@ -64,6 +67,7 @@ SIZES = {
         n_structures=16,
         iterations=2,
         ablation_iterations=1,
+        gap_iterations=1,
         ablations=("without diversity",),
         n_groups=2,
         group_size=8,
@@ -73,7 +77,7 @@ SIZES = {
         temperatures=(0.7,),
         judged=False,
     ),
-    "laptop": DeNovoSize(200, 25, 10, ("without diversity",)),
-    "long": DeNovoSize(1000, 60, 25, seeds=(0, 1, 2)),
-    "paper": DeNovoSize(10_000, 300, 100, seeds=(0, 1, 2), group_size=128, n_steps=100),
+    "laptop": DeNovoSize(200, 32, 6, 10, ("without diversity",)),
+    "long": DeNovoSize(1000, 60, 25, 25, seeds=(0, 1, 2)),
+    "paper": DeNovoSize(10_000, 300, 100, 100, seeds=(0, 1, 2), group_size=128, n_steps=100),
 }

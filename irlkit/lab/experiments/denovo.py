@@ -148,7 +148,7 @@ class DeNovoReinforcement:
         """
         parts = [self.history] if len(self.history) else []
         runs = [(variant, seed) for variant in variants for seed in self.size.seeds]
-        many = {REINFORCED: self.size.iterations}
+        many = {REINFORCED: self.size.iterations, GAP: self.size.gap_iterations}
         totals = [many.get(variant, self.size.ablation_iterations) for variant, _ in runs]
         with progress_bar(total=sum(totals), disable=not self.progress, unit="iteration") as bar:
             for (variant, seed), total in zip(runs, totals, strict=True):
