@@ -18,6 +18,8 @@ from irlkit.flows.constraints import Constraints
 from irlkit.lab import experiments, plots, sweeps, teaching
 from irlkit.lab.experiments import Rung
 from irlkit.networks import omatg
+from irlkit.networks.autoencoder import Autoencoder
+from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
 from irlkit.rl import grpo, policies, trainer
 from tests.test_discrete import tiny_model
 from tests.tiny_experiments import write_files
@@ -109,6 +111,11 @@ class Kit:
     @cached_property
     def denovo(self):
         return tiny_model().float()
+
+    @cached_property
+    def latent(self):
+        network = DiffusionTransformer(8, 4, 8, 1, 1)
+        return LatentDiffusion(Autoencoder(8, 1, 1), network)
 
     @cached_property
     def toy(self):
@@ -303,6 +310,9 @@ def entries(kit):
         ),
         "policies.VelocityPolicy": dict(
             model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR, process=None
+        ),
+        "policies.LatentPolicy": dict(
+            model=k.latent, eta=0.5, reduction="sum", reference="rollout"
         ),
         "policies.SpeciesPolicy": dict(
             model=k.denovo,
@@ -937,7 +947,8 @@ NEED_THEM = (
 EXCLUDED = {
     "made by the kit, or called by it at every step": (
         "policies.FieldStep policies.StepInputs policies.evaluate policies.CrystalFlow "
-        "policies.DeNovoFlow composition.CompositionNetwork hull.HullResult denovo.DeNovoMetrics "
+        "policies.DeNovoFlow policies.DenoisedLatents composition.CompositionNetwork "
+        "hull.HullResult denovo.DeNovoMetrics "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
         "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
         "policies.Outputs "

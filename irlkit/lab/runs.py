@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from irlkit.lab.diagnostics import Finding, judge
-from irlkit.pretraining import FORMAT as PRETRAINING
+from irlkit.pretraining._loop import FORMAT as PRETRAINING
 from irlkit.utils.foreign import load_plain
 
 _CHECKPOINT, _HISTORY, _RESULTS = "checkpoint.pt", "history.parquet", "results.json"

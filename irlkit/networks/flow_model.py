@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +17,9 @@ from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.constraints import Constraints
 from irlkit.flows.discrete import SPECIES_FLOWS, DiscreteFlow
 from irlkit.flows.interpolants import Interpolant
+from irlkit.networks import _files
 from irlkit.networks.cspnet import CSPNet, NetworkOutput, PairFeatures, PairTopology
 from irlkit.utils.checks import checked
-from irlkit.utils.foreign import recognise
-from irlkit.utils.system import write_atomically
 
 FORMAT = "irlkit-flow-model-1"
 
@@ -235,8 +232,6 @@ class FlowModel(nn.Module):
     @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and description to one safetensors file."""
-        from safetensors.torch import save
-
         description = {
             "format": FORMAT,
             "network": self.network.sizes,
@@ -246,10 +241,7 @@ class FlowModel(nn.Module):
         }
         if self.species is not None:
             description["species"] = to_plain(self.species, SPECIES_FLOWS)
-        tensors = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
+        _files.write(path, self, description)
 
     @classmethod
     @checked
@@ -267,45 +259,15 @@ class FlowModel(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file is not a checkpoint of this package, or its tensors do not fit.
         """
-        from safetensors import SafetensorError, safe_open
 
-        source = Path(path)
-        if not source.is_file():
-            raise FileNotFoundError(f"path: no checkpoint at {source}")
-        try:
-            with safe_open(source, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            what = f"it is {words}" if (words := recognise(source)) else str(error)
-            raise ValueError(
-                f"path: {source} is not a safetensors checkpoint ({what}); expected a file "
-                "written by FlowModel.save"
-            ) from error
-        try:
-            description = json.loads(metadata["irlkit"])
-            if "annealing" in description:
-                raise ValueError("it is an annealing: load_annealing reads it")
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']!r}, expected {FORMAT!r}")
+        def build(description: dict[str, Any]) -> FlowModel:
             species = description.get("species")
-            model = cls(
+            return cls(
                 CSPNet(**description["network"]),
                 {k: Interpolant.from_dict(v) for k, v in description["interpolants"].items()},
                 BaseDistribution.from_dict(description["base"]),
                 description["info"],
                 None if species is None else from_plain(species, SPECIES_FLOWS),
             )
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"path: {source} is a safetensors file, but not a model of this package "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        try:
-            model.to(next(iter(tensors.values())).dtype if tensors else None)
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(
-                f"path: the tensors in {source} do not fit its description: {error}"
-            ) from error
-        return model.to(device).eval()
+
+        return _files.read(path, FORMAT, build, device)

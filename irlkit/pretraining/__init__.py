@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import json
-import math
 import os
-import time
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
@@ -38,13 +29,8 @@ from irlkit.flows.interpolants import (
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining._denovo import denovo_evaluation as denovo_evaluation
+from irlkit.pretraining._loop import TrainingState, check_dataset, run
 from irlkit.utils.checks import check_count, check_finite, checked
-from irlkit.utils.foreign import load_plain
-from irlkit.utils.packing import pack, unpack
-from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
-
-CHECKPOINT = "checkpoint.pt"
-FORMAT = "irlkit-pretraining-checkpoint"
 
 #: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
 #: Trig-SDE-Gamma.
@@ -231,122 +217,14 @@ def build_model(dataset: CrystalDataset, config: PretrainingConfig) -> FlowModel
     return FlowModel(network, interpolants, base, species=species)
 
 
-class _State:
-    """All that changes during training, and its checkpoint file.
+class _State(TrainingState):
+    """Training of a flow model."""
 
-    Args:
-        model: to be trained.
-        config: settings.
-        n_train: number of training structures.
-    """
-
-    def __init__(self, model: FlowModel, config: PretrainingConfig, n_train: int) -> None:
-        self.config = config
-        self.model = model
-        self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.iteration = 0
-        self.seconds = 0.0
-        self.order = torch.empty(0, dtype=torch.long)
-        self.n_train = n_train
-        self.history: list[dict[str, float]] = []
-
-    def next_indices(self) -> Tensor:
-        """Return the next minibatch; the order is drawn anew once all structures were used."""
-        size = min(self.config.batch_size, self.n_train)
-        while len(self.order) < size:
-            epoch = torch.randperm(self.n_train, generator=self.generator)
-            self.order = torch.cat([self.order, epoch])
-        indices, self.order = self.order[:size], self.order[size:]
-        return indices
-
-    def learning_rate(self) -> float:
-        """Return that of a linear warm-up, then half a cosine to zero."""
-        config = self.config
-        rise = min(1.0, (self.iteration + 1) / max(config.warmup, 1))
-        cosine = 0.5 * (1 + math.cos(math.pi * self.iteration / config.iterations))
-        return config.learning_rate * rise * cosine
-
-    def step(self, batch: CrystalBatch) -> dict[str, float]:
-        """Take one optimiser step and return its losses."""
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        losses = interpolant_losses(self.model, batch, self.generator, pairing=config.pairing)
-        total = total_loss(losses, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"iteration {self.iteration}: the gradient is not finite; start anew with a lower "
-                f"learning_rate (now {config.learning_rate})"
-            )
-        self.optimizer.step()
-        # Early averages follow the weights closely, else the random start would stay in them.
-        decay = min(config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.model.parameters()), 1 - decay
-            )
-        self.iteration += 1
-        return {name: float(value.detach()) for name, value in {**losses, "loss": total}.items()}
-
-    def record(self, row: Mapping[str, float], folder: Path | None) -> None:
-        """Add a row to the history; in a folder, write it and the averaged model."""
-        self.history.append({"iteration": self.iteration, "seconds": self.seconds, **row})
-        if folder is not None:
-            history = pd.DataFrame(self.history).to_parquet(index=False)
-            write_atomically(folder / "history.parquet", history)
-            self.average.save(folder / "model.safetensors")
-
-    def to_bytes(self) -> bytes:
-        """Return the content of the checkpoint file."""
-        modules = {name: getattr(self, name).state_dict() for name in _WITH_STATE}
-        draws = {"generator": self.generator.get_state(), "order": self.order}
-        state, tensors = pack({**modules, **draws})
-        content = {"format": FORMAT, "config": asdict(self.config)}
-        content |= {name: getattr(self, name) for name in _PLAIN}
-        buffer = io.BytesIO()
-        torch.save({**content, "state": state, "tensors": tensors}, buffer)
-        return buffer.getvalue()
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint, if there is one.
-
-        Raises:
-            ValueError: the file is not a checkpoint, or belongs to other settings.
-        """
-        if not path.exists():
-            return
-        ours = asdict(self.config)
-        try:
-            content = load_plain(path)
-            if content["format"] != FORMAT:
-                raise ValueError("it lacks the mark")
-            config = content["config"]
-            different = [k for k in ours if k != "validate_every" and config.get(k) != ours[k]]
-            if different:
-                raise ValueError(f"it belongs to a run with other settings, {different}")
-            stored = unpack(content["state"], content["tensors"])
-            for name in _WITH_STATE:
-                getattr(self, name).load_state_dict(stored[name])
-            self.generator.set_state(stored["generator"])
-            self.order = stored["order"]
-            for name in _PLAIN:
-                setattr(self, name, content[name])
-        except Exception as error:  # a damaged file can make torch raise nearly anything
-            raise ValueError(
-                f"out_dir: {path} is not a pretraining checkpoint of this run "
-                f"({type(error).__name__}: {error}); choose another out_dir, or delete it"
-            ) from error
-
-
-_WITH_STATE = ("model", "average", "optimizer")
-_PLAIN = ("iteration", "seconds", "history")
+    def losses(
+        self, model: FlowModel, batch: CrystalBatch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        losses = interpolant_losses(model, batch, generator, pairing=self.config.pairing)
+        return {**losses, "loss": total_loss(losses, self.config)}
 
 
 @checked
@@ -388,88 +266,19 @@ def pretrain(
         FloatingPointError: a gradient is not finite.
     """
     config = config or PretrainingConfig()
-    if len(dataset) < 2:
-        raise ValueError(f"dataset: training needs two structures or more, got {len(dataset)}")
-    data = dataset.batch.standard_orientation().to(device)
-    held_out = None if validation is None else validation.batch.standard_orientation().to(device)
+    check_dataset(dataset)
     state = _State(build_model(dataset, config).to(device), config, len(dataset))
-    folder = None if out_dir is None else Path(out_dir)
-    if folder is not None:
-        check_writable(folder)
-        remove_leftovers(folder)
-        state.load(folder / CHECKPOINT)
-
-    def validate(values: Mapping[str, float]) -> None:
-        losses = {} if held_out is None else _validation_losses(state.average, held_out, config)
-        state.record({**values, **losses, **(evaluate(state.average) if evaluate else {})}, folder)
-
-    try:
-        _train(state, data, validate, folder, progress)
-    except KeyboardInterrupt:
-        if folder is not None:
-            state.load(folder / CHECKPOINT)
-        advice = "" if folder is None else "; the same call continues"
-        warnings.warn(
-            f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
-            stacklevel=3,
-        )
-    model = state.average
-    model.info = {
-        **dict(info or {}),
-        "dataset": dataset.name,
-        "n_train": len(dataset),
-        "seen": dataset.limits(),
-        "iterations": state.iteration,
-        "training_seconds": round(state.seconds, 1),
-        "config": asdict(config),
-        "history": json.loads(json.dumps(state.history[-1:])),
-    }
-    if folder is not None:
-        model.save(folder / "model.safetensors")
-    return model
-
-
-def _train(
-    state: _State,
-    data: CrystalBatch,
-    validate: Callable[[Mapping[str, float]], None],
-    folder: Path | None,
-    progress: bool,
-) -> None:
-    """Take the iterations that are left, with a checkpoint after each if there is a folder."""
-    config = state.config
-    options = dict(desc=f"pretraining {config.kind}", disable=not progress, mininterval=1.0)
-    bar = tqdm(total=config.iterations, initial=state.iteration, **options)
-    started = time.monotonic() - state.seconds
-    mean_loss = None
-    with bar, FileWriter() as writer:
-        while state.iteration < config.iterations:
-            values = state.step(data.select(state.next_indices().to(data.device)))
-            loss = values["loss"]
-            mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
-            bar.update()
-            if state.iteration % 50 == 0:
-                bar.set_postfix(loss=f"{mean_loss:.4f}")
-            state.seconds = time.monotonic() - started
-            if state.iteration % config.validate_every == 0 or state.iteration == config.iterations:
-                validate(values)
-            if folder is not None:
-                writer.write(folder / CHECKPOINT, state.to_bytes())
-
-
-@torch.no_grad()
-def _validation_losses(
-    model: FlowModel, batch: CrystalBatch, config: PretrainingConfig
-) -> dict[str, float]:
-    """Losses at draws that are the same at every call."""
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    draws = 4
-    sums: dict[str, float] = {}
-    for _ in range(draws):
-        losses = interpolant_losses(model, batch, generator, pairing=config.pairing)
-        for name, value in {**losses, "loss": total_loss(losses, config)}.items():
-            sums[name] = sums.get(name, 0.0) + float(value) / draws
-    return {f"validation_{name}": value for name, value in sums.items()}
+    return run(
+        state,
+        dataset,
+        config.kind,
+        validation=validation,
+        evaluate=evaluate,
+        out_dir=out_dir,
+        device=device,
+        info=info,
+        progress=progress,
+    )
 
 
 @checked

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import torch
 
+from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.denovo import denovo
 from irlkit.evaluate.matching import MatchPool
@@ -30,12 +32,23 @@ def denovo_evaluation(
         n_steps: integration steps.
         seed: of the samples, the same at every call.
     """
-    known = KnownStructures(training)
 
-    def compute(model: FlowModel) -> dict[str, float]:
+    def samples(model: FlowModel) -> CrystalBatch:
         generator = torch.Generator().manual_seed(seed)
         n_atoms = model.base.sample_n_atoms(n_structures, generator).to(model.device)
-        made = Dynamics(model).generate(n_atoms, n_steps, generator=generator, max_batch=128)
+        return Dynamics(model).generate(n_atoms, n_steps, generator=generator, max_batch=128)
+
+    return shares_of_samples(training, samples)
+
+
+def shares_of_samples(
+    training: CrystalDataset, samples: Callable[[Any], CrystalBatch]
+) -> Callable[[Any], dict[str, float]]:
+    """Return an `evaluate` of what ``samples`` makes with a model; see `denovo_evaluation`."""
+    known = KnownStructures(training)
+
+    def compute(model: Any) -> dict[str, float]:
+        made = samples(model).to("cpu")
         with MatchPool(n_workers=0, **TOLERANCES) as pool:
             table = denovo(made, known, pool=pool).table
         shares = table[["valid", "valid_composition"]].mean().dropna()

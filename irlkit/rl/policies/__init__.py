@@ -13,15 +13,17 @@ loss loop over the fields and know no policy by name.
 | few_step (13) | the same, guided in rollouts | the same | the same |
 | score (7) | increment | (b - sigma^2 z / (2 gamma)) dt | action |
 | species | species after the step | kernel of the discrete flow | replaces the species |
+| latent | latents after the step | DDIM's | replaces the latents |
 
-The standard deviation of Gaussian ones is sigma(t) sqrt(dt) in every case. Actions and increments
-are never wrapped.
+The standard deviation of Gaussian ones is DDIM's for latents and sigma(t) sqrt(dt) elsewhere.
+Actions and increments are never wrapped.
 """
 
 from irlkit.rl.policies.annealing import AnnealingPolicy
 from irlkit.rl.policies.base import FieldStep, Outputs, Policy, StepInputs
 from irlkit.rl.policies.few_step import FewStepPolicy
 from irlkit.rl.policies.flow import CrystalFlow, FlowPolicy, evaluate
+from irlkit.rl.policies.latent import DenoisedLatents, LatentPolicy
 from irlkit.rl.policies.network import NetworkPolicy, load_dynamics
 from irlkit.rl.policies.score import ScorePolicy
 from irlkit.rl.policies.species import DeNovoFlow, SpeciesPolicy
@@ -43,9 +45,11 @@ __all__ = [
     "AnnealingPolicy",
     "CrystalFlow",
     "DeNovoFlow",
+    "DenoisedLatents",
     "FewStepPolicy",
     "FieldStep",
     "FlowPolicy",
+    "LatentPolicy",
     "NetworkPolicy",
     "Outputs",
     "Policy",

@@ -1,0 +1,93 @@
+"""Networks with a description in one safetensors file, which is read without executing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from irlkit.utils.foreign import recognise
+from irlkit.utils.system import write_atomically
+
+M = TypeVar("M", bound=nn.Module)
+KINDS = {
+    "irlkit-flow-model-1": "a flow model: irlkit.load_pretrained reads it",
+    "irlkit-autoencoder-1": "an autoencoder of crystals: Autoencoder.load reads it",
+    "irlkit-latent-diffusion-1": "a latent diffusion: LatentDiffusion.load reads it",
+}
+"""Format -> what such a file is, for whoever reads it as another."""
+
+
+def write(path: str | os.PathLike[str], model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write weights and description, whose "format" is one of `KINDS`, to a file."""
+    from safetensors.torch import save
+
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+    write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
+
+
+def read(
+    path: str | os.PathLike[str],
+    kind: str,
+    build: Callable[[dict[str, Any]], M],
+    device: str | torch.device = "cpu",
+    writer: str = "FlowModel.save",
+) -> M:
+    """Read a model that `write` wrote, in evaluation mode.
+
+    Args:
+        path: file.
+        kind: expected format.
+        build: makes the model of its description, with any weights.
+        device: where to put the weights.
+        writer: what writes such files, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint of this kind, or its tensors do not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"path: no checkpoint at {source}")
+    try:
+        with safe_open(source, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        what = f"it is {words}" if (words := recognise(source)) else str(error)
+        raise ValueError(
+            f"path: {source} is not a safetensors checkpoint ({what}); expected a file written by "
+            f"{writer}"
+        ) from error
+    try:
+        description = json.loads(metadata["irlkit"])
+        if "annealing" in description:
+            raise ValueError("it is an annealing: load_annealing reads it")
+        found = description["format"]
+        if found != kind:
+            words = KINDS.get(found) if isinstance(found, str) else None
+            said = f"it is {words}" if words else f"format {found!r}"
+            raise ValueError(f"{said}, expected {kind!r}")
+        model = build(description)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"path: {source} is a safetensors file, but not a model of this package "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    try:
+        model.to(next(iter(tensors.values())).dtype if tensors else None)
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"path: the tensors in {source} do not fit its description: {error}"
+        ) from error
+    return model.to(device).eval()

@@ -1,0 +1,275 @@
+"""Diffusion of an autoencoder's latents: the transformer, its noise, and steps back to crystals.
+
+Chemeleon2's second stage, written anew: a transformer with adaLN-zero (Peebles and Xie 2023), told
+time and number of atoms, predicts the noise (Ho et al. 2020). With abar_t = prod_s (1 - beta_s),
+beta linear, and z a latent over the standard deviation of all latents,
+
+    x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irlkit.crystals import CrystalBatch
+from irlkit.networks import _files
+from irlkit.networks._transformer import Block, Slots
+from irlkit.networks.autoencoder import Autoencoder
+from irlkit.networks.cspnet import TimeEmbedding
+from irlkit.utils.checks import check_count, check_finite, checked
+
+FORMAT = "irlkit-latent-diffusion-1"
+N_TIMES = 1000
+BETAS = (1e-4, 0.02)
+
+
+class DiffusionTransformer(nn.Module):
+    """Predicts the noise in latents, which it takes for a set: the order of atoms means nothing.
+
+    Args:
+        latent_dim: Numbers per atom.
+        max_atoms: Most atoms that a structure may have.
+        width: Channels.
+        n_layers: Layers.
+        n_heads: Heads of their attention.
+
+    Raises:
+        ValueError: a size is below 1, or the heads do not divide the width.
+    """
+
+    @checked
+    def __init__(
+        self, latent_dim: int, max_atoms: int, width: int = 128, n_layers: int = 6, n_heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.sizes = dict(
+            latent_dim=latent_dim,
+            max_atoms=max_atoms,
+            width=width,
+            n_layers=n_layers,
+            n_heads=n_heads,
+        )
+        for name, value in self.sizes.items():
+            check_count(name, value)
+        if width % n_heads or width % 2:
+            raise ValueError(f"width must be a multiple of 2 and of n_heads={n_heads}, got {width}")
+        self.latent_in = nn.Linear(latent_dim, width)
+        self.time = TimeEmbedding(max(4, width))
+        self.time_in = nn.Sequential(
+            nn.Linear(max(4, width), width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.size_in = nn.Embedding(max_atoms, width)
+        self.blocks = nn.ModuleList(Block(width, n_heads, condition=width) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, latent_dim)
+        for linear in (self.modulation, self.out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, t: Tensor, slots: Slots) -> Tensor:
+        """Predict the noise in latents x (n, latent_dim) at times t (B,), 0 to `N_TIMES` - 1."""
+        condition = self.time_in(self.time(t.to(x))) + self.size_in(slots.n_atoms - 1)
+        condition = nn.functional.silu(condition)
+        h = self.latent_in(x)
+        for block in self.blocks:
+            h = block(h, slots, condition)
+        shift, scale = self.modulation(condition).index_select(0, slots.batch).chunk(2, dim=1)
+        return self.out(self.norm(h) * (1 + scale) + shift)
+
+
+class LatentDiffusion(nn.Module):
+    """Generates crystals of given numbers of atoms: latents are denoised, then decoded.
+
+    Args:
+        autoencoder: Frozen; decodes latents.
+        network: Predicts the noise in them.
+        scale: Standard deviation of all latents of the training set.
+        info: Plain data about training.
+
+    Raises:
+        ValueError: the network's latents have another size than the autoencoder's, or a scale that
+            is not positive.
+    """
+
+    @checked
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        network: DiffusionTransformer,
+        scale: float = 1.0,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if network.sizes["latent_dim"] != autoencoder.latent_dim:
+            raise ValueError(
+                f"network: its latents have {network.sizes['latent_dim']} numbers per atom, those "
+                f"of the autoencoder {autoencoder.latent_dim}; train one on the other's latents"
+            )
+        check_finite("scale", scale, above=0)
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.network = network
+        self.scale = scale
+        self.info = dict(info or {})
+
+    def check(self, n_atoms: Tensor) -> None:
+        """Raise a ValueError if structures have more atoms than the model has seen."""
+        largest = self.network.sizes["max_atoms"]
+        if len(n_atoms) and int(n_atoms.max()) > largest:
+            raise ValueError(
+                f"n_atoms must be at most {largest}, the largest cells that this model has seen, "
+                f"got {int(n_atoms.max())}"
+            )
+
+    def losses(self, crystals: CrystalBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss at one random time per structure: mean squared error of the noise.
+
+        Args:
+            crystals: Data, at least one structure.
+            generator: Draws latents, times and noise; on the CPU.
+        """
+        with torch.no_grad():
+            mean, std = self.autoencoder.encode(crystals)
+            noise = torch.randn(2, *mean.shape, generator=generator).to(mean)
+            z = (mean + std * noise[0]) / self.scale
+        size = len(crystals)
+        # One time in each of as many equal parts of the range as there are structures.
+        strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        t = (N_TIMES * strata[torch.randperm(size, generator=generator)]).long().to(z.device)
+        slots = Slots.from_n_atoms(crystals.n_atoms)
+        abar = signal(t).to(z)[slots.batch, None]
+        x = abar.sqrt() * z + (1 - abar).sqrt() * noise[1]
+        return {"noise": (self.network(x, t, slots) - noise[1]).square().mean()}
+
+    def times(self, n_steps: int) -> Tensor:
+        """Return the diffusion times of so many steps with noise and a last one without.
+
+        Returns:
+            Float64, from `N_TIMES` - 1 down, shape (n_steps + 1,).
+
+        Raises:
+            ValueError: no step, or as many as there are times.
+        """
+        check_count("n_steps", n_steps, most=N_TIMES - 1)
+        last = torch.arange(n_steps + 1, 0, -1, dtype=torch.float64)
+        return (last * (N_TIMES / (n_steps + 1))).round() - 1
+
+    @torch.no_grad()
+    def latents_to_crystals(self, x: Tensor, n_atoms: Tensor) -> CrystalBatch:
+        """Return the crystals of denoised latents x (n, latent_dim), in units of `scale`."""
+        return self.autoencoder.crystals(self.scale * x, n_atoms)
+
+    @checked
+    @torch.no_grad()
+    def generate(
+        self,
+        request: Tensor,
+        n_steps: int = 49,
+        *,
+        generator: torch.Generator,
+        max_batch: int | None = None,
+        eta: float = 1.0,
+    ) -> CrystalBatch:
+        """Generate crystals by DDIM (Song et al. 2021), with noise at eta above 0.
+
+        Args:
+            request: Atoms per structure, int64, shape (B,).
+            n_steps: Steps before the last one, which has no noise.
+            generator: Draws the noise, on its own device.
+            max_batch: At most so many structures at a time.
+            eta: Share of the noise of the diffusion's reverse, 0 to 1.
+
+        Raises:
+            ValueError: more atoms than the model has seen.
+        """
+        self.check(request)
+        like, made = self.network.out.weight, []
+        times = self.times(n_steps)
+        for n_atoms in request.to(like.device).split(max_batch or max(len(request), 1)):
+            slots = Slots.from_n_atoms(n_atoms)
+            shape = (len(slots.batch), self.autoencoder.latent_dim)
+            x = torch.randn(shape, generator=generator, device=generator.device).to(like)
+            for i, t in enumerate(times):
+                eps = self.network(x, t.expand(len(n_atoms)).to(like.device), slots)
+                following = times[i + 1] if i < n_steps else t.new_tensor(-1.0)
+                x, std = denoised(x, eps, t, following, eta)
+                if i < n_steps and eta:
+                    xi = torch.randn(shape, generator=generator, device=generator.device)
+                    x = x + std * xi.to(like)
+            made.append(self.latents_to_crystals(x, n_atoms))
+        return CrystalBatch.concatenate(made)
+
+    @checked
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights of autoencoder and transformer to one safetensors file."""
+        parts = {"autoencoder": self.autoencoder, "network": self.network}
+        description = {
+            "format": FORMAT,
+            **{name: part.sizes for name, part in parts.items()},
+            "autoencoder_info": self.autoencoder.info,
+            "scale": self.scale,
+            "info": self.info,
+        }
+        _files.write(path, self, description)
+
+    @classmethod
+    @checked
+    def load(
+        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu"
+    ) -> LatentDiffusion:
+        """Read a model that `save` wrote, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no latent diffusion of this package, or its tensors do not fit.
+        """
+
+        def build(description: dict[str, Any]) -> LatentDiffusion:
+            info = description["autoencoder_info"]
+            autoencoder = Autoencoder(**description["autoencoder"], info=info)
+            network = DiffusionTransformer(**description["network"])
+            return cls(autoencoder, network, description["scale"], description["info"])
+
+        return _files.read(path, FORMAT, build, device, "LatentDiffusion.save")
+
+
+def signal(t: Tensor) -> Tensor:
+    """Return abar at diffusion times t of any shape, 0 to `N_TIMES` - 1; 1 at -1. Float64.
+
+    >>> signal(torch.tensor([-1.0, 0.0, 999.0]))
+    tensor([1.0000e+00, 9.9990e-01, 4.0358e-05], dtype=torch.float64)
+    """
+    betas = torch.linspace(*BETAS, N_TIMES, dtype=torch.float64)
+    abar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)]).to(t.device)
+    return abar[t.long() + 1]
+
+
+def denoised(
+    x: Tensor, eps: Tensor, t: Tensor, following: Tensor, eta: float
+) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the next state of DDIM (Song et al. 2021, Eq. 12).
+
+    With s the following time, z = (x - sqrt(1 - abar_t) eps) / sqrt(abar_t) the predicted latent
+    and sigma^2 = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), the mean is
+    sqrt(abar_s) z + sqrt(1 - abar_s - sigma^2) eps.
+
+    Args:
+        x: States, shape (..., latent_dim).
+        eps: Predicted noise, the same shape.
+        t: Their times, broadcast against x.
+        following: The next times, -1 for the end, where the standard deviation is 0.
+        eta: 0 to 1.
+
+    Returns:
+        Mean, of x's shape, and standard deviation, of t's.
+    """
+    here, there = signal(t), signal(following)
+    variance = eta**2 * (1 - there) / (1 - here) * (1 - here / there)
+    z = (x - (1 - here).sqrt().to(x) * eps) / here.sqrt().to(x)
+    mean = there.sqrt().to(x) * z + (1 - there - variance).clamp(min=0).sqrt().to(x) * eps
+    return mean, variance.sqrt().to(x)

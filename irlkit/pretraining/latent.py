@@ -1,0 +1,328 @@
+"""Training of latent diffusion in two stages: an autoencoder of crystals, then the diffusion."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlkit.crystals import CrystalBatch
+from irlkit.data import CrystalDataset
+from irlkit.evaluate.matching import MatchPool
+from irlkit.evaluate.novelty import TOLERANCES
+from irlkit.networks.autoencoder import Autoencoder, reconstruction_losses, shifted
+from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
+from irlkit.pretraining._denovo import shares_of_samples
+from irlkit.pretraining._loop import TrainingState, check_dataset, run
+from irlkit.utils.checks import check_count, check_finite, checked
+
+
+@checked
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Settings of `pretrain_autoencoder`; the weights of the losses are Chemeleon2's.
+
+    Attributes:
+        width: channels.
+        n_layers: layers of encoder and of decoder.
+        n_heads: heads of the attention.
+        latent_dim: numbers per atom.
+        iterations: optimiser steps.
+        batch_size: structures per step.
+        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
+        weight_decay: of AdamW.
+        warmup: steps of linear increase to the peak.
+        ema_decay: decay of the exponential moving average of the weights, per step.
+        max_grad_norm: gradient-norm clip.
+        species_weight: of the cross-entropy of species.
+        pos_weight: of the squared error of fractional coordinates.
+        lengths_weight: of that of lengths over N^(1/3), Å.
+        angles_weight: of that of angles, radians.
+        kl_weight: of the KL divergence from a standard normal.
+        periodic: compare coordinates on the circle; see `reconstruction_losses`.
+        augment: shift each structure by a random vector.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints: so many are repeated after a kill.
+        seed: of weights, data order and draws.
+    """
+
+    width: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    latent_dim: int = 8
+    iterations: int = 20_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 300
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    species_weight: float = 1.0
+    pos_weight: float = 10.0
+    lengths_weight: float = 1.0
+    angles_weight: float = 10.0
+    kl_weight: float = 1e-5
+    periodic: bool = True
+    augment: bool = True
+    validate_every: int = 1000
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    _weights: ClassVar[tuple[str, ...]] = ("species", "pos", "lengths", "angles", "kl")
+
+    def __post_init__(self) -> None:
+        counts = ("width", "n_layers", "n_heads", "latent_dim")
+        _check_training(self, counts, [f"{name}_weight" for name in self._weights])
+
+
+def _check_training(config: Any, counts: tuple[str, ...], least_zero: list[str]) -> None:
+    """Raise a ValueError, naming the setting, unless a configuration can be trained with."""
+    more = ("iterations", "batch_size", "validate_every", "checkpoint_every")
+    for name in (*counts, *more):
+        check_count(name, getattr(config, name))
+    check_count("warmup", config.warmup, least=0)
+    for name in ("learning_rate", "max_grad_norm"):
+        check_finite(name, getattr(config, name), above=0)
+    for name in ("weight_decay", "ema_decay", *least_zero):
+        check_finite(name, getattr(config, name), least=0)
+    if config.ema_decay >= 1:
+        raise ValueError(f"ema_decay must be below 1, got {config.ema_decay}")
+
+
+class _AutoencoderState(TrainingState):
+    """Training of an autoencoder."""
+
+    def losses(
+        self, model: Autoencoder, batch: CrystalBatch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        config = self.config
+        if config.augment:
+            batch = shifted(batch, generator)
+        parts = reconstruction_losses(model, batch, generator, periodic=config.periodic)
+        weights = {name: getattr(config, f"{name}_weight") for name in config._weights}
+        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return {**parts, "loss": total}
+
+
+@checked
+def pretrain_autoencoder(
+    dataset: CrystalDataset,
+    config: AutoencoderConfig | None = None,
+    *,
+    validation: CrystalDataset | None = None,
+    evaluate: Callable[[Autoencoder], Mapping[str, float]] | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    info: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Autoencoder:
+    """Train an autoencoder of crystals; with `out_dir`, stop and call again to continue.
+
+    Args:
+        dataset: training structures, in Niggli cells as `irlkit.data.load` gives them.
+        config: settings.
+        validation, evaluate, out_dir, device, info, progress: as for `irlkit.pretraining.pretrain`;
+            `reconstruction_evaluation` makes an `evaluate`.
+
+    Returns:
+        The autoencoder with averaged weights.
+
+    Raises:
+        ValueError: the data set has less than two structures, or `out_dir` holds a checkpoint of
+            other settings.
+    """
+    config = config or AutoencoderConfig()
+    check_dataset(dataset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Autoencoder(config.width, config.n_layers, config.n_heads, config.latent_dim)
+    return run(
+        _AutoencoderState(model.to(device), config, len(dataset)),
+        dataset,
+        "autoencoder",
+        validation=validation,
+        evaluate=evaluate,
+        out_dir=out_dir,
+        device=device,
+        info=info,
+        progress=progress,
+    )
+
+
+@checked
+def reconstruction_evaluation(
+    references: CrystalDataset, n_structures: int | None = None
+) -> Callable[[Autoencoder], dict[str, float]]:
+    """Return an `evaluate` for `pretrain_autoencoder`: how well structures survive the way back.
+
+    Its numbers, of crystals decoded from the means of their latents: "validation_recovered", the
+    share of structures that pymatgen's StructureMatcher finds again, at its own tolerances, and
+    whose atoms all have their species; "validation_species", the share with the latter alone;
+    "validation_rmsd", the mean displacement of the recovered over (V/N)^(1/3).
+
+    Args:
+        references: structures.
+        n_structures: about how many of them; None: all.
+    """
+    batch = references.subset(n_structures).batch
+    with MatchPool(n_workers=0, **TOLERANCES) as pool:
+        prepared = pool.prepare(batch)
+    pairs = np.arange(len(batch))[:, None].repeat(2, axis=1)
+
+    @torch.no_grad()
+    def compute(model: Autoencoder) -> dict[str, float]:
+        like = next(model.parameters())
+        known = batch.to(like.device, like.dtype)
+        made = model.crystals(model.encode(known)[0], known.n_atoms).to("cpu")
+        wrong = batch.batch[made.species != batch.species]
+        exact = torch.ones(len(batch), dtype=torch.bool)
+        exact[wrong] = False
+        rmsd = np.where(exact.numpy(), pool.rmsd(made, prepared, pairs), np.nan)
+        found = np.isfinite(rmsd)
+        return {
+            "validation_recovered": float(found.mean()),
+            "validation_species": float(exact.double().mean()),
+            "validation_rmsd": float(rmsd[found].mean()) if found.any() else float("nan"),
+        }
+
+    return compute
+
+
+@checked
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Settings of `pretrain_diffusion`.
+
+    Attributes:
+        width: channels.
+        n_layers: layers.
+        n_heads: heads of the attention.
+        iterations: optimiser steps.
+        batch_size: structures per step.
+        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
+        weight_decay: of AdamW.
+        warmup: steps of linear increase to the peak.
+        ema_decay: decay of the exponential moving average of the weights, per step.
+        max_grad_norm: gradient-norm clip.
+        augment: shift each structure by a random vector before it is encoded; else it is learned
+            where the data have it.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints: so many are repeated after a kill.
+        seed: of weights, data order and draws.
+    """
+
+    width: int = 128
+    n_layers: int = 6
+    n_heads: int = 4
+    iterations: int = 20_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 300
+    ema_decay: float = 0.9995
+    max_grad_norm: float = 1.0
+    augment: bool = False
+    validate_every: int = 1000
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_training(self, ("width", "n_layers", "n_heads"), [])
+
+
+class _DiffusionState(TrainingState):
+    """Training of a diffusion; what is frozen has no gradient and so stays as it is."""
+
+    def losses(
+        self, model: LatentDiffusion, batch: CrystalBatch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        if self.config.augment:
+            batch = shifted(batch, generator)
+        losses = model.losses(batch, generator)
+        return {**losses, "loss": losses["noise"]}
+
+
+@checked
+def pretrain_diffusion(
+    dataset: CrystalDataset,
+    autoencoder: Autoencoder,
+    config: DiffusionConfig | None = None,
+    *,
+    validation: CrystalDataset | None = None,
+    evaluate: Callable[[LatentDiffusion], Mapping[str, float]] | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    info: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> LatentDiffusion:
+    """Train a diffusion of an autoencoder's latents; with `out_dir`, call again to continue.
+
+    Args:
+        dataset: training structures, those of the autoencoder.
+        autoencoder: trained; it is copied and stays as it is.
+        config: settings.
+        validation, evaluate, out_dir, device, info, progress: as for `irlkit.pretraining.pretrain`;
+            `sample_evaluation` makes an `evaluate`.
+
+    Returns:
+        The model with averaged weights; it generates structures of as many atoms as the data have.
+
+    Raises:
+        ValueError: the data set has less than two structures, or `out_dir` holds a checkpoint of
+            other settings.
+    """
+    config = config or DiffusionConfig()
+    check_dataset(dataset)
+    autoencoder = copy.deepcopy(autoencoder).to(device).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(config.seed)
+        network = DiffusionTransformer(
+            autoencoder.latent_dim,
+            int(dataset.batch.n_atoms.max()),
+            config.width,
+            config.n_layers,
+            config.n_heads,
+        )
+        known = dataset.batch.standard_orientation().to(device)
+        scale = float(autoencoder.encode(known)[0].std())
+    model = LatentDiffusion(autoencoder, network, scale).to(device)
+    return run(
+        _DiffusionState(model, config, len(dataset)),
+        dataset,
+        "latent diffusion",
+        validation=validation,
+        evaluate=evaluate,
+        out_dir=out_dir,
+        device=device,
+        info=info,
+        progress=progress,
+    )
+
+
+@checked
+def sample_evaluation(
+    training: CrystalDataset, n_structures: int = 256, n_steps: int = 49, seed: int = 0
+) -> Callable[[LatentDiffusion], dict[str, float]]:
+    """Return an `evaluate` for `pretrain_diffusion`: that of `denovo_evaluation`.
+
+    Args:
+        training: what is not novel; samples have its numbers of atoms.
+        n_structures: how many to generate.
+        n_steps: steps with noise.
+        seed: of the samples, the same at every call.
+    """
+
+    def samples(model: LatentDiffusion) -> CrystalBatch:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(training), (n_structures,), generator=generator)
+        return model.generate(
+            training.batch.n_atoms[rows], n_steps, generator=generator, max_batch=128
+        )
+
+    return shares_of_samples(training, samples)
