@@ -115,7 +115,7 @@ def gain(options, experiment):
         trainer.run(options.iterations, False)
         with trainer.averaged() as policy:
             experiment.policies[name_of(*condition), seed] = copy.deepcopy(policy)
-    experiment.measure_gain()
+    experiment.measure_gain().to_parquet(options.out_dir / "gain.parquet")
     print(f"{len(experiment.test)} test structures, {experiment.preset.relax_steps} steps")
     print(experiment.table("gain").to_string())
     print(claims_table(experiment._gain_claims()).to_string())

@@ -31,10 +31,11 @@ from irlkit.lab.experiments._energy_claims import (
     energy_claims,
     untrained,
 )
-from irlkit.lab.experiments._gain import AFTER, BEFORE, Gains
+from irlkit.lab.experiments._gain import AFTER, BEFORE, HIGHEST, Gains, WatchedEnergy
 from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import _Evidence
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
+from irlkit.rewards import EnergyReward
 from irlkit.rl.policies import load_dynamics
 from irlkit.rl.trainer import GRPOTrainer
 from irlkit.utils.workers import Outcome, WorkerPool, WorkersLostError
@@ -514,6 +515,18 @@ def test_energies_that_were_not_rewarded_are_validated_and_measured(finished):
     assert set(finished.table("gain").columns) >= {"gain, mean", "pairs"}
     assert any("survives relaxation, by the judge" in c.claim for c in finished.claims())
     assert "The judge is toy" in finished._remark()
+
+
+def test_watched_energies_are_bounded_and_reward_nothing(finished):
+    data = finished.test
+    energy = EnergyReward(finished.potential, clip=np.inf, references=data)
+    close = data.batch.replace(cell=data.batch.cell * 0.4)
+    assert energy(close).info["energy_above_reference"].max() > HIGHEST
+    found = WatchedEnergy(energy, 2)(close)
+    assert not found.values.any() and found.info["energy_above_reference"][:2].max() == HIGHEST
+    assert np.isnan(found.info["energy_above_reference"][2:]).all()
+    relaxed = WatchedEnergy(energy, 2, 20)(close).info["energy_above_reference"][:2]
+    assert relaxed.min() < 0 and relaxed.max() <= HIGHEST
 
 
 def test_judges_by_name(monkeypatch):

@@ -17,7 +17,7 @@ from irlkit.data import CrystalDataset, Skipped
 from irlkit.data._text import shorten
 from irlkit.evaluate import metrics
 from irlkit.evaluate.metrics import MatchPool
-from irlkit.lab.experiments._gain import RelaxedEnergy
+from irlkit.lab.experiments._gain import WatchedEnergy
 from irlkit.lab.experiments._handcrafted import AnnealedExperiment, S
 from irlkit.potentials import Energies, Potential
 from irlkit.rewards import CompositeReward, CRMSEReward, EnergyReward, Reward
@@ -151,9 +151,10 @@ def energy_rewards(
     parts: dict[str, Reward] = {"energy": energy, "match": CRMSEReward(validation, pool)}
     found = find_judge(judge)
     if found is not None:
-        parts["judge"] = EnergyReward(found, clip=math.inf, references=validation)
+        of_judge = EnergyReward(found, clip=math.inf, references=validation)
+        parts["judge"] = WatchedEnergy(of_judge)
     if relaxed is not None:
-        parts["relaxed"] = RelaxedEnergy(energy, *relaxed)
+        parts["relaxed"] = WatchedEnergy(energy, *relaxed)
     weights = {name: float(name == "energy") for name in parts}
     return EnergyReward(potential, group_size), CompositeReward(parts, weights)
 
