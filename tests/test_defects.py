@@ -6,13 +6,14 @@ import pickle
 import random
 import re
 import warnings
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from irlkit import data
@@ -49,6 +50,12 @@ def load(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return data.load(path, cache=False, niggli=False, progress=False, dtype=torch.float64)
+
+
+def load_formulas(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return data.load(path)
 
 
 def check(dataset, expected, least=0.1, most=0.9):
@@ -252,17 +259,19 @@ def test_dictionaries_of_pymatgen(tmp_path):
 
 
 def spoiled_arrays():
-    """Arrays of structures with one defect each, by name, and the structures."""
-    expected, rows = {}, {}
+    """Files of two structures as arrays, one of them with a defect: structures, rows."""
     for i in range(N):
         draws = random.Random(i)
-        expected[f"{i}"] = structure = crystal(draws)
-        row = {
-            "species": [float(z) for z in structure.atomic_numbers],
-            "pos": structure.frac_coords.ravel().tolist(),
-            "cell": structure.lattice.matrix.ravel().tolist(),
-        }
-        values = row[draws.choice(list(row))]
+        structures = [crystal(draws) for _ in range(2)]
+        rows = [
+            {
+                "species": [float(z) for z in structure.atomic_numbers],
+                "pos": structure.frac_coords.ravel().tolist(),
+                "cell": structure.lattice.matrix.ravel().tolist(),
+            }
+            for structure in structures
+        ]
+        values = rows[0][draws.choice(list(rows[0]))]
         k = draws.randrange(len(values))
         if i % 4 == 0:
             del values[k]
@@ -271,31 +280,160 @@ def spoiled_arrays():
         elif i % 4 == 2:
             values[k] = draws.choice([float("nan"), float("inf"), 1e300, values[k]])
         else:
-            row["species"][0] = draws.choice([0.0, -1.0, 11.5, 101.0, 1e20, row["species"][0]])
-        rows[f"{i}"] = row
-    return expected, rows
+            entries = rows[0]["species"]
+            entries[0] = draws.choice([0.0, -1.0, 11.5, 101.0, 1e20, entries[0]])
+        yield structures, rows, draws
+
+
+def check_file(path, structures, declared=("0", "1")):
+    """What was read is what was declared, by name; the rest has a reason. Returns how many."""
+    try:
+        dataset = load(path)
+    except ValueError as error:
+        assert path.name in str(error)
+        return 0
+    assert all(record.reason.strip() for record in dataset.skipped)
+    for name, found in zip(dataset.table["material_id"], dataset.structures, strict=True):
+        number = next((i for i, ending in enumerate(declared) if name.endswith(ending)), None)
+        wanted = structures if number is None else [structures[number]]
+        assert any(SAME.fit(found, structure) for structure in wanted), f"{name}: {found}"
+    assert len(dataset) + len(dataset.skipped) >= 1
+    return len(dataset)
+
+
+def spoil_bytes(content, draws):
+    """One byte less, one other, or an end before the end."""
+    k = draws.randrange(len(content))
+    end = draws.choice([content[k + 1 :], b"?" + content[k + 1 :], b""])
+    return content[:k] + end
 
 
 def test_parquet(tmp_path):
-    expected, rows = spoiled_arrays()
-    table = pd.DataFrame(list(rows.values())).assign(material_id=list(rows))
-    table.to_parquet(tmp_path / "all.parquet")
-    check(load(tmp_path / "all.parquet"), expected)
+    n_read = 0
+    for i, (structures, rows, draws) in enumerate(spoiled_arrays()):
+        table = pd.DataFrame(rows).assign(material_id=["0", "1"])
+        formulas = [structure.reduced_formula for structure in structures]
+        if i % 5 == 3:
+            formulas[0] = draws.choice(["Xe", "InF", "NaN", "salt", None])
+        table["formula"] = formulas
+        if i % 5 == 4:
+            name = draws.choice(list(table))
+            table = table.rename(columns={name: draws.choice(["x", "CIF", name.upper()])})
+        path = tmp_path / f"{i}.parquet"
+        table.to_parquet(path)
+        if i % 7 == 6:
+            path.write_bytes(spoil_bytes(path.read_bytes(), draws))
+        n_read += check_file(path, structures)
+    assert 2 * N / 10 < n_read < 2 * 9 * N / 10
 
 
 def test_lmdb(tmp_path):
     lmdb = pytest.importorskip("lmdb")
-    expected, rows = spoiled_arrays()
-    with (
-        lmdb.open(str(tmp_path / "all.lmdb"), subdir=False, map_size=1 << 24) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for name, row in rows.items():
-            record = {key: torch.tensor(value) for key, value in row.items()}
-            record["atomic_numbers"] = record.pop("species")
-            content = pickle.dumps({**record, "pos_is_fractional": True})
-            transaction.put(name.encode(), content)
-    check(load(tmp_path / "all.lmdb"), expected)
+    n_read = 0
+    for i, (structures, rows, draws) in enumerate(spoiled_arrays()):
+        path = tmp_path / f"{i}.lmdb"
+        with (
+            lmdb.open(str(path), subdir=False, map_size=1 << 20, sync=False) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for name, row in enumerate(rows):
+                record = {key: torch.tensor(value) for key, value in row.items()}
+                record["atomic_numbers"] = record.pop("species")
+                content = pickle.dumps({**record, "pos_is_fractional": True})
+                if i % 7 == 6 and name == 0:
+                    content = spoil_bytes(content, draws)
+                transaction.put(f"{name}".encode(), content)
+        n_read += check_file(path, structures)
+    assert 2 * N / 10 < n_read < 2 * 9 * N / 10
+
+
+def spoil_json(text, draws):
+    """One character less, one other, or an end before the end; digits stay what they are."""
+    k = draws.choice([m.start() for m in re.finditer(r"[^\d.\s-]", text)])
+    return text[:k] + draws.choice([text[k + 1 :], "?" + text[k + 1 :], ""])
+
+
+ONE_PER_LINE = (lambda entries: "\n".join(map(json.dumps, entries)), "jsonl")
+JSON = (
+    ONE_PER_LINE,
+    (json.dumps, "json"),
+    (lambda entries: json.dumps({e["material_id"]: e["structure"] for e in entries}), "json"),
+    (lambda entries: pd.DataFrame(entries).to_json(orient="split"), "json"),
+)
+
+
+def test_json(tmp_path):
+    n_read = 0
+    for i in range(N):
+        draws = random.Random(i)
+        structures = [crystal(draws) for _ in range(2)]
+        entries = [
+            {"material_id": f"{k}", "formula": s.reduced_formula, "structure": s.as_dict()}
+            for k, s in enumerate(structures)
+        ]
+        arrange, ending = JSON[i % len(JSON)]
+        if i % 3:
+            entries[0]["structure"] = spoil_entry(entries[0]["structure"], draws)
+        text = arrange(entries)
+        text = text if i % 3 else spoil_json(text, draws)
+        encoding = draws.choice(["utf-8", "utf-8-sig", "utf-16"])
+        path = tmp_path / f"{i}.{ending}"
+        path.write_bytes(text.encode(encoding))
+        n_read += check_file(path, structures)
+    assert 2 * N / 10 < n_read < 2 * 9 * N / 10
+
+
+def test_zip(tmp_path):
+    n_read = 0
+    for i in range(N):
+        draws = random.Random(i)
+        structures = [crystal(draws) for _ in range(2)]
+        texts = [str(CifWriter(structures[0])), structures[1].to(fmt="poscar")]
+        texts[0] = texts[0].replace("  1\n", "  1.0\n")
+        members = dict(zip(["0.cif", "POSCAR_1"], texts, strict=True))
+        spoiled = draws.choice(list(members))
+        defects = CIF if spoiled == "0.cif" else POSCAR
+        if i % 3:
+            members[spoiled] = defects[i % len(defects)](members[spoiled], draws)
+        path = tmp_path / f"{i}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        if i % 3 == 0:
+            path.write_bytes(spoil_bytes(path.read_bytes(), draws))
+        declared = ("0.cif", "POSCAR_1") if i % 3 == 0 else ("0", "1")
+        n_read += check_file(path, structures, declared)
+    assert 2 * N / 10 < n_read < 2 * 9 * N / 10
+
+
+FORMULAS = (
+    *(lambda text, draws: "\ufeff" + text, lambda text, draws: text.encode("utf-16")),
+    lambda text, draws: text.replace("2", "\u2082"),
+    lambda text, draws: text.replace("\n", "\r\n"),
+    lambda text, draws: text.replace("O", draws.choice(["D", "o", "O+", "O1.5", "(O", "Xx"]), 1),
+    lambda text, draws: text + draws.choice(["?", "NaCl MgO\n", "mp-149\n", "12\n", "# end\n"]),
+    lambda text, draws: text.upper(),
+    lambda text, draws: draws.choice(["<html>", "version https://git-lfs"]) + text,
+)
+
+
+def test_formulas(tmp_path):
+    n_read = 0
+    for i in range(N):
+        draws = random.Random(i)
+        chosen = [f"{a}{draws.randint(1, 2)}O" for a in draws.sample(["Na", "Sr", "Ti"], 2)]
+        path = tmp_path / f"{i}.txt"
+        write(path, FORMULAS[i % len(FORMULAS)]("\n".join(chosen) + "\n", draws))
+        try:
+            dataset = load_formulas(path)
+        except ValueError as error:
+            assert path.name in str(error) or "none of" in str(error)
+            continue
+        n_read += len(dataset)
+        declared = {Composition(formula).reduced_formula for formula in chosen}
+        assert set(dataset.table["formula"]) <= declared
+        assert len(dataset) + len(dataset.skipped) >= 2
+    assert 2 * N / 10 < n_read < 2 * 9.5 * N / 10
 
 
 CSV = (

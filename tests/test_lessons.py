@@ -10,11 +10,12 @@ import torch
 
 import irlkit
 from irlkit.crystals.compositions import from_formula
-from irlkit.flows.interpolants import Interpolant
-from irlkit.flows.schedules import time_grid
+from irlkit.flows.interpolants import Interpolant, SqrtGamma, TrigonometricPath
+from irlkit.flows.schedules import ConstantNoise, load_annealing, time_grid
 from irlkit.lab import plots, polymorphs, teaching
 from irlkit.lab.experiments import bring_your_own, lessons, quickstart, records
 from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.finished import SHIPPED
 from irlkit.lab.experiments.presets import choose
 
 
@@ -148,3 +149,27 @@ def test_records_are_strict_json_tables_and_figures(tmp_path):
     results = json.loads((tmp_path / "new" / "results.json").read_text())
     assert results["claims"][0]["verdict"] == "holds" and results["potential"] is None
     assert len(pd.read_parquet(tmp_path / "new" / "history.parquet")) == 2
+
+
+def test_what_the_exercises_of_notebook_01_say():
+    """The numbers of exercises 2 and 3, and of the annealing in section 6."""
+    noisy = Interpolant(TrigonometricPath(), SqrtGamma(0.5))
+    plane, generator = teaching.PlaneFlow(noisy), torch.Generator().manual_seed(0)
+    start = plane.sample_base(4000, generator)
+    ends, _ = teaching.integrate(plane.velocity, start, 1)
+    torch.testing.assert_close(ends[-1], 1.25 * start, rtol=0.002, atol=0.002)
+    noise, found = {"noise": ConstantNoise(0.6), "generator": generator}, {}
+    score = {"denoiser": plane.denoiser, "gamma": noisy.gamma}
+    for n_steps in (10, 50):
+        for name, options in (("ODE", {}), ("SDE", noise | score), ("noise alone", noise)):
+            states, _ = teaching.integrate(plane.velocity, start, n_steps, **options)
+            spreads = lessons.spreads(plane, {name: states[-1]})
+            found[name, n_steps] = float(spreads.loc[name, "distance"])
+    said = {"ODE": (2.17, 1.56), "SDE": (2.66, 1.66), "noise alone": (3.44, 2.55)}
+    for name, distances in said.items():
+        assert [found[name, n] for n in (10, 50)] == pytest.approx(distances, abs=0.1)
+    t = torch.arange(10) / 10
+    annealing = load_annealing(SHIPPED / "schedule_seed_0.safetensors")
+    factor = 1 + annealing(t, torch.full_like(t, 0.1))["pos"].detach()
+    assert factor[:6].round(decimals=1).aminmax() == (4.5, 5.7) and factor[6] < 4.5
+    assert factor[-1] == pytest.approx(1, abs=0.05)

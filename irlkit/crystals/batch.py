@@ -122,7 +122,7 @@ class CrystalBatch:
         """Mass per volume, g/cm³, shape (B,)."""
         from ase.data import atomic_masses
 
-        masses = torch.tensor(atomic_masses).to(self.volume)[self.species]
+        masses = torch.from_numpy(atomic_masses).to(self.volume)[self.species]
         # An atomic mass unit is 1.66e-24 g.
         total = torch.zeros_like(self.volume).index_add(0, self.batch, 1.66053907 * masses)
         return total / self.volume
@@ -181,7 +181,7 @@ class CrystalBatch:
                 raise ValueError(
                     f"index must be an integer, a slice or an array of numbers, got {array.dtype}"
                 )
-            index = torch.tensor(array if array.size else array.astype(np.int64))
+            index = torch.from_numpy(array.copy() if array.size else array.astype(np.int64))
         index = index.to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (len(self),):

@@ -32,11 +32,13 @@ from irlkit.lab.polymorphs import (
 )
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import Potential
+from irlkit.utils.settings import torch_settings
 from irlkit.utils.system import check_writable
 
 ANNEALINGS = ("learned", "rule", "none")
 
 
+@torch_settings(plain=True)
 def generate(
     formulas: Sequence[str],
     n_structures: int = 20,

@@ -21,6 +21,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Potential
 from irlkit.utils.checks import check_finite, checked
 from irlkit.utils.progress import progress_bar
+from irlkit.utils.settings import torch_settings
 
 _MEMORY = 20
 """Steps that the curvature is estimated from."""
@@ -75,6 +76,7 @@ class Relaxation:
 
 
 @checked
+@torch_settings(plain=True)
 def relax(
     batch: CrystalBatch,
     potential: Potential,

@@ -31,6 +31,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining._denovo import denovo_evaluation as denovo_evaluation
 from irlkit.pretraining._loop import TrainingState, check_dataset, run
 from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.utils.settings import torch_settings
 
 #: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
 #: Trig-SDE-Gamma.
@@ -228,6 +229,7 @@ class _State(TrainingState):
 
 
 @checked
+@torch_settings(plain=True)
 def pretrain(
     dataset: CrystalDataset,
     config: PretrainingConfig | None = None,

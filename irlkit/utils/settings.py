@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -13,7 +13,8 @@ def torch_settings(*, plain: bool = False) -> Iterator[None]:
     """Put default dtype, default device and the recording of gradients back at the end of a block.
 
     Args:
-        plain: have them in the block as they are when torch has just been imported.
+        plain: have them in the block as they are when torch has just been imported, and neither
+            inference mode nor autocast.
 
     >>> with torch_settings():
     ...     torch.set_default_dtype(torch.float64)
@@ -22,9 +23,16 @@ def torch_settings(*, plain: bool = False) -> Iterator[None]:
     """
     before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
     try:
-        if plain:
-            _set(torch.float32, torch.device("cpu"), True)
-        yield
+        with ExitStack() as stack:
+            if plain:
+                if before[1].type != "cpu":  # it may be that of a block: another goes on top
+                    stack.enter_context(torch.device("cpu"))
+                if torch.is_inference_mode_enabled():
+                    stack.enter_context(torch.inference_mode(False))
+                if torch.is_autocast_enabled("cpu"):
+                    stack.enter_context(torch.autocast("cpu", enabled=False))
+                _set(torch.float32, torch.get_default_device(), True)
+            yield
     finally:
         _set(*before)
 
