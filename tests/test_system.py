@@ -110,6 +110,14 @@ def test_time_limit_ends_its_block_and_restores_the_handler():
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+def test_time_in_which_others_compute_does_not_count():
+    with system.time_limit(0.05, busy=True):
+        time.sleep(0.2)
+    with pytest.raises(system.TimeUp), system.time_limit(0.05, busy=True):
+        while True:
+            pass
+
+
 def test_time_limit_passes_through_handlers_of_exceptions():
     with pytest.raises(system.TimeUp), system.time_limit(0.05):
         try:

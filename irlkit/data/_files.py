@@ -44,7 +44,7 @@ _TEXT = re.compile(
 )
 
 FRAME_LIMIT = 5.0
-"""Seconds that a frame of extended XYZ may take."""
+"""Seconds of computing that a frame of extended XYZ may take."""
 
 _WIDE = re.compile(r"properties[^=]*=[^=]*:\s*\+?\d[\d_]{3,}", re.IGNORECASE)
 """A comment line of extended XYZ that names so many columns that ASE would fill the memory."""
@@ -198,7 +198,7 @@ def _read_frame(n_atoms: int, lines: list[str]) -> tuple[Any, dict[str, Any]]:
         if len(line.split()) != sum(widths):
             return Malformed(f"{line.strip()[:40]!r} has not {sum(widths)} columns"), ids
     try:
-        with time_limit(FRAME_LIMIT):
+        with time_limit(FRAME_LIMIT, busy=True):
             (atoms,) = parse(io.StringIO("".join([f"{n_atoms}\n", *lines])), slice(None))
     except TimeUp:
         return Malformed(f"it took more than {FRAME_LIMIT:g} s to read"), ids

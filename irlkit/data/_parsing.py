@@ -34,7 +34,7 @@ SERIAL_LIMIT = 400
 """Up to this many records (about a second) are parsed without workers."""
 
 TIME_LIMIT = 5.0
-"""Seconds that a record may take; the slowest structures of known data sets take a tenth."""
+"""Seconds of computing that a record may take; the slowest structures of known data sets take a tenth."""
 
 MAX_LENGTH = 1000.0
 """Longest lattice vector in Å; far beyond it, cell reduction need not end."""
@@ -64,7 +64,7 @@ def parse_structure(payload: Any, niggli: bool) -> Parsed | str:
         # Warnings of cell reduction; what would alter a structure is an error here.
         warnings.simplefilter("ignore")
         try:
-            with time_limit(TIME_LIMIT):
+            with time_limit(TIME_LIMIT, busy=True):
                 structure = _to_structure(payload)
                 _check(structure)
                 if niggli:

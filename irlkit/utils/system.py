@@ -136,8 +136,10 @@ class TimeUp(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, *, busy: bool = False) -> Iterator[None]:
     """Raises `TimeUp` in its block after some seconds (never for math.inf), where the system can.
+
+    With `busy`, seconds count in which this process computes: others do not change what is done.
 
     Signals reach the main thread only, and Windows has no timers: elsewhere the block runs on, and
     a limit is kept only by another process.
@@ -153,12 +155,15 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise TimeUp
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    previous, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    number, timer = signal.SIGALRM, signal.ITIMER_REAL
+    if busy:
+        number, timer = signal.SIGPROF, signal.ITIMER_PROF
+    handler = signal.signal(number, stop)
+    previous, _ = signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(timer, 0)
+        signal.signal(number, handler)
         if previous:
-            signal.setitimer(signal.ITIMER_REAL, previous)
+            signal.setitimer(timer, previous)
