@@ -34,7 +34,7 @@ SERIAL_LIMIT = 400
 """Up to this many records (about a second) are parsed without workers."""
 
 TIME_LIMIT = 5.0
-"""Seconds of computing that a record may take; the slowest structures of known data sets take a tenth."""
+"""Seconds of computing that a record may take; the slowest of known data sets take a tenth."""
 
 MAX_LENGTH = 1000.0
 """Longest lattice vector in Å; far beyond it, cell reduction need not end."""

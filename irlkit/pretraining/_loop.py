@@ -214,7 +214,7 @@ def run(
         advice = "" if folder is None else "; the same call continues"
         warnings.warn(
             f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
-            stacklevel=4,
+            stacklevel=5,
         )
     model = state.average
     model.info = {
