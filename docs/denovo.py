@@ -1,6 +1,6 @@
 """Train notebook 07's policies with several seeds and measure what they generate.
 
-    python docs/denovo.py --out runs/denovo [--iterations 32] [--structures 1000] [--seeds 0 1 2]
+    python docs/denovo.py --out runs/denovo [--iterations 25] [--structures 1000] [--seeds 0 1 2]
 
 Prints the tables of docs/results.md: metrics with 95 % intervals (formulas and training seeds drawn
 again), and the notebook's claims. It continues where it was stopped: trainings from their

@@ -77,7 +77,7 @@ SIZES = {
         temperatures=(0.7,),
         judged=False,
     ),
-    "laptop": DeNovoSize(200, 32, 6, 10, ("without diversity",)),
+    "laptop": DeNovoSize(200, 25, 10, 10, ("without diversity",)),
     "long": DeNovoSize(1000, 60, 25, 25, seeds=(0, 1, 2)),
     "paper": DeNovoSize(10_000, 300, 100, 100, seeds=(0, 1, 2), group_size=128, n_steps=100),
 }
