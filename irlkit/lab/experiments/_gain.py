@@ -1,7 +1,7 @@
 """Whether a gain in the rewarded energy is real: a judge that was not rewarded, and relaxation.
 
-Of the judge's energies, means are trimmed: it may give structures whose atoms overlap millions of
-eV, where the rewarded potential gives a few. Before the first measurement, plain means were to be
+Of the judge's energies, means are trimmed: it may give single structures millions of eV, where the
+rewarded potential gives a few. Before the first measurement, plain means were to be
 claimed, which say nothing then (docs/results.md).
 """
 
