@@ -183,6 +183,18 @@ def test_a_tiny_autoencoder_learns_a_few_crystals():
     assert after["validation_species"] >= after["validation_recovered"]
 
 
+def test_the_shipped_autoencoder_recovers_structures_that_it_has_not_seen():
+    """Of the test split at least 90 %, also when shifted; an untrained network none."""
+    model, untrained = Autoencoder.load("chemeleon-vae"), autoencoder().float()
+    test = load("prototypes", "test").subset(200)
+    moved = CrystalDataset("moved", None, shifted(test.batch, draws()), test.table)
+    for references in (test, moved):
+        found = reconstruction_evaluation(references)
+        assert found(model)["validation_recovered"] >= 0.9
+        assert found(untrained)["validation_recovered"] < 0.02
+    assert model.info["n_train"] == 6495 and model.info["seen"]["max_atoms"] == 12
+
+
 def stopped_and_continued(train, evaluate, tmp_path):
     """A run that is stopped and started again gives the bits of one that never was."""
     whole = train(None, None)

@@ -74,8 +74,8 @@ def read(
             raise ValueError("it is an annealing: load_annealing reads it")
         found = description["format"]
         if found != kind:
-            words = KINDS.get(found) if isinstance(found, str) else None
-            said = f"it is {words}" if words else f"format {found!r}"
+            named = KINDS.get(found) if isinstance(found, str) else None
+            said = f"it is {named}" if named else f"format {found!r}"
             raise ValueError(f"{said}, expected {kind!r}")
         model = build(description)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from irlkit.networks import _files
 from irlkit.networks._transformer import Block, Slots
 from irlkit.utils.checks import check_count, checked
 
+ASSETS = Path(__file__).parents[1] / "assets" / "latent"
 FORMAT = "irlkit-autoencoder-1"
 N_SPECIES = 100
 
@@ -90,9 +92,10 @@ class Autoencoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.species_out = nn.Linear(width, N_SPECIES)
         self.pos_out = nn.Linear(width, 6)
-        self.cell_out = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 6))
+        last = nn.Linear(width, 6)
+        self.cell_out = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
         with torch.no_grad():  # About the middle of what cells there are.
-            self.cell_out[-1].bias.copy_(torch.tensor([3.0] * 3 + [0.5 * math.pi] * 3))
+            last.bias.copy_(torch.tensor([3.0] * 3 + [0.5 * math.pi] * 3))
 
     @property
     def latent_dim(self) -> int:
@@ -161,10 +164,23 @@ class Autoencoder(nn.Module):
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Autoencoder:
         """Read an autoencoder that `save` wrote, in evaluation mode.
 
+        Args:
+            path: File, or "chemeleon-vae", which comes with the package.
+            device: Where to put the weights.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is no autoencoder of this package, or its tensors do not fit.
+
+        >>> model = Autoencoder.load("chemeleon-vae")
+        >>> cell = 4.1 * torch.eye(3)
+        >>> crystals = CrystalBatch.from_arrays([[55, 17]], [[[0, 0, 0], [0.5, 0.5, 0.5]]], [cell])
+        >>> latent, _ = model.encode(crystals)
+        >>> latent.shape, model.crystals(latent, crystals.n_atoms).formulas()
+        (torch.Size([2, 8]), ['Cl1 Cs1'])
         """
+        shipped = ASSETS / f"{path}.safetensors"
+        path = shipped if os.sep not in str(path) and shipped.is_file() else path
 
         def build(description: dict[str, Any]) -> Autoencoder:
             return cls(**description["sizes"], info=description["info"])
