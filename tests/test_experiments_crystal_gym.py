@@ -1,0 +1,95 @@
+"""The experiment of notebook 08, tiny; and its claims with a policy that learned nothing."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from irlkit import envs
+from irlkit.lab.experiments import crystal_gym
+from irlkit.lab.experiments.crystal_gym import DENSITY, STABLE, SkeletonFilling
+from irlkit.lab.plots._crystal_gym import episode
+from tests.test_envs import Curve
+from tests.test_null_policy import check
+
+TINY = crystal_gym.CrystalGymSize(
+    evaluations=24, tasks=(DENSITY,), hard=(STABLE,), seeds=(0, 1),
+    skeletons=("AuSb3", "Li3Bi"), unseen=("AuSb3",), n_best=2, max_steps=1,
+    settings={"GRPO": {"group_size": 4, "learning_rate": 3e-3}},
+)  # fmt: skip
+
+
+def test_a_run_its_tables_figures_and_files(tmp_path):
+    few = {"GRPO": {"group_size": 3, "n_ppo_epochs": 1}}
+    size = replace(TINY, seeds=(0,), evaluations=10, settings=few)
+    experiment = SkeletonFilling(size, tmp_path, progress=False)
+    table = experiment.train(DENSITY, STABLE)
+    assert [*table.index] == [(t, a) for t in (DENSITY, STABLE) for a in ("GRPO", "random")]
+    assert experiment.unseen(DENSITY).shape == (2, 1)
+    shares = experiment.relax_best(STABLE)
+    assert set(shares["fillings"]) == {2}
+    # Fillings that are rebuilt from their keys are those that were judged.
+    best = experiment.best(STABLE, "GRPO", 2)
+    rows = experiment.relaxed[STABLE, "GRPO"]
+    found = experiment.evaluator("bulk_modulus")(best)
+    assert found.values == pytest.approx(rows["value"].to_numpy()) and found.cached.all()
+    checked = experiment.check_by(Curve(), STABLE, 2)
+    assert checked["curve"].notna().any() or (checked["reason"] != "").all()
+    assert experiment.draw_learning(DENSITY, STABLE).data
+    assert experiment.estimate(DENSITY) >= 0 and len(experiment.cost()) == 3
+    claims = experiment.claims()
+    assert len(claims) == 6
+    paths = experiment.write_results(claims, {}, {})
+    assert all(path.exists() for path in paths)
+    assert "fewer than three seeds" in experiment.conclusion(claims, "quick")
+
+
+def test_runs_that_are_finished_are_read_again(tmp_path):
+    first = SkeletonFilling(TINY, tmp_path, progress=False)
+    table = first.train(DENSITY)
+    again = SkeletonFilling(TINY, tmp_path, progress=False)
+    assert again.train(DENSITY).equals(table)
+    assert again.evaluator("density").report()["misses"] == 0
+    longer = SkeletonFilling(replace(TINY, evaluations=30), tmp_path, progress=False)
+    longer.train(DENSITY)
+    assert len(longer.comparisons[DENSITY].episodes) == 4 * 30
+
+
+def test_claims_of_a_policy_that_learned_nothing(tmp_path):
+    experiment = SkeletonFilling(replace(TINY, evaluations=200), tmp_path, progress=False)
+    experiment.train(DENSITY)
+    found = experiment.comparisons[DENSITY]
+    episodes, unseen = (
+        pd.concat(
+            [rows[rows["algorithm"] == "random"].assign(algorithm=n) for n in ("GRPO", "random")],
+            ignore_index=True,
+        )
+        for rows in (found.episodes, found.unseen)
+    )
+    experiment.comparisons[DENSITY] = envs.Comparison(episodes, unseen, found.judge)
+    experiment._samples.clear()
+    check(experiment.claims(), 4)
+
+
+def test_an_episode_is_drawn_and_bad_sizes_are_refused():
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra gym)")
+    import gymnasium
+
+    env = gymnasium.make("irlkit/CrystalGym-v0", skeletons="AuSb3", render_mode="crystal")
+    env.reset(seed=0)
+    steps = [env.render()]
+    for action in range(4):
+        env.step(action)
+        steps.append(env.render())
+    figure = episode(steps)
+    names = [trace.name for trace in figure.data if trace.mode == "markers"]
+    assert names.count("empty") == 4 and len(set(names)) == 5
+    with pytest.raises(ValueError, match="steps must hold at least one"):
+        episode([])
+    for changes, message in (
+        ({"evaluations": 3}, "at least 10 evaluations"),
+        ({"tasks": ("gold",)}, "tasks must be of"),
+        ({"algorithms": ("PPO",)}, "hold GRPO"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(TINY, **changes)
