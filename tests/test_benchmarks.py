@@ -168,3 +168,13 @@ def test_denovo(capsys):
     rows = run("denovo", capsys, "--clock", "cpu")
     assert [row["mark"] for row in rows.values()] == [1.15, 1.2]
     assert all(row["ratio"] > 0 for row in rows.values())
+
+
+def test_crystal_gym(capsys):
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra gym)")
+    rows = run("crystal_gym", capsys, "--clock", "cpu")
+    assert [row["mark"] for row in rows.values()] == [1000, 70]
+    # Four environments end one episode each in nine steps, of 4 to 8 sites and one of rest.
+    assert all(
+        4 <= row["episodes"] <= 8 and row["episodes_per_second"] > 0 for row in rows.values()
+    )
