@@ -322,7 +322,7 @@ class SkeletonFilling:
         """Check what was claimed; see `crystal_gym_claims`."""
         trained = {task: [a for a in self.algorithms(task) if a != RANDOM]
                    for task in self.comparisons}  # fmt: skip
-        return crystal_gym_claims(self.samples, trained, self._metastable)
+        return crystal_gym_claims(self.samples, trained, self._metastable, len(self.size.seeds))
 
     def _metastable(self, task: str, algorithm: str) -> np.ndarray | None:
         there = (task, algorithm) in self.relaxed
@@ -358,7 +358,7 @@ class SkeletonFilling:
         """Say in Markdown which claims hold."""
         text = _verdicts_in_words(claims)
         if len(self.size.seeds) < 3:
-            text += " With fewer than three seeds, intervals of returns say nothing."
+            text += " With fewer than three seeds, intervals of returns say little."
         if preset == "quick":
             text += " The preset *quick* only shows that everything works: judge nothing by it."
         return text
