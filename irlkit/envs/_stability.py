@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -39,18 +38,26 @@ class EnergyAboveHull(Property):
 
     def values(self, batch: CrystalBatch, backend: Backend) -> Values:
         """Return energies above the hull, below 0 for what is more stable than it knows."""
-        found = self.curve.values(batch, backend)
-        details: list[dict[str, Any]] = found.details
-        energy = np.array([entry.get("energy", np.nan) for entry in details], dtype=np.float64)
-        placed = self.hull.energy_above_hull(batch, energy)
-        reasons = dict(found.reasons)
-        formulas = batch.reduced_formulas()
-        for i in np.flatnonzero(~placed.covered).tolist():
-            reasons.setdefault(i, f"the hull does not cover the elements of {formulas[i]}")
-        kept = [{"energy": e, "bulk_modulus": b} if i not in reasons else {}
-                for i, (e, b) in enumerate(zip(energy.tolist(), found.values.tolist(), strict=True))
-                ]  # fmt: skip
-        return Values(placed.value, reasons, kept)
+        n, formulas = len(batch), batch.reduced_formulas()
+        covered = self.hull.energy_above_hull(batch, np.zeros(n)).covered
+        reasons = {
+            i: f"the hull does not cover the elements of {formulas[i]}"
+            for i in np.flatnonzero(~covered).tolist()
+        }
+        result = Values(np.full(n, np.nan), reasons, [{} for _ in range(n)])
+        rows = np.flatnonzero(covered)
+        if not len(rows):
+            return result
+        found = self.curve.values(batch[rows], backend)
+        energy = np.array([entry.get("energy", np.nan) for entry in found.details], dtype=float)
+        result.values[rows] = self.hull.energy_above_hull(batch[rows], energy).value
+        for k, i in enumerate(rows.tolist()):
+            if k in found.reasons:
+                reasons[i] = found.reasons[k]
+            else:
+                modulus = float(found.values[k])
+                result.details[i] = {"energy": float(energy[k]), "bulk_modulus": modulus}
+        return result
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
         """Return 0 up to the target, -(p - target) above it, at least -1."""
