@@ -11,7 +11,7 @@ from tests.test_house import MODULES
 
 PUBLIC = [name for name in MODULES if not any(p.startswith("_") for p in name.split("."))]
 MOST_PUBLIC_NAMES = {
-    "crystals": 36, "data": 24, "envs": 60, "evaluate": 56, "flows": 80, "lab": 218,
+    "crystals": 36, "data": 24, "envs": 60, "evaluate": 56, "flows": 80, "lab": 228,
     "networks": 53, "potentials": 20, "pretraining": 12, "rewards": 49, "rl": 145, "utils": 34,
 }  # fmt: skip
 """Of each folder. What only the package uses is private; a new system brings its own."""

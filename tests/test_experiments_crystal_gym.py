@@ -31,7 +31,7 @@ def test_a_run_its_tables_figures_and_files(tmp_path):
     # Fillings that are rebuilt from their keys are those that were judged.
     best = experiment.best(STABLE, "GRPO", 2)
     rows = experiment.relaxed[STABLE, "GRPO"]
-    found = experiment.evaluator("bulk_modulus")(best)
+    found = experiment._evaluator("bulk_modulus")(best)
     assert found.values == pytest.approx(rows["value"].to_numpy()) and found.cached.all()
     checked = experiment.check_by(Curve(), STABLE, 2)
     assert checked["curve"].notna().any() or (checked["reason"] != "").all()
@@ -51,7 +51,7 @@ def test_runs_that_are_finished_are_read_again(tmp_path):
     table = first.train(DENSITY)
     again = SkeletonFilling(TINY, tmp_path, progress=False)
     assert again.train(DENSITY).equals(table)
-    assert again.evaluator("density").report()["misses"] == 0
+    assert again._evaluator("density").report()["misses"] == 0
     longer = SkeletonFilling(replace(TINY, evaluations=30), tmp_path, progress=False)
     longer.train(DENSITY)
     assert len(longer.comparisons[DENSITY].episodes) == 4 * 30

@@ -74,23 +74,23 @@ class SkeletonFilling:
         self._evaluators: dict[str, envs.Evaluator] = {}
         self._samples: dict[tuple[str, str, str], np.ndarray] = {}
 
-    def evaluator(self, property: str) -> envs.Evaluator:
+    def _evaluator(self, property: str) -> envs.Evaluator:
         """Return the evaluator of a property, with the experiment's cache."""
         if property not in self._evaluators:
             self._evaluators[property] = envs.Evaluator(property, self.backend, self.cache)
         return self._evaluators[property]
 
-    def also(self, task: str) -> list[tuple[envs.PropertyReward, float]]:
+    def _also(self, task: str) -> list[tuple[envs.PropertyReward, float]]:
         """Return what a task rewards besides its property: stability, or nothing."""
         if not TASKS[task].stable:
             return []
-        stability = envs.PropertyReward(self.evaluator("e_above_hull"), METASTABLE)
+        stability = envs.PropertyReward(self._evaluator("e_above_hull"), METASTABLE)
         return [(stability, _STABILITY_WEIGHT)]
 
     def reward(self, task: str) -> envs.PropertyReward:
         """Return the reward of a task."""
         asked = TASKS[task]
-        return envs.PropertyReward(self.evaluator(asked.property), asked.target, self.also(task))
+        return envs.PropertyReward(self._evaluator(asked.property), asked.target, self._also(task))
 
     def estimate(self, task: str, n: int = 2) -> float:
         """Return how many seconds the evaluations of one run of a task take at most.
@@ -111,11 +111,11 @@ class SkeletonFilling:
         return max(spent, float(found.sum())) / n * self.size.evaluations
 
     def train(self, *tasks: str) -> pd.DataFrame:
-        """Train on tasks with every seed, and on hard ones GRPO alone; return `table`.
+        """Train on tasks with every seed; return metrics with 95 % intervals, as text.
 
-        The control "random" goes with each. A run that is finished is read from its file.
+        On hard tasks GRPO alone. The control "random" goes with each. A run that is finished is read from its file.
         """
-        runs = [(task, who, seed) for task in tasks for who in self.algorithms(task)
+        runs = [(task, who, seed) for task in tasks for who in self._algorithms(task)
                 for seed in self.size.seeds]  # fmt: skip
         parts: dict[str, list[envs.Comparison]] = {task: [] for task in tasks}
         with progress_bar(total=len(runs), disable=not self.progress, unit="run") as bar:
@@ -130,9 +130,9 @@ class SkeletonFilling:
                 found[0].judge,
             )
             self._samples = {k: v for k, v in self._samples.items() if k[1] != task}
-        return self.table(*tasks)
+        return self._table(*tasks)
 
-    def algorithms(self, task: str) -> list[str]:
+    def _algorithms(self, task: str) -> list[str]:
         """Return what is trained on a task, and the control."""
         trained = self.size.algorithms if task in self.size.tasks else ("GRPO",)
         return [*(name for name in trained if name not in self.left_out), RANDOM]
@@ -167,7 +167,7 @@ class SkeletonFilling:
         write_atomically(path, found.episodes.to_parquet(index=False))
         return found
 
-    def samples(self, metric: str, task: str, algorithm: str) -> np.ndarray:
+    def _metric(self, metric: str, task: str, algorithm: str) -> np.ndarray:
         """Return a metric's mean over seeds and its resamples (seeds drawn again).
 
         Args:
@@ -193,12 +193,12 @@ class SkeletonFilling:
             self._samples[key] = Bootstrap(runs["seed"].astype(str).to_numpy()).mean(values)
         return self._samples[key]
 
-    def table(self, *tasks: str) -> pd.DataFrame:
+    def _table(self, *tasks: str) -> pd.DataFrame:
         """Return metrics with 95 % intervals as text, a row per task and algorithm."""
         rows = {}
         for task in tasks or self.comparisons:
             for algorithm in self.comparisons[task].episodes["algorithm"].unique():
-                found = {m: Estimate.of(self.samples(m, task, algorithm)) for m in _METRICS}
+                found = {m: Estimate.of(self._metric(m, task, algorithm)) for m in _METRICS}
                 rows[task, algorithm] = {_METRICS[m]: _text(e) for m, e in found.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -291,7 +291,7 @@ class SkeletonFilling:
         crystals = self.best(task, n=len(self.comparisons[task].episodes))
         most = max_atoms or int(crystals.n_atoms.max())
         crystals = crystals[np.flatnonzero(crystals.n_atoms.numpy() <= most)[:n]]
-        ours = self.evaluator("bulk_modulus")(crystals)
+        ours = self._evaluator("bulk_modulus")(crystals)
         volume = np.array([entry.get("volume", np.nan) for entry in ours.details])
         scale = np.cbrt(volume * crystals.n_atoms.numpy() / crystals.volume.numpy())
         at_rest = crystals.replace(cell=crystals.cell * torch.from_numpy(scale)[:, None, None])
@@ -320,9 +320,9 @@ class SkeletonFilling:
 
     def claims(self) -> list[Claim]:
         """Check what was claimed; see `crystal_gym_claims`."""
-        trained = {task: [a for a in self.algorithms(task) if a != RANDOM]
+        trained = {task: [a for a in self._algorithms(task) if a != RANDOM]
                    for task in self.comparisons}  # fmt: skip
-        return crystal_gym_claims(self.samples, trained, self._metastable, len(self.size.seeds))
+        return crystal_gym_claims(self._metric, trained, self._metastable, len(self.size.seeds))
 
     def _metastable(self, task: str, algorithm: str) -> np.ndarray | None:
         there = (task, algorithm) in self.relaxed
