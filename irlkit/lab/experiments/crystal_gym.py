@@ -113,7 +113,8 @@ class SkeletonFilling:
     def train(self, *tasks: str) -> pd.DataFrame:
         """Train on tasks with every seed; return metrics with 95 % intervals, as text.
 
-        On hard tasks GRPO alone. The control "random" goes with each. A run that is finished is read from its file.
+        On hard tasks GRPO alone. The control "random" goes with each. A run that is finished is
+        read from its file.
         """
         runs = [(task, who, seed) for task in tasks for who in self._algorithms(task)
                 for seed in self.size.seeds]  # fmt: skip
