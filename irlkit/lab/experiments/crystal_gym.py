@@ -162,6 +162,7 @@ class SkeletonFilling:
             unseen=size.unseen,
             elements=size.elements,
             settings={algorithm: settings},
+            n_unseen=max(min(size.evaluations // 40, 64), 1),
             progress=False,
         )
         write_atomically(others, found.unseen.to_parquet(index=False))
