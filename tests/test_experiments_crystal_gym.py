@@ -19,6 +19,7 @@ TINY = crystal_gym.CrystalGymSize(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_its_tables_figures_and_files(tmp_path):
     few = {"GRPO": {"group_size": 3, "n_ppo_epochs": 1}}
     size = replace(TINY, seeds=(0,), evaluations=10, settings=few)
@@ -38,7 +39,7 @@ def test_a_run_its_tables_figures_and_files(tmp_path):
     assert experiment.draw_learning(DENSITY, STABLE).data
     assert experiment.estimate(DENSITY) >= 0 and len(experiment.cost()) == 3
     claims = experiment.claims()
-    assert len(claims) == 5
+    assert len(claims) == 6
     # One seed decides nothing about returns.
     assert {claim.verdict for claim in claims[:3]} == {"undecided"}
     paths = experiment.write_results(claims, {}, {})
@@ -55,6 +56,11 @@ def test_runs_that_are_finished_are_read_again(tmp_path):
     longer = SkeletonFilling(replace(TINY, evaluations=30), tmp_path, progress=False)
     longer.train(DENSITY)
     assert len(longer.comparisons[DENSITY].episodes) == 4 * 30
+    assert longer.unseen(DENSITY).shape == (2, 1)
+    assert longer.draw_learning(DENSITY).data and longer.estimate(DENSITY) >= 0
+    assert longer.cost().loc["density", "hits"] > 0
+    paths = longer.write_results(longer.claims(), {}, {})
+    assert all(path.exists() for path in paths)
 
 
 def test_claims_of_a_policy_that_learned_nothing(tmp_path):
