@@ -4,6 +4,7 @@ import math
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -700,7 +701,7 @@ def test_a_run_is_the_same_whatever_torchs_settings_are():
 
     model = ToyModel()
 
-    def run():
+    def run(mode):
         noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
         annealing = LearnedAnnealing(8, 1, generator=torch.Generator().manual_seed(0))
         policy = AnnealingPolicy(model, annealing.double(), noise)
@@ -708,17 +709,24 @@ def test_a_run_is_the_same_whatever_torchs_settings_are():
         dataset = load(["NaCl", "C"])
         reward = EnergyReward(LennardJonesToy())
         trainer = GRPOTrainer(policy, reward, dataset.batch.to(dtype=torch.float64), config)
-        return trainer.run(2, progress=False)["reward"].tolist()
+        with mode:
+            return trainer.run(2, progress=False)["reward"].tolist()
 
-    expected = run()
+    expected = run(nullcontext())
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("meta")
         torch.set_grad_enabled(False)
-        assert run() == expected
+        assert run(nullcontext()) == expected
         assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
         assert torch.get_default_device() == torch.device("meta")
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.set_grad_enabled(True)
+    for mode in (
+        torch.inference_mode(),
+        torch.device("meta"),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        assert run(mode) == expected

@@ -29,6 +29,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.policies.flow import FlowPolicy
 from irlkit.rl.process import Process
 from irlkit.utils.checks import checked
+from irlkit.utils.settings import torch_settings
 
 
 class NetworkPolicy(FlowPolicy):
@@ -37,6 +38,7 @@ class NetworkPolicy(FlowPolicy):
     test_kind: ClassVar[Literal["ode", "sde"]] = "ode"
 
     @checked
+    @torch_settings(plain=True)
     def __init__(
         self,
         model: FlowModel,
