@@ -274,7 +274,7 @@ def test_topology_lists_every_pair_once(max_edges):
 def test_errors():
     with pytest.raises(ValueError, match="n_atoms: expected a one-dimensional tensor of positive"):
         PairTopology.from_n_atoms(torch.tensor([2, 0]))
-    with pytest.raises(ValueError, match="hidden_dim: expected a positive whole number, got 0"):
+    with pytest.raises(ValueError, match="hidden_dim must be at least 1, got 0"):
         CSPNet(hidden_dim=0)
     network = CSPNet(8, 1, 2, 8)
     topology = PairTopology.from_n_atoms(torch.tensor([1]))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.batch import Index
+from irlkit.crystals.compositions import element_counts
 from irlkit.data._text import shorten
 from irlkit.utils.checks import check_count, checked
 
@@ -133,11 +133,10 @@ class CrystalDataset:
 
         The latter are the most that a structure has.
         """
-        pairs = torch.stack([self.batch.batch, self.batch.species]).unique(dim=1)
         return {
             "elements": self.batch.species.unique().tolist(),
             "max_atoms": int(self.batch.n_atoms.max()),
-            "max_elements": int(pairs[0].bincount().max()),
+            "max_elements": int((element_counts(self.batch) > 0).sum(1).max()),
         }
 
     @cached_property

@@ -17,11 +17,7 @@ from tqdm.auto import tqdm
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.formulas import parse_formula
 from irlkit.data import _cache
-from irlkit.data._files import (
-    is_structure_file,
-    read_folder,
-    read_structure_file,
-)
+from irlkit.data._files import is_structure_file, read_folder, read_structure_file
 from irlkit.data._parsing import SERIAL_LIMIT, parse_structures
 from irlkit.data._tables import read_parquet
 from irlkit.data._text import shorten, without_compression

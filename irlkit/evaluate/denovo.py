@@ -112,13 +112,11 @@ class DeNovoMetrics:
         for name in _DISTRIBUTIONS:
             values = np.where(valid, table[name].to_numpy(dtype=float), np.nan)
             known = self.training[name].to_numpy(dtype=float)
-            found[f"wasserstein_{name}"] = draw.centred(partial(_wasserstein, values, known)).clip(
-                0
-            )
+            distance = draw.centred(partial(_wasserstein, values, known))
+            found[f"wasserstein_{name}"] = distance.clip(0)
         n = len(self.structures)
-        found["composition_diversity"] = draw.centred(
-            lambda weights: composition_diversity(self.structures, weights[:, :n])
-        ).clip(1)
+        diversity = draw.centred(lambda w: composition_diversity(self.structures, w[:, :n]))
+        found["composition_diversity"] = diversity.clip(1)
         return shares | {name: Estimate.of(values) for name, values in found.items()}
 
 
@@ -284,12 +282,8 @@ def _with_records(table: pd.DataFrame, dataset: CrystalDataset) -> pd.DataFrame:
     table.insert(0, "material_id", dataset.table["material_id"].to_numpy())
     if not dataset.skipped:
         return table
-    rows = pd.DataFrame(
-        {
-            name: [False if values.dtype == bool else np.nan] * len(dataset.skipped)
-            for name, values in table.items()
-        }
-    )
+    failed = {name: False if values.dtype == bool else np.nan for name, values in table.items()}
+    rows = pd.DataFrame(failed, index=range(len(dataset.skipped)))
     rows["formula"] = None
     rows["material_id"] = [entry.record for entry in dataset.skipped]
     rows["reason"] = [entry.reason for entry in dataset.skipped]

@@ -48,7 +48,6 @@ def fingerprints(batch: CrystalBatch, n_neighbours: int = N_NEIGHBOURS) -> np.nd
         return result
     reduced, integers = validity.reduce_lattices(cell[rows])
     inverse = np.rint(np.linalg.inv(integers))
-    images = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
     for size in np.unique(n_atoms[rows]):
         members = np.flatnonzero(n_atoms[rows] == size)
         step = max(1, (1 << 20) // (27 * size * size))
@@ -58,7 +57,7 @@ def fingerprints(batch: CrystalBatch, n_neighbours: int = N_NEIGHBOURS) -> np.nd
             x = np.matmul(pos[atoms] % 1.0, inverse[chunk]) % 1.0
             difference = x[:, None, :, :] - x[:, :, None, :]
             difference -= np.rint(difference)
-            shifted = difference[:, :, :, None, :] + images
+            shifted = difference[:, :, :, None, :] + validity._IMAGES
             flat = shifted.reshape(len(chunk), -1, 3).astype(np.float32)
             cartesian = np.matmul(flat, reduced[chunk].astype(np.float32))
             distance = np.sqrt((cartesian**2).sum(axis=-1)).reshape(len(chunk), size, -1)

@@ -103,9 +103,8 @@ class Hull:
             name = Composition(formula).reduced_formula
             real[name] = min(float(energy), real.get(name, np.inf))
         of_elements = {name: _shares(name) for name in real}
-        self._elements = {
-            next(iter(of)): real[name] for name, of in of_elements.items() if len(of) == 1
-        }
+        pure = ((next(iter(of)), real[name]) for name, of in of_elements.items() if len(of) == 1)
+        self._elements = dict(pure)
         if missing := sorted(set(surveyed) - set(self._elements)):
             raise ValueError(f"surveyed must name elements that have entries, got {missing} too")
         self.surveyed = frozenset(surveyed)
@@ -256,9 +255,7 @@ class Hull:
         found = {formula: self._find(formula) for formula in set(formulas)}
         lowest = np.array([found[formula][0] for formula in formulas])
         return HullResult(
-            energies - lowest,
-            np.isfinite(lowest),
-            tuple(found[formula][1] for formula in formulas),
+            energies - lowest, np.isfinite(lowest), tuple(found[formula][1] for formula in formulas)
         )
 
     def _find(self, formula: str) -> tuple[float, dict[str, float]]:

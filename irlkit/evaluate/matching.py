@@ -15,6 +15,7 @@ import torch
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.evaluate._match_worker import Arrays, Item, MatchSession
 from irlkit.utils.checks import checked
+from irlkit.utils.system import Closing
 from irlkit.utils.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Matches:
     failed: np.ndarray
 
 
-class MatchPool:
+class MatchPool(Closing):
     """Matches structures in parallel, with the results of pymatgen's `StructureMatcher`.
 
     Args:
@@ -107,12 +108,6 @@ class MatchPool:
         """Largest displacement of a match, which unmatched structures count with."""
         return self.tolerances["stol"]
 
-    def __enter__(self) -> MatchPool:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the worker processes; the next matching starts new ones."""
         self._pool.close()
@@ -132,7 +127,7 @@ class MatchPool:
                 f"references must have finite cells with a volume, but those at {bad[:10].tolist()}"
                 f" have not; remove them from the data set"
             )
-        return References(tuple(_arrays(batch)))
+        return References(tuple(batch._to_arrays()))
 
     @checked
     def rmsd(
@@ -183,7 +178,7 @@ class MatchPool:
         used = used[np.argsort(pairs[used, 0], kind="stable")]
         indices, begins = np.unique(pairs[used, 0], return_index=True)
         rows = dict(zip(indices.tolist(), np.split(used, begins[1:]), strict=False))
-        arrays = _arrays(batch)
+        arrays = list(batch._to_arrays())
         items: dict[int, Item] = {
             i: (arrays[i], [references.arrays[j] for j in pairs[rows[i], 1]]) for i in rows
         }
@@ -230,9 +225,8 @@ def _checked_pairs(pairs: Any, n_generated: int, n_references: int) -> np.ndarra
             "pairs must be integers (generated, reference) of shape (n_pairs, 2), "
             f"got {pairs.dtype} of shape {pairs.shape}"
         )
-    for values, name, size in zip(
-        pairs.T, ("generated", "references"), (n_generated, n_references), strict=True
-    ):
+    sizes = {"generated": n_generated, "references": n_references}
+    for values, (name, size) in zip(pairs.T, sizes.items(), strict=True):
         outside = (values < 0) | (values >= size)
         if outside.any():
             raise ValueError(
@@ -246,18 +240,3 @@ def _as_batch(structures: CrystalBatch | Sequence[Structure]) -> CrystalBatch:
     if isinstance(structures, CrystalBatch):
         return structures
     return CrystalBatch.from_structures(structures, dtype=torch.float64)
-
-
-def _arrays(batch: CrystalBatch) -> list[Arrays]:
-    """(numbers, pos, cell) of each structure, float64."""
-    if not len(batch):
-        return []
-    ends = np.cumsum(batch.n_atoms.cpu().numpy())[:-1]
-    return list(
-        zip(
-            np.split(batch.species.cpu().numpy(), ends),
-            np.split(batch.pos.detach().cpu().double().numpy(), ends),
-            batch.cell.detach().cpu().double().numpy(),
-            strict=True,
-        )
-    )

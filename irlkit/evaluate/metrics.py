@@ -226,13 +226,12 @@ def evaluate_energies(
     np.minimum.at(lowest, inverse, reference)
     above, above_lowest = energy - reference, energy - lowest[inverse]
     finite = above[np.isfinite(above)]
+    some = len(finite) > 0
     return EnergyMetrics(
         energy_above_reference=_mean(above),
         energy_above_lowest=_mean(above_lowest),
-        median_energy_above_reference=float(np.median(finite)) if len(finite) else float("nan"),
-        trimmed_energy_above_reference=(
-            float(stats.trim_mean(finite, 0.1)) if len(finite) else float("nan")
-        ),
+        median_energy_above_reference=float(np.median(finite)) if some else np.nan,
+        trimmed_energy_above_reference=float(stats.trim_mean(finite, 0.1)) if some else np.nan,
         invalid_rate=1 - len(finite) / len(batch),
         n_failed=int(result.failed.sum()),
         n_structures=len(batch),

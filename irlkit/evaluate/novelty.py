@@ -125,12 +125,8 @@ class KnownStructures:
 
     def _pairs(self, structures: CrystalBatch, use: np.ndarray) -> list[tuple[int, int]]:
         groups = _by_formula(structures.reduced_formulas(), use)
-        return [
-            (i, j)
-            for formula, members in groups.items()
-            for i in members
-            for j in self._usable.get(formula, ())
-        ]
+        known = ((members, self._usable.get(formula, ())) for formula, members in groups.items())
+        return [(i, j) for ours, theirs in known for i in ours for j in theirs]
 
 
 @checked

@@ -147,9 +147,8 @@ class BaseDistribution:
             )
         log_lengths = cell.double().norm(dim=2).log()
         mean, std = log_lengths.mean(0), log_lengths.std(0)
-        weights = (
-            None if n_atoms is None else tuple((n_atoms.bincount()[1:] / len(n_atoms)).tolist())
-        )
+        shares = None if n_atoms is None else n_atoms.bincount()[1:] / len(n_atoms)
+        weights = None if shares is None else tuple(shares.tolist())
         return cls(tuple(mean.tolist()), tuple(std.tolist()), n_atoms=weights)
 
     def sample_n_atoms(

@@ -57,13 +57,14 @@ def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Fi
     if not found:
         reward, before = run.late("reward"), run.early("reward")
         change = f"from {before:.4g} to {reward:.4g}"
-        found = [Finding("good", f"Nothing is wrong; the reward rose {change}.")]
-        if not run.rises("reward"):
-            advice = "Train for longer, or raise learning_rate or the exploration noise."
-            found = [
-                Finding("warning", f"The reward has not risen beyond its noise: {change}.", advice)
-            ]
+        if run.rises("reward"):
+            return [Finding("good", f"Nothing is wrong; the reward rose {change}.")]
+        advice = "Train for longer, or raise learning_rate or the exploration noise."
+        return [Finding("warning", f"The reward has not risen beyond its noise: {change}.", advice)]
     return sorted(found, key=lambda entry: ("problem", "warning", "good").index(entry.severity))
+
+
+_NONE = pd.Series(dtype=float)
 
 
 class _Run:
@@ -79,14 +80,11 @@ class _Run:
 
     def late(self, column: str) -> float:
         """Mean of the last iterations; nan without such a column."""
-        return self._mean(column, self.rows.tail(self.window))
+        return float(self.rows.get(column, _NONE).tail(self.window).mean())
 
     def early(self, column: str) -> float:
         """Mean of the first iterations."""
-        return self._mean(column, self.rows.head(self.window))
-
-    def _mean(self, column: str, rows: pd.DataFrame) -> float:
-        return float(rows[column].mean()) if column in rows else float("nan")
+        return float(self.rows.get(column, _NONE).head(self.window).mean())
 
     def rises(self, column: str, share: float = 0.25, sign: int = 1) -> bool:
         """Whether the mean went up by more than a share of its spread between iterations.
@@ -120,7 +118,7 @@ def _of_rewards(run: _Run) -> Iterator[Finding]:
             "Lower learning_rate, or raise n_groups and group_size, whose noise it may follow; "
             "restore_best returns to the best policy.",
         )
-    validation = run.history.get("validation_reward", pd.Series(dtype=float)).dropna()
+    validation = run.history.get("validation_reward", _NONE).dropna()
     if len(validation) >= 4 and run.rises("reward"):
         best, last, first = validation.max(), validation.iloc[-1], validation.iloc[0]
         if best != first and best - last > 0.5 * (best - first) + 1e-12:

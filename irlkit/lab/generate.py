@@ -21,15 +21,8 @@ from irlkit.data import CrystalDataset
 from irlkit.data.writers import write
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, EndpointAnnealing, NoAnnealing, load_annealing
+from irlkit.lab import polymorphs
 from irlkit.lab.experiments.finished import SHIPPED
-from irlkit.lab.polymorphs import (
-    compare,
-    describe,
-    find_known,
-    known_structures,
-    ranked,
-    warn_beyond,
-)
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import Potential
 from irlkit.utils.settings import torch_settings
@@ -88,7 +81,7 @@ def generate(
     names = np.repeat([formula for formula in formulas for _ in z], n_structures)
     units = np.tile(np.repeat(list(z), n_structures), len(formulas))
     network = load_pretrained(model, device)
-    warn_beyond(network, asked)
+    polymorphs.warn_beyond(network, asked)
     requested = asked.repeat(n_structures)
     generator = torch.Generator().manual_seed(seed)
     found = Dynamics(network, _annealing(annealing)).generate(
@@ -102,12 +95,12 @@ def generate(
         values = energies(found).energy_per_atom
         converged = np.zeros(len(found), dtype=bool)
     found = found.to("cpu", torch.float64)
-    known = known_structures(asked, energies)
-    table = describe(found, values).assign(formula=names)
+    known = polymorphs.known_structures(asked, energies)
+    table = polymorphs.describe(found, values).assign(formula=names)
     table.insert(1, "z", units)
-    table = table.assign(converged=converged, known=find_known(found, known))
+    table = table.assign(converged=converged, known=polymorphs.find_known(found, known))
     parts = [table[table["formula"] == name] for name in dict.fromkeys(formulas)]
-    order = np.concatenate([part.index.to_numpy()[ranked(part)] for part in parts])
+    order = np.concatenate([part.index.to_numpy()[polymorphs.ranked(part)] for part in parts])
     found, table = found[order], table.iloc[order].reset_index(drop=True)
     groups = table.groupby("formula", sort=False)["energy_per_atom"]
     table.insert(1, "rank", groups.cumcount() + 1)
@@ -159,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     named.to_csv(out / "structures.csv", index=False)
     best = (table["rank"] == 1).to_numpy()
     energies = table.loc[best, "energy_per_atom"].to_numpy()
-    print(compare(found[best], energies, known, ["generated"] * int(best.sum())).to_string())
+    names = ["generated"] * int(best.sum())
+    print(polymorphs.compare(found[best], energies, known, names).to_string())
     print(f"{len(table)} structures, the best of each formula first, in {out}")
 
 

@@ -108,12 +108,8 @@ def read(path: str | Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}")
-    kinds = {
-        _SWEEP: ("sweep", _read_sweep),
-        _RESULTS: ("notebook", _read_notebook),
-        _CHECKPOINT: ("grpo", _read_training),
-        _HISTORY: ("grpo", _read_training),
-    }
+    kinds = {_SWEEP: ("sweep", _read_sweep), _RESULTS: ("notebook", _read_notebook)}
+    kinds |= dict.fromkeys((_CHECKPOINT, _HISTORY), ("grpo", _read_training))
     there = [name for name in kinds if (path / name).is_file()]
     if not there:
         raise FileNotFoundError(
@@ -143,15 +139,11 @@ def _load(path: Path, load: Callable[[Path], Any], empty: Any, problems: list[st
         return empty
 
 
-def _load_checkpoint(path: Path) -> dict[str, Any]:
-    data = load_plain(path)
-    if not isinstance(data, dict) or "iteration" not in data:
-        raise ValueError("not a checkpoint of this package")
-    return data
-
-
 def _read_training(path: Path, problems: list[str]) -> dict[str, Any]:
-    checkpoint = _load(path / _CHECKPOINT, _load_checkpoint, {}, problems)
+    checkpoint = _load(path / _CHECKPOINT, load_plain, {}, problems)
+    if checkpoint and not (isinstance(checkpoint, dict) and "iteration" in checkpoint):
+        problems.append(f"{_CHECKPOINT} cannot be read (no checkpoint of this package)")
+        checkpoint = {}
     history = _load(path / _HISTORY, pd.read_parquet, pd.DataFrame(), problems)
     rows = checkpoint.get("history", [])
     if len(rows) > len(history):  # the table is written less often than the checkpoint

@@ -331,11 +331,7 @@ class PairFeatures:
 
     @classmethod
     def from_positions(
-        cls,
-        pos: Tensor,
-        topology: PairTopology,
-        n_freqs: int,
-        interpolate: bool | None = None,
+        cls, pos: Tensor, topology: PairTopology, n_freqs: int, interpolate: bool | None = None
     ) -> PairFeatures:
         """Features of all pairs.
 

@@ -39,7 +39,7 @@ from irlkit.networks._pairs import (
     grid_values,
     interpolates,
 )
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_count, checked
 
 HEADS = ("velocity", "denoiser")
 
@@ -75,6 +75,11 @@ class TimeEmbedding(nn.Module):
         k = torch.arange(half, device=t.device, dtype=t.dtype)
         angles = t[:, None] * torch.exp(-k * (math.log(1e4) / (half - 1)))
         return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _perceptron(n_in: int, n_out: int) -> nn.Sequential:
+    maps = nn.Linear(n_in, n_out), nn.Linear(n_out, n_out)
+    return nn.Sequential(maps[0], nn.SiLU(), maps[1], nn.SiLU())
 
 
 def _maps(mlp: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
@@ -135,18 +140,8 @@ class CSPLayer(nn.Module):
     def __init__(self, hidden_dim: int, n_freqs: int) -> None:
         super().__init__()
         self.n_freqs = n_freqs
-        self.edge_mlp = nn.Sequential(
-            nn.Linear(2 * hidden_dim + 9 + 6 * n_freqs, hidden_dim),
-            nn.SiLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.SiLU(),
-        )
-        self.node_mlp = nn.Sequential(
-            nn.Linear(2 * hidden_dim, hidden_dim),
-            nn.SiLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.SiLU(),
-        )
+        self.edge_mlp = _perceptron(2 * hidden_dim + 9 + 6 * n_freqs, hidden_dim)
+        self.node_mlp = _perceptron(2 * hidden_dim, hidden_dim)
         self.layer_norm = nn.LayerNorm(hidden_dim)
         self._frozen_grids: tuple[Tensor, Tensor] | None = None
 
@@ -176,11 +171,7 @@ class CSPLayer(nn.Module):
         return kept[1]
 
     def forward(
-        self,
-        h: Tensor,
-        gram: Tensor,
-        features: PartFeatures,
-        grids: Tensor | None,
+        self, h: Tensor, gram: Tensor, features: PartFeatures, grids: Tensor | None
     ) -> Tensor:
         """Update the atoms' features.
 
@@ -257,14 +248,16 @@ class CSPNet(nn.Module):
         mask_token: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("hidden_dim", hidden_dim),
-            ("n_layers", n_layers),
-            ("n_freqs", n_freqs),
-            ("n_species", n_species),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
+        self.sizes = {
+            "hidden_dim": hidden_dim,
+            "n_layers": n_layers,
+            "n_freqs": n_freqs,
+            "time_dim": time_dim,
+            "n_species": n_species,
+            "denoiser": denoiser,
+        }
+        for name in ("hidden_dim", "n_layers", "n_freqs", "n_species"):
+            check_count(name, self.sizes[name])
         time_embedding = TimeEmbedding(time_dim)
         # What a damaged file asks for must not fill the memory.
         n_weights = n_layers * hidden_dim * (6 * hidden_dim + 6 * n_freqs)
@@ -274,14 +267,6 @@ class CSPNet(nn.Module):
                 f"hidden_dim, n_layers, ...: a network of {n_layers} layers and about {n_weights} "
                 f"weights is more than the {MAX_WEIGHTS} that are expected at most"
             )
-        self.sizes = {
-            "hidden_dim": hidden_dim,
-            "n_layers": n_layers,
-            "n_freqs": n_freqs,
-            "time_dim": time_dim,
-            "n_species": n_species,
-            "denoiser": denoiser,
-        }
         if species_head or mask_token:
             self.sizes |= {"species_head": species_head, "mask_token": mask_token}
         self.first_species = 0 if mask_token else 1

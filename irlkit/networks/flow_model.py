@@ -162,9 +162,7 @@ class FlowModel(nn.Module):
             Per head and field, tensors of the fields' shapes, per unit of time.
         """
         time = torch.as_tensor(t, dtype=pos.dtype, device=pos.device)
-        derived = [
-            name for name, entry in self.interpolants.items() if "velocity" not in entry.heads
-        ]
+        derived = [n for n, entry in self.interpolants.items() if "velocity" not in entry.heads]
         wanted = tuple(heads)
         if derived and "velocity" in wanted:
             wanted = tuple(dict.fromkeys(("velocity", "denoiser", *wanted)))
@@ -178,10 +176,8 @@ class FlowModel(nn.Module):
             "cell": (cell, time if time.ndim == 0 else time[:, None, None]),
         }
         for name in derived:
-            x_t, at = per_field[name]
-            output.velocity[name] = self.interpolants[name].velocity_from_denoiser(
-                at, x_t, output.denoiser[name]
-            )
+            (x_t, at), z = per_field[name], output.denoiser[name]
+            output.velocity[name] = self.interpolants[name].velocity_from_denoiser(at, x_t, z)
         denoiser = output.denoiser if "denoiser" in heads else {}
         return NetworkOutput(output.velocity, denoiser, output.species)
 

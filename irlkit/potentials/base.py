@@ -23,6 +23,7 @@ from irlkit.potentials._neighbors import (
 )
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
+from irlkit.utils.system import Closing
 from irlkit.utils.workers import WorkersLostError
 
 
@@ -74,7 +75,7 @@ class Computed:
     reasons: Mapping[int, str] = field(default_factory=dict)
 
 
-class Potential(ABC):
+class Potential(Closing, ABC):
     """Energies of many structures at once.
 
     A structure that the potential cannot compute changes the energy of no other (beyond rounding)
@@ -117,10 +118,10 @@ class Potential(ABC):
         if len(rows):
             detached = batch.replace(pos=batch.pos.detach(), cell=batch.cell.detach())
             reasons = self._fill(energies, detached, rows)
-        for i in np.flatnonzero(valid & ~np.isfinite(energies.energy_per_atom)):
-            energies.energy_per_atom[i] = np.nan
-            energies.failed[i] = True
-            reasons.setdefault(int(i), "the energy is not finite")
+        energies.failed[:] = valid & ~np.isfinite(energies.energy_per_atom)
+        energies.energy_per_atom[energies.failed] = np.nan
+        for i in np.flatnonzero(energies.failed).tolist():
+            reasons.setdefault(i, "the energy is not finite")
         if len(rows) and energies.failed[rows].all():
             first = next(iter(reasons.values()))
             warnings.warn(
@@ -135,20 +136,16 @@ class Potential(ABC):
         Returns:
             Why structures have no energy, by number.
         """
+        wanted = energies.forces is not None, energies.stress is not None
         try:
-            computed = self._compute(
-                batch[rows], energies.forces is not None, energies.stress is not None
-            )
+            computed = self._compute(batch[rows], *wanted)
         except WorkersLostError:
             raise
         except Exception as error:  # whatever a strange structure does to foreign code
             if len(rows) == 1:
                 return {int(rows[0]): f"{type(error).__name__}: {error}"}
-            half = len(rows) // 2
-            return {
-                **self._fill(energies, batch, rows[:half]),
-                **self._fill(energies, batch, rows[half:]),
-            }
+            first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+            return self._fill(energies, batch, first) | self._fill(energies, batch, second)
         energies.energy_per_atom[rows] = _to_numpy(computed.energy_per_atom)
         if energies.forces is not None and computed.forces is not None:
             atoms = batch.atom_indices(torch.from_numpy(rows).to(batch.device)).cpu().numpy()
@@ -161,7 +158,7 @@ class Potential(ABC):
     def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
         """Compute valid structures, at least one."""
 
-    def check(self, compositions: CrystalBatch) -> None:  # noqa: B027
+    def check(self, compositions: CrystalBatch) -> None:
         """Raise a ValueError that names elements that the potential does not know."""
 
     def knows(self, batch: CrystalBatch) -> np.ndarray:
@@ -174,15 +171,6 @@ class Potential(ABC):
                 unknown.append(z)
         bad = torch.isin(batch.species.cpu(), torch.tensor(unknown, dtype=torch.int64))
         return torch.bincount(batch.batch.cpu()[bad], minlength=len(batch)).numpy() == 0
-
-    def close(self) -> None:  # noqa: B027
-        """End processes and frees memory."""
-
-    def __enter__(self) -> Potential:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class BatchedPotential(Potential):

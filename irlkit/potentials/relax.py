@@ -132,12 +132,8 @@ def relax(
     }
     crystals = CrystalBatch.concatenate([_crystals(done) for done in finished])[order]
     crystals = crystals.wrap().to(batch.device, batch.dtype)
-    return Relaxation(
-        potential.name,
-        crystals,
-        **{name: values.numpy() for name, values in final.items()},
-        reasons=dict(sorted(reasons.items())),
-    )
+    arrays = {name: values.numpy() for name, values in final.items()}
+    return Relaxation(potential.name, crystals, **arrays, reasons=dict(sorted(reasons.items())))
 
 
 _State: TypeAlias = dict[str, Tensor]
@@ -160,14 +156,9 @@ def _choose(good: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 class _Moving:
-    """The structures of a batch that are still relaxed.
+    """The structures of a batch that are still relaxed; see `relax` for the arguments.
 
-    Args:
-        crystals: The structures, float64, on the CPU.
-        rows: Their numbers, shape (b,).
-        potential: Computes them.
-        cell: Relax the cells as well.
-        reasons: Gets why structures failed, by number.
+    `rows` are their numbers, shape (b,); `reasons` gets why structures failed, by number.
     """
 
     def __init__(
@@ -277,15 +268,9 @@ class _Moving:
         return -q
 
     def leave(self, step: int, force_tolerance: float, last: bool) -> _State:
-        """Part with the structures that are done or have failed.
+        """Part with the structures that are done or have failed after so many steps.
 
-        Args:
-            step: Steps made so far.
-            force_tolerance: Of converged structures, eV/Å.
-            last: All leave.
-
-        Returns:
-            Those structures; what failed is where it came from.
+        With `last`, all leave. What failed is where it came from.
         """
         state = self.state
         failed = state["failed"]

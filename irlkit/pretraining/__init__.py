@@ -106,10 +106,8 @@ class PretrainingConfig:
         check_count("warmup", self.warmup, least=0)
         for name in ("learning_rate", "max_grad_norm"):
             check_finite(name, getattr(self, name), above=0)
-        for name in (
-            *("weight_decay", "ema_decay"),
-            *("cell_weight", "denoiser_weight", "species_weight"),
-        ):
+        weights = ("cell_weight", "denoiser_weight", "species_weight")
+        for name in ("weight_decay", "ema_decay", *weights):
             check_finite(name, getattr(self, name), least=0)
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay must be below 1, got {self.ema_decay}")

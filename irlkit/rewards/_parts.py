@@ -76,12 +76,7 @@ def joined(
     for name in {name: None for result in known for name in result.info}:
         kind = np.result_type(*[r.info[name] for r in known if name in r.info])
         absent = {"f": math.nan, "b": False, "i": -1, "u": 0, "U": ""}.get(kind.kind)
-        info[name] = np.concatenate(
-            [
-                np.full(n, absent, dtype=kind)
-                if result is None or name not in result.info
-                else result.info[name].astype(kind)
-                for result, n in parts
-            ]
-        )
+        there = [None if result is None else result.info.get(name) for result, _ in parts]
+        arrays = [np.full(n, absent) if a is None else a for a, n in zip(there, sizes, strict=True)]
+        info[name] = np.concatenate([array.astype(kind) for array in arrays])
     return RewardResult(torch.cat(values), info)

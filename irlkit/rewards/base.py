@@ -18,6 +18,7 @@ from torch import Tensor
 from irlkit.crystals import CrystalBatch
 from irlkit.utils.checks import checked
 from irlkit.utils.settings import torch_settings
+from irlkit.utils.system import Closing
 
 
 @checked
@@ -53,7 +54,7 @@ class RewardResult:
         return len(self.values)
 
 
-class Reward(ABC):
+class Reward(Closing, ABC):
     """Judges generated structures, each on its own or compared with those of its group.
 
     A reward can be a context manager, which closes it.
@@ -90,7 +91,7 @@ class Reward(ABC):
         """
         return self(batch)
 
-    def check(self, compositions: CrystalBatch) -> None:  # noqa: B027
+    def check(self, compositions: CrystalBatch) -> None:
         """Raise a ValueError if it cannot judge structures of these compositions.
 
         A trainer calls this before anything is generated; only species and n_atoms count.
@@ -99,15 +100,6 @@ class Reward(ABC):
     def energies(self) -> str:
         """Return what computes the energies that it needs, for checkpoints; empty if nothing."""
         return ""
-
-    def close(self) -> None:  # noqa: B027
-        """End processes and free memory."""
-
-    def __enter__(self) -> Reward:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class ReturnError(ValueError):

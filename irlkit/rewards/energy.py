@@ -15,7 +15,29 @@ from irlkit.rewards.base import Reward, RewardResult
 from irlkit.utils.checks import checked
 
 
-class EnergyReward(Reward):
+class _PotentialReward(Reward):
+    """What rewards from energies share.
+
+    Args:
+        potential: a potential, or its name for `irlkit.potentials.get`, which is then closed with
+            the reward.
+    """
+
+    def __init__(self, potential: Potential | str) -> None:
+        self._owns_potential = not isinstance(potential, Potential)
+        self.potential = get(potential)
+
+    def energies(self) -> str:
+        """Return the name of the potential."""
+        return self.potential.name
+
+    def close(self) -> None:
+        """Close the potential if this reward has made it."""
+        if self._owns_potential:
+            self.potential.close()
+
+
+class EnergyReward(_PotentialReward):
     """Negative energy per atom, r = -E/N, outliers clipped.
 
     Structures that are invalid (Appendix B), or that the potential fails on, count with a penalty
@@ -62,8 +84,7 @@ class EnergyReward(Reward):
             raise ValueError(f"penalty must be a finite energy in eV/atom, got {penalty}")
         if not clip > 0:
             raise ValueError(f"clip must be positive (math.inf does not clip), got {clip}")
-        self._owns_potential = not isinstance(potential, Potential)
-        self.potential = get(potential)
+        super().__init__(potential)
         self.group_size = group_size
         self.penalty = float(penalty)
         self.clip = float(clip)
@@ -123,15 +144,6 @@ class EnergyReward(Reward):
         if self.references is not None:
             info["energy_above_reference"] = energy - lowest
         return RewardResult(torch.from_numpy(-filled), info)
-
-    def energies(self) -> str:
-        """Return the name of the potential."""
-        return self.potential.name
-
-    def close(self) -> None:
-        """Close the potential if this reward has made it."""
-        if self._owns_potential:
-            self.potential.close()
 
 
 def clip_energies(energy: np.ndarray, groups: np.ndarray, width: float) -> np.ndarray:

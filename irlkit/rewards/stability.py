@@ -7,12 +7,13 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.evaluate.hull import Hull
-from irlkit.potentials import Potential, get, relax
-from irlkit.rewards.base import Reward, RewardResult
+from irlkit.potentials import Potential, relax
+from irlkit.rewards.base import RewardResult
+from irlkit.rewards.energy import _PotentialReward
 from irlkit.utils.checks import check_count, check_finite, checked
 
 
-class StabilityReward(Reward):
+class StabilityReward(_PotentialReward):
     """Negative energy above the convex hull, clipped: r = -min(max(E_hull, 0), limit).
 
     Structures that are invalid, that the potential fails on, or whose chemical system the hull does
@@ -41,8 +42,7 @@ class StabilityReward(Reward):
     ) -> None:
         check_finite("limit", limit, above=0)
         check_count("relax_steps", relax_steps, least=0)
-        self._owns_potential = not isinstance(potential, Potential)
-        self.potential = get(potential)
+        super().__init__(potential)
         if hull.potential != self.potential.name:
             raise ValueError(
                 f"hull must be of the potential's energies, {self.potential.name}, "
@@ -85,12 +85,3 @@ class StabilityReward(Reward):
             "valid": measured.valid,
         }
         return RewardResult(torch.from_numpy(-cost), info)
-
-    def energies(self) -> str:
-        """Return the name of the potential."""
-        return self.potential.name
-
-    def close(self) -> None:
-        """Close the potential if this reward has made it."""
-        if self._owns_potential:
-            self.potential.close()

@@ -74,23 +74,14 @@ class CRMSEReward(Reward):
         counts = [len(rows) for rows in polymorphs]
         generated = np.repeat(np.arange(len(batch)), counts)
         references = np.concatenate([np.empty(0, dtype=np.int64), *polymorphs])
-        matches = self.pool.match(
-            batch, self._references, np.stack([generated, references], axis=1)
-        )
+        pairs = np.stack([generated, references], axis=1)
+        matches = self.pool.match(batch, self._references, pairs)
         rmsd, reference = best_per_group(generated, references, matches.rmsd, len(batch))
         matched = np.isfinite(rmsd)
         crmse = np.where(matched, rmsd, self.pool.stol)
-        return RewardResult(
-            torch.from_numpy(self.pool.stol - crmse),
-            {
-                "rmsd": rmsd,
-                "crmse": crmse,
-                "matched": matched,
-                "valid": matches.valid,
-                "timed_out": matches.timed_out,
-                "reference": reference,
-            },
-        )
+        info = {"rmsd": rmsd, "crmse": crmse, "matched": matched, "reference": reference}
+        info |= {"valid": matches.valid, "timed_out": matches.timed_out}
+        return RewardResult(torch.from_numpy(self.pool.stol - crmse), info)
 
     def close(self) -> None:
         """End the worker processes if this reward has started them."""

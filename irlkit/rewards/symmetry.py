@@ -45,8 +45,6 @@ class SymmetryReward(Reward):
     def __init__(
         self, kind: Kind, symprec: float = 0.1, angle_tolerance: float | None = None
     ) -> None:
-        if kind not in ("not_triclinic", "not_centrosymmetric"):
-            raise ValueError(f"kind must be 'not_triclinic' or 'not_centrosymmetric', got {kind!r}")
         if not (math.isfinite(symprec) and symprec > 0):
             raise ValueError(f"symprec must be positive, in Å, got {symprec}")
         if angle_tolerance is not None and not angle_tolerance > 0:
@@ -69,15 +67,9 @@ class SymmetryReward(Reward):
                 spacegroup[i], inversion[i] = self._find(*arrays)
         found = spacegroup > 0
         wanted = spacegroup > 2 if self.kind == "not_triclinic" else found & ~inversion
-        return RewardResult(
-            torch.from_numpy(wanted.astype(np.float64)),
-            {
-                "spacegroup": spacegroup,
-                "centrosymmetric": inversion,
-                "valid": valid,
-                "failed": valid & ~found,
-            },
-        )
+        info = {"spacegroup": spacegroup, "centrosymmetric": inversion, "valid": valid}
+        info["failed"] = valid & ~found
+        return RewardResult(torch.from_numpy(wanted.astype(np.float64)), info)
 
     def _find(self, numbers: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> tuple[int, bool]:
         """Space group number, 0 if there is none, and whether there is an inversion centre."""

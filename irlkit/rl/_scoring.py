@@ -171,10 +171,8 @@ def _raise_non_finite(
     bad = (~values.isfinite()).nonzero().flatten()
     culprits = structures[bad.to(structures.device)]
     paths = [] if folder is None else save_cifs(culprits, folder, when.replace(" ", "_"))
-    shown = [
-        f"structure {int(i)} ({formula}): {float(values[i])}"
-        for i, formula in zip(bad[:8], culprits.formulas(), strict=False)
-    ]
+    named = zip(bad[:8], culprits.formulas(), strict=False)
+    shown = [f"structure {int(i)} ({formula}): {float(values[i])}" for i, formula in named]
     where = f"saved in {folder}" if paths else "give out_dir to have them saved"
     raise NonFiniteRewardError(
         f"reward is not finite for {len(bad)} of {len(values)} structures in {when}: "

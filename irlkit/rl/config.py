@@ -98,33 +98,28 @@ class TrainerConfig:
         for entry in fields(self):
             self._check_kind(entry.name, str(entry.type))
         check_group_size(self.group_size)
-        for name in _COUNTS:
-            _check_positive_int(name, getattr(self, name))
-        for name in _OPTIONAL_COUNTS:
-            if getattr(self, name) is not None:
-                _check_positive_int(name, getattr(self, name))
-        if self.replay != 0:
-            _check_positive_int("replay", self.replay)
-            if self.mixed_precision or len(self.step_choices) > 1:
-                raise ValueError(
-                    "replay keeps probabilities of one number of steps: it needs a single n_steps "
-                    f"and no mixed_precision, got {self.n_steps!r} and {self.mixed_precision}"
-                )
-        for name, choices in (
-            ("n_steps", self.step_choices),
-            ("validation_n_steps", self.validation_step_choices),
-        ):
+        for name in (*_COUNTS, *_OPTIONAL_COUNTS, "replay"):
+            value = getattr(self, name)
+            if name not in _COUNTS and value == (0 if name == "replay" else None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.replay and (self.mixed_precision or len(self.step_choices) > 1):
+            raise ValueError(
+                "replay keeps probabilities of one number of steps: it needs a single n_steps "
+                f"and no mixed_precision, got {self.n_steps!r} and {self.mixed_precision}"
+            )
+        steps = {"n_steps": self.step_choices, "validation_n_steps": self.validation_step_choices}
+        for name, choices in steps.items():
             if not choices:
                 raise ValueError(f"{name} must name at least one number of steps, got none")
             for n_steps in choices:
                 check_n_steps(n_steps, name)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in ("max_kl", "final_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive or None, got {value!r}")
+        for name in ("learning_rate", "max_grad_norm", "max_kl", "final_learning_rate"):
+            value, optional = getattr(self, name), name in ("max_kl", "final_learning_rate")
+            if not (value is None and optional) and not value > 0:
+                words = "positive or None" if optional else "positive"
+                raise ValueError(f"{name} must be {words}, got {value!r}")
         if not 0 < self.step_fraction <= 1:
             raise ValueError(
                 f"step_fraction must be above 0 and at most 1, got {self.step_fraction!r}"
@@ -242,8 +237,3 @@ class TrainerConfig:
 
 def _as_tuple(n_steps: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n_steps) if isinstance(n_steps, tuple | list) else (n_steps,)
-
-
-def _check_positive_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -153,12 +153,10 @@ class GRPOConfig:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
             if any(number < 0 for number in values):
                 raise ValueError(f"{name} must not be negative, got {value!r}")
-        if not isinstance(self.advantages, str) or self.advantages not in ADVANTAGES:
-            raise ValueError(f"advantages must be one of {ADVANTAGES}, got {self.advantages!r}")
-        if not isinstance(self.normalization, str) or self.normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
-            )
+        for name, choices in (("advantages", ADVANTAGES), ("normalization", NORMALIZATIONS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
     def weight(self, term: str, field: str) -> float:
         """Return the weight of "policy", "kl", "distillation" or "entropy" for a field, or 0."""
@@ -240,9 +238,8 @@ def grpo_loss(
         step = step.given(action)
         log_ratio = step.policy.log_prob(action) - trajectory.log_probs[field][index]
         clip_eps = of_field(config.clip_eps, field, 0.3)
-        parts = _field_terms(
-            step, log_ratio, advantages, trajectory, clip_eps, config.normalization
-        )
+        mode = config.normalization
+        parts = _field_terms(step, log_ratio, advantages, trajectory, clip_eps, mode)
         total = total + config.weight("policy", field) * parts["policy_loss"]
         for term in ("kl", "distillation"):
             if term in parts:

@@ -13,7 +13,7 @@ from irlkit.rl.policies.base import Outputs, Policy, StepInputs
 from irlkit.rl.process import Requests, State
 from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked
-from irlkit.utils.draws import Draws, SharedDraws
+from irlkit.utils.draws import SharedDraws
 
 
 @checked
@@ -65,7 +65,9 @@ def _rollout(
     keep: bool,
 ) -> Trajectory:
     process = policy.process
-    like = _floating(policy, state)
+    # A tensor whose floating dtype and device are those to compute with.
+    like = next((x for x in state.values.values() if x.is_floating_point()), None)
+    like = next(policy.parameters()) if like is None else like
     times = process.grid(n_steps, like.dtype, like.device)
     conditioning = policy.prepare(state.request)
     states = [state.values]
@@ -87,7 +89,8 @@ def _rollout(
         for name in process.field_names:
             if name in steps:
                 step = steps[name]
-                taken[name] = step.policy.sample(_draws(generator, step.scope))
+                draws = generator[step.scope] if isinstance(generator, dict) else generator
+                taken[name] = step.policy.sample(draws)
                 actions[name].append(taken[name])
                 log_probs[name].append(step.policy.log_prob(taken[name]))
         moves = policy.moves(taken, inputs, generator)
@@ -135,16 +138,6 @@ def generate(
         return deployed.generate(asked, n_steps, generator=generator, max_batch=max_batch)
     x_0 = policy.process.initial(request, generator)
     return rollout(policy, x_0, n_steps, generator, False, max_batch).final
-
-
-def _draws(generator: torch.Generator | dict[str, SharedDraws], scope: str) -> Draws:
-    return generator[scope] if isinstance(generator, dict) else generator
-
-
-def _floating(policy: Policy, state: State) -> Tensor:
-    """A tensor whose floating dtype and device are those to compute with."""
-    values = [x for x in state.values.values() if x.is_floating_point()]
-    return values[0] if values else next(policy.parameters())
 
 
 def _stack(outputs: list[Outputs]) -> Outputs:

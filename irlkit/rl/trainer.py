@@ -111,10 +111,8 @@ class GRPOTrainer:
         if validation is not None:
             self.validation = _requests_of("validation", validation, parameter)
             self.validation = self.validation[: self.config.validation_size]
-        for asked, batch in (
-            (self.reward, self.requests),
-            (self.validation_reward, self.validation),
-        ):
+        judged = (self.reward, self.requests), (self.validation_reward, self.validation)
+        for asked, batch in judged:
             if isinstance(batch, CrystalBatch):
                 asked.check(batch)
         check_groups(self.reward, self.config.group_size)
@@ -128,9 +126,8 @@ class GRPOTrainer:
         )
         self._replay = Replay(self.config.replay, self.config.replay_kept)
         self.max_batch = self.config.max_batch
-        self._average = None
-        if self.config.average_decay is not None:
-            self._average = ParameterAverage(policy)
+        averaging = self.config.average_decay is not None
+        self._average = ParameterAverage(policy) if averaging else None
         self.iteration = 0
         # Only for those who look at the checkpoint: how far the run is.
         self._planned: int | None = self.config.iterations
@@ -296,9 +293,8 @@ class GRPOTrainer:
         n_steps, x_0 = self._draw_start()
         x_0, draws = self.communicator.share(x_0, self._generator)
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
-        rewards, info = self._score(
-            self.reward, trajectory.final, group_size=config.group_size, answer=answer
-        )
+        asked = {"group_size": config.group_size, "answer": answer}
+        rewards, info = self._score(self.reward, trajectory.final, **asked)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
@@ -400,17 +396,12 @@ class GRPOTrainer:
         reward, info = self._validate(self.config.validation_seed)
         if self.best is None or reward > self.best["validation_reward"]:
             with self.averaged():
-                self.best = {
-                    "validation_reward": reward,
-                    "iteration": self.iteration,
-                    "noise_scale": dict(self.policy.noise_scale),
-                    "policy": copy.deepcopy(self.policy.state_dict()),
-                }
+                about = {"validation_reward": reward, "iteration": self.iteration}
+                weights = copy.deepcopy(self.policy.state_dict())
+                noise_scale = dict(self.policy.noise_scale)
+                self.best = {**about, "noise_scale": noise_scale, "policy": weights}
                 if self.out_dir is not None:
-                    self.policy.save(
-                        self.out_dir / "best.safetensors",
-                        {"validation_reward": reward, "iteration": self.iteration},
-                    )
+                    self.policy.save(self.out_dir / "best.safetensors", about)
         return {"validation_reward": reward, **info}
 
     # ----------------------------------------------------------------------------------------------

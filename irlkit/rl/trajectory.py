@@ -78,7 +78,9 @@ class Trajectory:
     def is_finite(self) -> Tensor:
         """Return whether all numbers are finite that an update needs, shape (B,)."""
         good = torch.ones(len(self.request), dtype=torch.bool, device=self.times.device)
-        for scopes, tensors in self._groups():
+        of_actions = [(self.action_scopes, of) for of in (self.actions, self.log_probs)]
+        of_states = [(self.state_scopes, of) for of in (self.states, *self.frozen.values())]
+        for scopes, tensors in (*of_actions, *of_states):
             for name, x in tensors.items():
                 finite = x.isfinite().transpose(0, 1).flatten(1).all(1)
                 if scopes[name] == "atom":
@@ -105,15 +107,6 @@ class Trajectory:
             pick(self.state_scopes, self.states),
             {head: pick(self.state_scopes, of) for head, of in self.frozen.items()},
         )
-
-    def _groups(self) -> list[tuple[Mapping[str, Scope], dict[str, Tensor]]]:
-        """All tensors per event, with the scopes of their events."""
-        return [
-            (self.action_scopes, self.actions),
-            (self.action_scopes, self.log_probs),
-            (self.state_scopes, self.states),
-            *((self.state_scopes, of) for of in self.frozen.values()),
-        ]
 
     @staticmethod
     def concatenate(trajectories: Sequence[Trajectory], request: Requests) -> Trajectory:

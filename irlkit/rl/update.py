@@ -90,9 +90,8 @@ class PolicyUpdate:
             if rows and config.max_kl is not None and max(kls) > config.max_kl:
                 self.optimizer.zero_grad()
                 break
-            norm = torch.nn.utils.clip_grad_norm_(
-                parameters, config.max_grad_norm, error_if_nonfinite=True
-            )
+            limit = config.max_grad_norm
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
             self.optimizer.step()
             rows.append({**terms, "grad_norm": float(norm)})
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -101,12 +100,8 @@ class PolicyUpdate:
             change, reference = means.pop(name), means.pop(f"{of}_reference")
             means[f"{of}_ratio"] = math.sqrt(change / reference) if reference else math.nan
         clipped = [value for name, value in means.items() if name.endswith("clip_fraction")]
-        return {
-            "clip_fraction": float(np.mean(clipped)),
-            "approx_kl": largest_kl,
-            "n_updates": len(rows),
-            **means,
-        }
+        found = {"clip_fraction": float(np.mean(clipped)), "approx_kl": largest_kl}
+        return {**found, "n_updates": len(rows), **means}
 
     def _draw_steps(self, trajectory: Trajectory) -> tuple[list[Tensor], float]:
         """The time steps of every update, one after the other; the share they are drawn from."""
@@ -155,9 +150,8 @@ class PolicyUpdate:
         def score(minibatches: list[_Minibatch]) -> dict[str, Tensor]:
             new = {name: x.clone() for name, x in sample.trajectory.log_probs.items()}
             for part in minibatches:
-                inputs = part.trajectory.inputs(
-                    self.policy, part.index, self.config.mixed_precision
-                )
+                mixed = self.config.mixed_precision
+                inputs = part.trajectory.inputs(self.policy, part.index, mixed)
                 for name, step in self.policy.steps(inputs).items():
                     events = part.structures
                     if step.scope == "atom":

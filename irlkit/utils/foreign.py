@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import pickle
 import re
 from pathlib import Path
@@ -41,6 +42,23 @@ def recognise(head: bytes | Path, *, but: str = "") -> str:
     start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     found = next((words for s, words in _SIGNATURES.items() if start.startswith(s)), "")
     return "" if but and found.startswith(but) else found
+
+
+def load_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Read a safetensors file of this package: its header, plain data, and its tensors by name.
+
+    Raises:
+        ValueError: what the file is instead, in words.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = json.loads((file.metadata() or {}).get("irlkit", "{}"))
+            return header, {name: file.get_tensor(name) for name in file.keys()}
+    except (RecursionError, SafetensorError, ValueError) as error:
+        words = recognise(path)
+        raise ValueError(f"it is {words}" if words else str(error)) from error
 
 
 def load_plain(path: Path, device: Any = "cpu") -> Any:

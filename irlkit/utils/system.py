@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -42,6 +42,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             pass
         finally:
             os.close(folder)
+
+
+class Closing:
+    """A context manager that is closed at the end of its block."""
+
+    def close(self) -> None:
+        """End processes and free memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class FileWriter:
@@ -84,6 +97,19 @@ class FileWriter:
                 raise
         finally:
             self._thread.shutdown()
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder for results now rather than after minutes of work, and return its path.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out_dir: the folder {str(path)!r} cannot be made: {error}") from None
+    return Path(path)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -108,10 +108,8 @@ class WorkerPool:
             return [_apply(self._function, item, self.timeout) for item in items]
         try:
             timeout = None if math.isinf(self.timeout) else self.timeout
-            futures = [
-                pool.schedule(_work, (pickle.dumps(item),), timeout=timeout) for item in items
-            ]
-            return self._collect(futures)
+            sent = ((pickle.dumps(item),) for item in items)
+            return self._collect([pool.schedule(_work, one, timeout=timeout) for one in sent])
         except BaseException:
             self.close()
             raise
@@ -126,14 +124,8 @@ class WorkerPool:
             if not processes_possible():
                 self.n_workers = 0
                 return None
-            self._open.append(
-                ProcessPool(
-                    self.n_workers,
-                    initializer=_start,
-                    initargs=(self._sent, os.getpid()),
-                    context=_Context(),  # type: ignore[arg-type]
-                )
-            )
+            begin: Any = {"initializer": _start, "initargs": (self._sent, os.getpid())}
+            self._open.append(ProcessPool(self.n_workers, context=_Context(), **begin))
         return self._open[0]
 
     def _collect(self, futures: Sequence[Future[bytes]]) -> list[Outcome]:

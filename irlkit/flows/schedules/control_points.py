@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,9 +43,7 @@ class ControlPointAnnealing:
         return {field: _interpolate(getattr(self, field), t) for field in FIELD_NAMES}
 
     @classmethod
-    def from_annealing(
-        cls, annealing: Annealing, n_points: int, n_steps: int
-    ) -> ControlPointAnnealing:
+    def from_annealing(cls, annealing: Annealing, n_points: int, n_steps: int) -> Self:
         """Return the points of another schedule, whose step size is that of `n_steps`."""
         check_count("n_points", n_points, least=2)
         check_count("n_steps", n_steps)
@@ -77,7 +76,7 @@ class ControlPointNoise:
         return _interpolate(self.values, t)
 
     @classmethod
-    def from_noise(cls, noise: NoiseSchedule, n_points: int) -> ControlPointNoise:
+    def from_noise(cls, noise: NoiseSchedule, n_points: int) -> Self:
         """Return points of another schedule; the first lies at t = 0.01, where roots are finite."""
         check_count("n_points", n_points, least=2)
         with torch.no_grad():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
@@ -25,15 +24,10 @@ from irlkit.flows.schedules.annealing import (
 )
 from irlkit.flows.schedules.control_points import ControlPointAnnealing, ControlPointNoise
 from irlkit.flows.schedules.endpoint import EndpointAnnealing
-from irlkit.flows.schedules.noise import (
-    ConstantNoise,
-    LearnedNoise,
-    ScaledNoise,
-    SquareRootNoise,
-)
+from irlkit.flows.schedules.noise import ConstantNoise, LearnedNoise, ScaledNoise, SquareRootNoise
 from irlkit.flows.schedules.state import StateAnnealing
 from irlkit.utils.checks import checked
-from irlkit.utils.foreign import recognise
+from irlkit.utils.foreign import load_tensors
 from irlkit.utils.system import write_atomically
 
 ANNEALINGS = by_name(
@@ -104,12 +98,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"no annealing file at {path}")
     wrong = f"{path} is not an annealing written by save_annealing"
     try:
-        with safe_open(str(path), "pt") as file:
-            header = json.loads((file.metadata() or {}).get("irlkit", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (RecursionError, SafetensorError, ValueError) as error:
-        what = f"it is {words}" if (words := recognise(Path(path))) else str(error)
-        raise ValueError(f"{wrong}: {what}") from error
+        header, tensors = load_tensors(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}") from error
     if isinstance(header, dict) and "network" in header:
         reads = "load_dynamics" if "policy" in header.get("info", {}) else "load_pretrained"
         raise ValueError(f"{wrong}: it is a network, which {reads} reads")

@@ -35,7 +35,7 @@ from irlkit.rewards import CRMSEReward, Reward
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import check_kind, checked
 from irlkit.utils.progress import progress_bar
-from irlkit.utils.system import write_atomically
+from irlkit.utils.system import make_folder, write_atomically
 
 P = TypeVar("P", bound=_Preset)
 
@@ -93,7 +93,7 @@ class Experiment(Generic[P]):
         check_kind("preset", preset, self.preset_kind)
         self.checkpoint, self.dataset = str(checkpoint), str(dataset)
         self.preset = preset
-        self.out_dir = _make_folder(self.folder if out_dir is None else out_dir)
+        self.out_dir = make_folder(self.folder if out_dir is None else out_dir)
         self.progress = progress
         self.model = self._load(checkpoint, torch.device(device))
         self.device = self.model.device
@@ -227,10 +227,8 @@ class Experiment(Generic[P]):
         """
         if not isinstance(dynamics, Dynamics):
             dynamics = Dynamics(self.model, dynamics)
-        batch, parameters = (
-            self.test.batch,
-            {**self._parameters(), "settings": None, "out_dir": None},
-        )
+        batch = self.test.batch
+        parameters = {**self._parameters(), "settings": None, "out_dir": None}
         what = (vars(dynamics), n_steps, seed, parameters, batch.species, batch.pos, batch.cell)
         path = self._unwritten / f"{fingerprint(*what)}.parquet"
         if path.is_file():
@@ -418,12 +416,3 @@ class Experiment(Generic[P]):
 def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     tables = list(tables)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _make_folder(path: str | Path) -> Path:
-    """The folder, made now rather than after minutes of work."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out_dir: the folder {str(path)!r} cannot be made: {error}") from None
-    return Path(path)

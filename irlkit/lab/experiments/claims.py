@@ -61,7 +61,9 @@ class Claim:
     ) -> Claim:
         """Judge a number by a target; a number without an interval is judged as it is."""
         found = value if isinstance(value, Estimate) else Estimate.of(value)
-        beside = control if isinstance(control, Estimate) else Estimate.of(_number(control))
+        beside = control
+        if not isinstance(beside, Estimate):
+            beside = Estimate.of(math.nan if beside is None else float(beside))
         if beside.verdict(target) == "holds":
             kind = "guard"
         has_ends = isinstance(value, Estimate)
@@ -80,10 +82,6 @@ class Claim:
     def holds(self) -> bool:
         """Whether the whole interval is on the right side."""
         return self.verdict == "holds"
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _finite(value: float) -> float | None:
@@ -129,9 +127,8 @@ def _text(value: float | None) -> str:
 def _interval(claim: Claim) -> str:
     if claim.low is None and claim.high is None:
         return ""
-    return f"{_text(claim.low) or 'no end'} to {_text(claim.high) or 'no end'}".replace(
-        " ", "\u00a0"
-    )
+    text = f"{_text(claim.low) or 'no end'} to {_text(claim.high) or 'no end'}"
+    return text.replace(" ", "\u00a0")
 
 
 # --- For the claims of all notebooks ---
@@ -145,11 +142,8 @@ def _verdicts_in_words(claims: Sequence[Claim]) -> str:
     for kind, title in (("claim", "Claims"), ("aim", "Aims"), ("guard", "Guards")):
         found = []
         for verdict, (one, several) in words.items():
-            numbers = [
-                str(i)
-                for i, claim in enumerate(claims, start=1)
-                if (claim.kind, claim.verdict) == (kind, verdict)
-            ]
+            judged = [(claim.kind, claim.verdict) for claim in claims]
+            numbers = [str(i) for i, of in enumerate(judged, start=1) if of == (kind, verdict)]
             if numbers:
                 verb = one if len(numbers) == 1 else several
                 found.append(f"{len(numbers)} {verb} (number {', '.join(numbers)})")

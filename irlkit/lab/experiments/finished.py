@@ -44,9 +44,7 @@ class FinishedAnnealing:
 
 
 def load_finished(
-    results: str | Path | None = None,
-    n_structures: int = 8,
-    device: str | torch.device = "cpu",
+    results: str | Path | None = None, n_structures: int = 8, device: str | torch.device = "cpu"
 ) -> FinishedAnnealing:
     """Read what notebook 04 wrote, without computing anything again.
 

@@ -176,13 +176,8 @@ class AnnealingPreset(Settings):
     def config(self, seed: int) -> TrainerConfig:
         """Return the settings of a training run."""
         steps = {*self.train_steps, self.n_steps} if self.train_at_n_steps else {*self.train_steps}
-        settings = {
-            "n_steps": tuple(sorted(steps)),
-            "max_batch": self.max_batch,
-            "iterations": self.iterations,
-            **self.grpo,
-        }
-        return TrainerConfig.from_settings(settings, seed)
+        own = {"max_batch": self.max_batch, "iterations": self.iterations, **self.grpo}
+        return TrainerConfig.from_settings({"n_steps": tuple(sorted(steps)), **own}, seed)
 
     def _resolved(self) -> dict[str, Any]:
         return {"grpo": self.config(self.seeds[0]).to_settings()}
@@ -223,10 +218,7 @@ class EnergyPreset(Settings):
         }
     )
     policies: Mapping[str, Variant] = field(
-        default_factory=lambda: {
-            "score-based": Variant("score"),
-            "velocity-based": Variant("velocity"),
-        }
+        default_factory=lambda: {f"{kind}-based": Variant(kind) for kind in ("score", "velocity")}
     )
     noise_study: Mapping[str, Variant] = field(default_factory=dict)
     annealing: tuple[float, float] | str = "none"
@@ -297,11 +289,9 @@ class EnergyPreset(Settings):
         return self.seeds[: self.variants[name].n_seeds]
 
     def _resolved(self) -> dict[str, Any]:
-        configs = {name: self.config(name, self.seeds[0]).to_settings() for name in self.variants}
-        learned = {}
-        if self.annealing == "learn":
-            learned = self.config(ANNEALING, self.seeds[0]).to_settings()
-        training = {**asdict(self.annealing_training), "grpo": learned}
+        names = [*self.variants, *([ANNEALING] if self.annealing == "learn" else [])]
+        configs = {name: self.config(name, self.seeds[0]).to_settings() for name in names}
+        training = {**asdict(self.annealing_training), "grpo": configs.pop(ANNEALING, {})}
         return {"annealing_training": training, "grpo": configs}
 
 

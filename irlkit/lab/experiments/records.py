@@ -93,7 +93,8 @@ def write_records(
         "claims": [asdict(claim) for claim in claims],
         **more,
     }
-    _write_json(results, paths[-1])
+    text = json.dumps(_to_plain(results), indent=1, allow_nan=False) + "\n"
+    write_atomically(paths[-1], text.encode())
     return paths
 
 
@@ -131,11 +132,6 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _write_json(data: Mapping[str, Any], path: Path) -> None:
-    text = json.dumps(_to_plain(data), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
 
 
 def _write_figures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:

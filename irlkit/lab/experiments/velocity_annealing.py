@@ -278,12 +278,10 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
             labels = {"schedule": schedule, "tuned_at": tuned_at, "seed": seed, "n_steps": k}
             with torch.no_grad():
                 s = annealing_on_grid(annealing, times)
+            t = times[:-1].cpu().double().numpy()
             for field in FIELD_NAMES:
-                curve = {
-                    "t": times[:-1].cpu().double().numpy(),
-                    "factor": 1.0 + s[field].cpu().double().numpy(),
-                }
-                parts.append(pd.DataFrame({**labels, "field": field, **curve}))
+                factor = 1.0 + s[field].cpu().double().numpy()
+                parts.append(pd.DataFrame({**labels, "field": field, "t": t, "factor": factor}))
         return pd.concat(parts, ignore_index=True)
 
     def curves(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -390,12 +388,8 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         n_atoms = self.test.batch.n_atoms.numpy()
         # Best first: found by the learned schedule only; then several atoms, but not too many.
         found = {schedule: np.isfinite(values) for schedule, values in rmsd.items()}
-        score = (
-            4.0 * found["learned"]
-            + 2.0 * ~found["none"]
-            + ((n_atoms >= 4) & (n_atoms <= 10))
-            - np.nan_to_num(rmsd["learned"], nan=0.5)
-        )
+        score = 4.0 * found["learned"] + 2.0 * ~found["none"] + ((n_atoms >= 4) & (n_atoms <= 10))
+        score -= np.nan_to_num(rmsd["learned"], nan=0.5)
         number = int(score.argmax())
         reference = self.test.batch[number]
         # Drawn for all of the split, so that it is that of the evaluation.

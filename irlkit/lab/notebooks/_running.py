@@ -88,9 +88,7 @@ def _parameters_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run(
-    name: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    output: str | Path | None = None,
+    name: str | Path, parameters: Mapping[str, Any] | None = None, output: str | Path | None = None
 ) -> Path:
     """Execute a notebook with papermill, and return the executed one.
 

@@ -3,7 +3,8 @@
 Every function takes tables or structures and returns a ``plotly.graph_objects.Figure``. Colours are
 those of Okabe and Ito, which colour-blind people can tell apart; backgrounds are transparent and
 grey is medium, so that figures are readable on light and dark pages. Where there are several seeds,
-a line is their mean and its band reaches from the lowest to the highest.
+a line is their mean and its band reaches from the lowest to the highest. A table that lacks a
+column, and a mapping or a table without an entry, raise a ValueError that says so.
 """
 
 from irlkit.lab.plots.distances import minimum_distances, pair_distribution
@@ -19,11 +20,7 @@ from irlkit.lab.plots.flow import (
 from irlkit.lab.plots.group import group
 from irlkit.lab.plots.live import crystal_toolkit_view
 from irlkit.lab.plots.periodic_table import periodic_table
-from irlkit.lab.plots.schedules import (
-    annealing_schedules,
-    noise_schedules,
-    schedule_and_structures,
-)
+from irlkit.lab.plots.schedules import annealing_schedules, noise_schedules, schedule_and_structures
 from irlkit.lab.plots.search import parallel_coordinates, parameter_importance
 from irlkit.lab.plots.structures import structure, structures
 from irlkit.lab.plots.style import (

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots._panels import add, colored, grid
-from irlkit.lab.plots.style import line_with_band, need, style
+from irlkit.lab.plots._panels import add_lines, colored, grid, lines_of
+from irlkit.lab.plots.style import need, style
 
 
 def reward_parts(history: pd.DataFrame, columns: Mapping[str, str], group: str) -> go.Figure:
@@ -19,20 +19,10 @@ def reward_parts(history: pd.DataFrame, columns: Mapping[str, str], group: str) 
         history: columns iteration, seed and those below; seeds make a band.
         columns: column -> title of its panel.
         group: column that a line is drawn for each value of.
-
-    Raises:
-        ValueError: a column is missing.
     """
     need(history, "iteration", "seed", group, *columns)
     figure, places = grid(list(columns.values()), 3, vertical_spacing=0.15)
-    groups = {str(name): rows for name, rows in history.groupby(group, sort=False)}
-    for name, rows, color in colored("history", groups):
-        for column, place in zip(columns, places, strict=True):
-            known = rows.dropna(subset=column)
-            if len(known):
-                first = place is places[0]
-                line = line_with_band(known, "iteration", column, name, color, legend=first)
-                add(figure, line, place)
+    add_lines(figure, places, list(columns), "iteration", lines_of(history, group))
     figure.update_xaxes(title="iteration")
     return style(figure, 560, legend_below=True)
 
@@ -47,9 +37,6 @@ def novelty_and_stability(
         x: column of the horizontal axis, a share.
         y: column of the vertical axis, a share.
         size: column that the area of a point grows with.
-
-    Raises:
-        ValueError: a column is missing.
     """
     ends = [f"{name}_{end}" for name in (x, y) for end in ("low", "high")]
     need(table, x, y, size, *ends)

@@ -59,19 +59,19 @@ def to_structure(crystal: Crystal, name: str = "crystal") -> Structure:
     Raises:
         ValueError: a batch of none or several structures, or an object that is neither.
     """
-    if hasattr(crystal, "to_structures"):
-        if len(crystal) != 1:
-            raise ValueError(
-                f"{name} must hold one structure, got {len(crystal)}; take one with [i], or use "
-                "plots.structures"
-            )
-        return crystal.wrap().to_structures()[0]
-    if not hasattr(crystal, "frac_coords"):
+    if hasattr(crystal, "frac_coords"):
+        return crystal
+    if not hasattr(crystal, "to_structures"):
         raise ValueError(
             f"{name} must be a CrystalBatch of one structure or a pymatgen Structure, got "
             f"{type(crystal).__name__}"
         )
-    return crystal
+    if len(crystal) != 1:
+        raise ValueError(
+            f"{name} must hold one structure, got {len(crystal)}; take one with [i], or use "
+            "plots.structures"
+        )
+    return crystal.wrap().to_structures()[0]
 
 
 def is_drawable(cell: np.ndarray, pos: np.ndarray) -> bool:
@@ -237,10 +237,8 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
     """Return several meshes as one."""
     starts = np.cumsum([0, *(len(vertices) for vertices, _ in meshes)])
     faces = [faces + start for (_, faces), start in zip(meshes, starts, strict=False)]
-    return (
-        np.concatenate([v for v, _ in meshes]).astype(np.float32),
-        np.concatenate(faces).astype(np.int32),
-    )
+    vertices = np.concatenate([v for v, _ in meshes]).astype(np.float32)
+    return vertices, np.concatenate(faces).astype(np.int32)
 
 
 def spheres(centers: np.ndarray, radius: float, rounds: int = 2) -> Mesh:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any, TypeVar
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED
+from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED, line_with_band
 
 T = TypeVar("T")
 SIGNS = {"colorscale": [[0, RED], [0.5, GREY], [1, BLUE]], "cmin": -1, "cmax": 1}
@@ -29,6 +30,26 @@ def colored(
     if not len(entries):
         raise ValueError(f"{what} must hold at least one entry, got none")
     return ((*item, color) for item, color in zip(entries.items(), cycle(colors), strict=False))
+
+
+def lines_of(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Return each value of a column as text, its rows and its colour, in the table's order."""
+    groups = {str(name): rows for name, rows in table.groupby(column, sort=False)}
+    return colored(f"table of rows by {column}", groups)
+
+
+def add_lines(
+    figure: go.Figure,
+    places: Sequence[Mapping[str, int]],
+    columns: Sequence[str],
+    x: str,
+    lines: Iterable[tuple[str, pd.DataFrame, str]],
+) -> None:
+    """Draw columns over that of `x`, a panel each, with a line per name, rows and colour."""
+    for name, rows, color in lines:
+        for column, place in zip(columns, places, strict=True):
+            traces = line_with_band(rows, x, column, name, color, legend=place is places[0])
+            add(figure, traces, place)
 
 
 def grid(

@@ -54,8 +54,7 @@ def pair_distribution(
 
 def _pair_distribution(crystal: CrystalBatch, edges: np.ndarray) -> np.ndarray | None:
     """Return g(r) of one structure between the edges of bins, Å; of one that is not valid, None."""
-    cell = crystal.cell[0].detach().cpu().double().numpy()
-    pos = crystal.pos.detach().cpu().double().numpy()
+    ((_, pos, cell),) = crystal._to_arrays()
     finite = np.isfinite(cell).all() and np.isfinite(pos).all()
     volume, r_max = abs(np.linalg.det(cell)), edges[-1]
     if not finite or volume <= 1e-3:
@@ -97,11 +96,8 @@ def minimum_distances(
         table = pd.DataFrame({"x": np.repeat(x, [len(d) for d in found]), "d": np.hstack(found)})
         table["d"] = table["d"].where(np.isfinite(table["d"]))
         figure.add_traces(line_with_band(table, "x", "d", name, color))
-    figure.add_hline(
-        0.5,
-        line={"color": GREY, "dash": "dot", "width": 1},
-        annotation={"text": "below: not valid", "yanchor": "bottom"},
-    )
+    note = {"text": "below: not valid", "yanchor": "bottom"}
+    figure.add_hline(0.5, line={"color": GREY, "dash": "dot", "width": 1}, annotation=note)
     figure.update_xaxes(title="step" if times is None else "time t")
     figure.update_yaxes(title="smallest distance, Å", rangemode="tozero")
     figure.update_layout(showlegend=True)

@@ -109,25 +109,15 @@ def group_advantages(
     figure, places = grid(("rewards", "advantages"), horizontal_spacing=0.12)
     spread = np.linspace(-0.25, 0.25, group_size)
     grouped = values.numpy().reshape(-1, group_size)
+    marker = {"size": 8, "color": np.sign(advantages).ravel(), **SIGNS}
+    dots = {"marker": marker, "name": "structures"}
+    dash = {"symbol": "line-ew", "size": 40, "line": {"color": GREY, "width": 2}}
+    line = {"marker": dash, "name": "mean of the group"}
+    x = (groups[:, None] + spread).ravel()
     for place, data in zip(places, (grouped, advantages), strict=True):
-        figure.add_scatter(
-            x=(groups[:, None] + spread).ravel(),
-            y=data.ravel(),
-            mode="markers",
-            marker={"size": 8, "color": np.sign(advantages).ravel(), **SIGNS},
-            name="structures",
-            showlegend=False,
-            **place,
-        )
-        figure.add_scatter(
-            x=groups,
-            y=data.mean(axis=1),
-            mode="markers",
-            marker={"symbol": "line-ew", "size": 40, "line": {"color": GREY, "width": 2}},
-            name="mean of the group",
-            showlegend=data is not advantages,
-            **place,
-        )
+        shown, first = {"mode": "markers", **place}, data is not advantages
+        figure.add_scatter(x=x, y=data.ravel(), **dots, showlegend=False, **shown)
+        figure.add_scatter(x=groups, y=data.mean(axis=1), **line, showlegend=first, **shown)
     figure.update_xaxes(tickvals=groups, ticktext=labels)
     figure.update_yaxes(title="reward", **places[0])
     figure.update_yaxes(title="advantage, standard deviations", **places[1])
@@ -140,13 +130,8 @@ def reward_against(table: pd.DataFrame, x: str, y: str, label_x: str, label_y: s
 
     Args:
         table: columns `x`, `y`, optionally valid (bool) and formula.
-        x: column of the abscissa.
-        y: column of the ordinate.
-        label_x: of its axis, with the unit.
-        label_y: likewise.
-
-    Raises:
-        ValueError: a column is missing.
+        x, y: columns of the abscissa and the ordinate.
+        label_x, label_y: of their axes, with the units.
     """
     need(table, x, y)
     valid = table["valid"].to_numpy(bool) if "valid" in table else np.ones(len(table), bool)

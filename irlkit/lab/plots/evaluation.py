@@ -8,17 +8,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots._panels import add, colored, grid
+from irlkit.lab.plots._panels import add_lines, grid, lines_of
 from irlkit.lab.plots.schedules import schedules_of
-from irlkit.lab.plots.style import GREY, METRIC_LABELS, line_with_band, need, style
+from irlkit.lab.plots.style import GREY, METRIC_LABELS, need, style
 from irlkit.utils.checks import checked
 
 
 @checked
 def metrics_vs_steps(
-    evaluation: pd.DataFrame,
-    metrics: Sequence[str] = ("metre", "crmse"),
-    mark: int | None = None,
+    evaluation: pd.DataFrame, metrics: Sequence[str] = ("metre", "crmse"), mark: int | None = None
 ) -> go.Figure:
     """Draw metrics against the number of integration steps, a line per schedule (Fig. 4).
 
@@ -28,14 +26,11 @@ def metrics_vs_steps(
         metrics: a panel each.
         mark: draw a line at this number of steps; handcrafted schedules tuned there have another
             colour than the rest.
-
-    Raises:
-        ValueError: a column is missing.
     """
     need(evaluation, "schedule", "n_steps", *metrics)
     if "tuned_at" not in evaluation:
         evaluation = evaluation.assign(tuned_at=np.nan)
-    figure = _panels(evaluation, "n_steps", metrics, schedules_of(evaluation, mark), {})
+    figure = _panels("n_steps", metrics, schedules_of(evaluation, mark), {})
     ticks = sorted(evaluation["n_steps"].unique())
     figure.update_xaxes(type="log", tickvals=ticks, title="number of integration steps")
     for column, metric in enumerate(metrics, start=1):
@@ -64,9 +59,6 @@ def metrics_vs_noise(
         noise: column of the noise scale; zero is drawn at the left end of a logarithmic axis.
         group: column that a line is drawn for each value of.
         labels: metric -> title of its panel, with the unit, where the common ones do not do.
-
-    Raises:
-        ValueError: a column is missing.
     """
     need(evaluation, noise, group, *metrics)
     scales = np.sort(evaluation[noise].unique())
@@ -74,9 +66,7 @@ def metrics_vs_noise(
     logarithmic = len(positive) > 1 and positive[-1] / positive[0] > 20
     zero = positive[0] / 3 if logarithmic else 0.0
     shifted = evaluation.assign(**{noise: evaluation[noise].where(evaluation[noise] > 0, zero)})
-    groups = {str(name): rows for name, rows in shifted.groupby(group, sort=False)}
-    lines = colored("evaluation, a table of rows,", groups)
-    figure = _panels(shifted, noise, metrics, lines, labels or {})
+    figure = _panels(noise, metrics, lines_of(shifted, group), labels or {})
     figure.update_xaxes(title="noise scale")
     if logarithmic:
         text = [f"{value:g}" for value in scales]
@@ -85,7 +75,6 @@ def metrics_vs_noise(
 
 
 def _panels(
-    table: pd.DataFrame,
     x: str,
     metrics: Sequence[str],
     lines: Iterable[tuple[str, pd.DataFrame, str]],
@@ -96,8 +85,5 @@ def _panels(
         raise ValueError("metrics must name at least one column, got none")
     titles = [labels.get(metric, METRIC_LABELS.get(metric, metric)) for metric in metrics]
     figure, places = grid(titles, horizontal_spacing=0.1)
-    for name, rows, color in lines:
-        for metric, place in zip(metrics, places, strict=True):
-            first = place is places[0]
-            add(figure, line_with_band(rows, x, metric, name, color, legend=first), place)
+    add_lines(figure, places, metrics, x, lines)
     return figure

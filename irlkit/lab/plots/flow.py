@@ -29,14 +29,11 @@ def interpolant_coefficients(
         interpolants: name -> interpolant; one without latent noise has gamma = 0.
         n_points: times between 1e-3 and 1 - 1e-3.
 
-    Raises:
-        ValueError: no interpolant.
-
     >>> interpolant_coefficients({"linear": Interpolant()}).data[0].name
     'alpha, weight of x<sub>0</sub>'
     """
     if not interpolants:
-        raise ValueError("interpolants must hold at least one interpolant, got none")
+        raise ValueError("interpolants must hold at least one entry, got none")
     check_count("n_points", n_points, least=2)
     t = torch.linspace(T_MIN, T_MAX, n_points, dtype=torch.float64)
     figure, places = grid(list(interpolants), shared_yaxes=True)
@@ -48,16 +45,9 @@ def interpolant_coefficients(
             "gamma, latent noise": torch.zeros_like(t) if entry.gamma is None else entry.gamma(t),
         }
         for name, curve, color in colored("curves", curves):
-            figure.add_scatter(
-                x=t.numpy(),
-                y=curve.numpy(),
-                mode="lines",
-                line_color=color,
-                name=name,
-                legendgroup=name,
-                showlegend=place is places[0],
-                **place,
-            )
+            look = {"mode": "lines", "line_color": color, "showlegend": place is places[0]}
+            named = {"name": name, "legendgroup": name}
+            figure.add_scatter(x=t.numpy(), y=curve.numpy(), **look, **named, **place)
     figure.update_xaxes(title="time t", range=[0, 1])
     figure.update_yaxes(title="coefficient", **places[0])
     return style(figure, 400, legend_below=True)
@@ -110,14 +100,11 @@ def flow(
             )
     entries = list(colored("panels: positions", arrays, (BLUE, RED, *COLORS[2:])))
     figure, places = grid(list(arrays), shared_yaxes=True)
-    data = None if target is None else _at(_points("target", target))
+    data = None if target is None else _faint(_points("target", target))
     moving = []
     for place, (_, states, color) in zip(places, entries, strict=True):
         if data is not None:
-            marker = {"color": GREY, "size": 3, "opacity": 0.5}
-            first = place is places[0]
-            dots = {"mode": "markers", "marker": marker, "name": "data", "showlegend": first}
-            figure.add_scatter(**data, **dots, **place)
+            figure.add_scatter(**data, name="data", showlegend=place is places[0], **place)
         for i in range(min(12, states.shape[1])):
             line = {"mode": "lines", "line": {"color": color, "width": 1}, "opacity": 0.6}
             hidden = {"name": "path", "showlegend": False, "hoverinfo": "skip"}
@@ -159,9 +146,6 @@ def velocity_field(
         data: points to draw behind them, shape (m, 2).
         extent: the plane is shown from -extent to extent.
         n: arrows per axis.
-
-    Raises:
-        ValueError: no field or no time.
     """
     if not fields or not len(times):
         raise ValueError("fields and times must hold at least one entry each")
@@ -174,20 +158,13 @@ def velocity_field(
     velocities = np.array(values)  # (fields, times, n * n, 2)
     longest = np.linalg.norm(velocities, axis=-1).max(axis=(0, 2))
     titles = [f"{name}, t = {t:g}" for name in fields for t in at]
-    figure, places = grid(
-        titles,
-        len(at),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        vertical_spacing=0.12,
-    )
-    behind = None if data is None else _at(_points("data", data))
+    shared: dict[str, Any] = {"shared_xaxes": True, "shared_yaxes": True}
+    figure, places = grid(titles, len(at), horizontal_spacing=0.03, vertical_spacing=0.12, **shared)
+    behind = None if data is None else _faint(_points("data", data))
     for i, (title, place) in enumerate(zip(titles, places, strict=True)):
         hidden = {"showlegend": False, "hoverinfo": "skip"}
         if behind is not None:
-            marker = {"color": GREY, "size": 3, "opacity": 0.5}
-            figure.add_scatter(**behind, mode="markers", marker=marker, **hidden, **place)
+            figure.add_scatter(**behind, **hidden, **place)
         row, column = divmod(i, len(at))
         scale = 3.2 * extent / n / (longest[column] or 1.0)
         arrows = _arrows(points.numpy(), velocities[row, column] * scale)
@@ -205,9 +182,6 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
         history: columns iteration and loss.
         floor: the smallest loss that any network can reach, drawn as a line.
         smooth: iterations to average over.
-
-    Raises:
-        ValueError: a column is missing.
     """
     need(history, "iteration", "loss")
     check_count("smooth", smooth)
@@ -236,6 +210,12 @@ def _points(name: str, points: ArrayLike) -> np.ndarray:
 
 def _at(points: np.ndarray) -> dict[str, np.ndarray]:
     return {"x": points[:, 0].round(3), "y": points[:, 1].round(3)}
+
+
+def _faint(points: np.ndarray) -> dict[str, Any]:
+    """Points to compare with, behind others."""
+    marker = {"color": GREY, "size": 3, "opacity": 0.5}
+    return {**_at(points), "mode": "markers", "marker": marker}
 
 
 def _dots(points: np.ndarray, color: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots._panels import add, colored, grid
-from irlkit.lab.plots.style import GREY, METRIC_LABELS, line_with_band, need, style
+from irlkit.lab.plots._panels import add_lines, grid, lines_of
+from irlkit.lab.plots.style import GREY, METRIC_LABELS, need, style
 
 _LABELS = {
     **METRIC_LABELS,
@@ -32,22 +32,17 @@ def validation_curves(
         tests: columns policy and the metrics; drawn as dashed lines, those of a policy that is
             among the curves in its colour, others in grey.
         metrics: a panel each, two in a row.
-
-    Raises:
-        ValueError: a column is missing, or there is no curve.
     """
     need(curves, "policy", "seed", "iteration", *metrics)
     need(tests, "policy", *metrics)
-    policies = {str(name): rows for name, rows in curves.groupby("policy", sort=False)}
-    lines = list(colored("curves", policies))
+    lines = list(lines_of(curves, "policy"))
     colors = {name: color for name, _, color in lines}
     titles = [_LABELS.get(metric, metric) for metric in metrics]
     figure, places = grid(titles, 2, horizontal_spacing=0.1, vertical_spacing=0.14)
     ends = [curves["iteration"].min(), curves["iteration"].max()]
+    add_lines(figure, places, metrics, "iteration", lines)
     for metric, place in zip(metrics, places, strict=True):
         first = place is places[0]
-        for name, rows, color in lines:
-            add(figure, line_with_band(rows, "iteration", metric, name, color, legend=first), place)
         for name, value in tests[["policy", metric]].itertuples(index=False):
             figure.add_scatter(
                 x=ends,

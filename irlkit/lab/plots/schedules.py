@@ -68,9 +68,6 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
         curves: columns schedule, tuned_at, seed, n_steps, field, t, factor; seeds make a band. A
             schedule on several grids has a line for each, in another colour.
         few: the small number of steps; a handcrafted schedule tuned for it has its own colour.
-
-    Raises:
-        ValueError: a column is missing.
     """
     need(curves, "schedule", "tuned_at", "seed", "n_steps", "field", "t", "factor")
     figure, places = grid(list(FIELD_LABELS.values()), horizontal_spacing=0.08)
@@ -106,9 +103,6 @@ def noise_schedules(
         schedules: name -> noise schedule.
         label: of the ordinate, with the unit of the field if there is one.
         n_points: times between 1e-3 and 1 - 1e-3.
-
-    Raises:
-        ValueError: no schedule.
 
     >>> noise_schedules({"constant": torch.ones_like}).layout.yaxis.range
     (0, 2.0)

@@ -41,30 +41,20 @@ def parallel_coordinates(
         raise ValueError("trials must hold at least one trial with a value, got none")
     label = value if label is None else label
     values = done[value].astype(float)
-    figure = go.Figure(
-        go.Parcoords(
-            line={
-                "color": values,
-                "colorscale": SCALE,
-                "showscale": True,
-                "colorbar": {"title": {"text": label}, "thickness": 12},
-            },
-            dimensions=[
-                *(_axis(name, done[name], name in logarithmic) for name in parameters),
-                {"label": label, **_linear(values)},
-            ],
-            labelangle=-20,
-            # Without the halo, which is white on a dark page too.
-            **{
-                part: {"color": GREY, "shadow": "none", "size": 13}
-                for part in ("labelfont", "tickfont", "rangefont")
-            },
-            unselected={"line": {"color": GREY, "opacity": 0.1}},
-        )
+    axes = [_axis(name, done[name], name in logarithmic) for name in parameters]
+    bar = {"title": {"text": label}, "thickness": 12}
+    line = {"color": values, "colorscale": SCALE, "showscale": True, "colorbar": bar}
+    # Without the halo, which is white on a dark page too.
+    font = {"color": GREY, "shadow": "none", "size": 13}
+    lines = go.Parcoords(
+        line=line,
+        dimensions=[*axes, {"label": label, **_linear(values)}],
+        labelangle=-20,
+        **dict.fromkeys(("labelfont", "tickfont", "rangefont"), font),
+        unselected={"line": {"color": GREY, "opacity": 0.1}},
     )
-    figure = style(figure, 480)
-    figure.update_layout(margin={"t": 120, "l": 70, "r": 70, "b": 40})
-    return figure
+    margin = {"t": 120, "l": 70, "r": 70, "b": 40}
+    return style(go.Figure(lines), 480).update_layout(margin=margin)
 
 
 def _are_short(numbers: pd.Series) -> bool:
@@ -123,22 +113,13 @@ def parameter_importance(importance: pd.Series) -> go.Figure:
 
     Args:
         importance: parameter -> share, as of ``irlkit.lab.sweeps.importance``; nan where unknown.
-
-    Raises:
-        ValueError: there is no parameter.
     """
     if not len(importance):
         raise ValueError("importance must hold at least one parameter, got none")
     ordered = importance.fillna(0.0).sort_values(kind="stable")
-    figure = go.Figure(
-        go.Bar(
-            x=ordered.to_numpy(dtype=float),
-            y=[str(name) for name in ordered.index],
-            orientation="h",
-            marker={"color": BLUE},
-            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
-        )
-    )
+    bars = {"x": ordered.to_numpy(dtype=float), "y": [str(name) for name in ordered.index]}
+    look = {"marker": {"color": BLUE}, "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}
+    figure = go.Figure(go.Bar(**bars, **look, orientation="h"))
     if importance.isna().all():
         figure.update_layout(title={"text": "too few trials to tell"})
     figure.update_xaxes(title="share of the difference between good trials and all", range=[0, 1])

@@ -10,29 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from irlkit.crystals.symmetry import conventional
-from irlkit.lab.plots._geometry import (
-    Crystal,
-    ElementColors,
-    Geometry,
-    element_colors,
-    element_radius,
-    geometry,
-    hull,
-    is_drawable,
-    join,
-    spheres,
-    to_structure,
-    tubes,
-)
+from irlkit.lab.plots import _geometry as geo
+from irlkit.lab.plots import _scenes as scenes
 from irlkit.lab.plots._panels import add, grid
-from irlkit.lab.plots._scenes import (
-    axis_letters,
-    box_of,
-    edge_trace,
-    element_look,
-    fixed_axes,
-    mesh_trace,
-)
 from irlkit.lab.plots.style import style
 from irlkit.utils.checks import as_numbers, checked
 
@@ -49,12 +29,12 @@ MOST_ENLARGED = 2.0
 
 @checked
 def structure(
-    crystal: Crystal,
+    crystal: geo.Crystal,
     *,
     bonds: bool = True,
     polyhedra: bool = False,
     title: str = "",
-    colors: ElementColors = "vesta",
+    colors: geo.ElementColors = "vesta",
 ) -> go.Figure:
     """Draw one structure; see ``structures``, which draws several.
 
@@ -71,20 +51,20 @@ def structure(
     Raises:
         ValueError: ``crystal`` is not one structure.
     """
-    panels = {title: to_structure(crystal)}
+    panels = {title: geo.to_structure(crystal)}
     return structures(panels, bonds=bonds, polyhedra=polyhedra, colors=colors)
 
 
 @checked
 def structures(
-    panels: Mapping[str, Crystal] | Sequence[Crystal] | CrystalBatch,
+    panels: Mapping[str, geo.Crystal] | Sequence[geo.Crystal] | CrystalBatch,
     *,
     bonds: bool = True,
     polyhedra: bool = False,
     columns: int = 3,
     title: str = "",
     energies: Sequence[float] | None = None,
-    colors: ElementColors = "vesta",
+    colors: geo.ElementColors = "vesta",
 ) -> go.Figure:
     """Draw several structures side by side, in their conventional cells.
 
@@ -112,7 +92,7 @@ def structures(
         ValueError: no panel, too many, something that is not one structure, or another number of
             energies.
     """
-    named: list[tuple[str, Crystal]] = (
+    named: list[tuple[str, geo.Crystal]] = (
         list(panels.items()) if isinstance(panels, Mapping) else [("", panel) for panel in panels]
     )
     if not 0 < len(named) <= MAX_PANELS:
@@ -122,20 +102,20 @@ def structures(
         values = as_numbers("energies, one for each of panels,", energies, len(named))
     labels, parts = [], []
     for (name, crystal), energy in zip(named, values, strict=True):
-        drawn, group = to_structure(crystal, "panels"), "not a valid structure"
-        if is_drawable(drawn.lattice.matrix, drawn.frac_coords):
+        drawn, group = geo.to_structure(crystal, "panels"), "not a valid structure"
+        if geo.is_drawable(drawn.lattice.matrix, drawn.frac_coords):
             drawn, group, _ = conventional(drawn)
         arrays = (np.array(drawn.atomic_numbers), drawn.frac_coords, drawn.lattice.matrix)
-        parts.append(geometry(*arrays, bonds=bonds, polyhedra=polyhedra))
+        parts.append(geo.geometry(*arrays, bonds=bonds, polyhedra=polyhedra))
         labels.append(_label(name, drawn, group, energy))
     n = len(labels)
     narrow = 0.18 / -(-n // max(1, min(columns, n)))  # a title of two lines between rows
     options = {"horizontal_spacing": 0.02, "vertical_spacing": narrow}
     figure, places = grid(labels, columns, "scene", **options)
     n_columns, n_rows = max(place["col"] for place in places), places[-1]["row"]
-    boxes = [box_of(part.cell, part.atoms) for part in parts]
+    boxes = [scenes.box_of(part.cell, part.atoms) for part in parts]
     largest = max(np.linalg.norm(high - low) for low, high in boxes)
-    by_number = element_colors(np.concatenate([part.species for part in parts]), colors)
+    by_number = geo.element_colors(np.concatenate([part.species for part in parts]), colors)
     n_atoms = sum(len(part.atoms) for part in parts)
     # Rounder spheres where there are few: a figure stays well below a megabyte.
     rounds = 3 if n_atoms <= 30 else 2 if n_atoms <= 150 else 1
@@ -143,8 +123,10 @@ def structures(
     for part, place, (low, high) in zip(parts, places, boxes, strict=True):
         add(figure, _traces(part, by_number, shown, rounds), place)
         size = (high - low) * max(1.0, largest / np.linalg.norm(high - low) / MOST_ENLARGED)
-        figure.update_scenes(**fixed_axes((low + high) / 2, size, n_columns, n_rows), **place)
-        figure.update_scenes(annotations=axis_letters(part.cell), **place)
+        figure.update_scenes(
+            **scenes.fixed_axes((low + high) / 2, size, n_columns, n_rows), **place
+        )
+        figure.update_scenes(annotations=scenes.axis_letters(part.cell), **place)
         shown |= set(part.species.tolist())
     legend = {"itemsizing": "constant", "orientation": "h", "y": 0, "x": 0.5, "xanchor": "center"}
     figure.update_layout(title={"text": title}, legend=legend)
@@ -164,28 +146,28 @@ def _label(name: str, crystal: Structure, group: str, energy: float) -> str:
 
 
 def _traces(
-    part: Geometry, colors: Mapping[int, str], shown: set[int], rounds: int
+    part: geo.Geometry, colors: Mapping[int, str], shown: set[int], rounds: int
 ) -> list[go.Scatter3d | go.Mesh3d]:
     """Return cell, atoms, bonds and polyhedra; elements in `shown` are in the legend already."""
-    traces = [edge_trace(part.cell)]
+    traces = [scenes.edge_trace(part.cell)]
     ends = part.atoms[part.bonds]
     # Each half of a bond has the colour of its atom.
     halves = np.concatenate([ends, ends[:, ::-1]])
     halves[:, 1] = halves.mean(axis=1)
     owner = part.species[np.concatenate([part.bonds[:, 0], part.bonds[:, 1]])]
     for z in np.unique(part.species):
-        look = element_look(z, colors)
-        balls = spheres(part.atoms[part.species == z], element_radius(z), rounds)
-        traces.append(mesh_trace(balls, **look, showlegend=z not in shown))
+        look = scenes.element_look(z, colors)
+        balls = geo.spheres(part.atoms[part.species == z], geo.element_radius(z), rounds)
+        traces.append(scenes.mesh_trace(balls, **look, showlegend=z not in shown))
         if (owner == z).any():
-            sticks = tubes(halves[owner == z], 0.09)
-            traces.append(mesh_trace(sticks, **look, meta="bonds"))
+            sticks = geo.tubes(halves[owner == z], 0.09)
+            traces.append(scenes.mesh_trace(sticks, **look, meta="bonds"))
         hulls = [
-            hull(part.atoms[corners])
+            geo.hull(part.atoms[corners])
             for atom, corners in part.polyhedra.items()
             if part.species[atom] == z
         ]
         if hulls:
             flat = {"opacity": 0.45, "flatshading": True, "meta": "polyhedron"}
-            traces.append(mesh_trace(join(hulls), **look, **flat))
+            traces.append(scenes.mesh_trace(geo.join(hulls), **look, **flat))
     return traces

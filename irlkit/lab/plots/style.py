@@ -74,12 +74,9 @@ def line_with_band(
 
     Args:
         table: rows of all seeds; those where `y` is nan are left out.
-        x: column of the abscissa.
-        y: column of the ordinate.
-        name: in the legend.
-        color: hexadecimal.
-        legend: show it there.
-        dash: of the line.
+        x, y: columns of the abscissa and the ordinate.
+        name, legend: what the legend says, and whether.
+        color, dash: of the line, hexadecimal and as plotly has it.
 
     Returns:
         The band, if any `x` has several rows, and the line; with a single `x`, a point with an

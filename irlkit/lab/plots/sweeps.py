@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from irlkit.lab.plots._panels import grid
 from irlkit.lab.plots.style import (
     BLUE,
-    GREEN,
+    COLORS,
     GREY,
     METRIC_LABELS,
     ORANGE,
-    PURPLE,
     RED,
     SCALE,
     need,
@@ -35,9 +34,6 @@ def sweep_results(
         trials: columns pos, cell and the metric.
         metric: "crmse" (lower is better) or another (higher is).
         targets: name -> value of other schedules on the same data, drawn as lines.
-
-    Raises:
-        ValueError: a column is missing, or there is no trial.
     """
     need(trials, "pos", "cell", metric)
     if not len(trials):
@@ -45,9 +41,7 @@ def sweep_results(
     label = METRIC_LABELS.get(metric, metric)
     lower = metric in ("crmse", "rmse")
     ordered = trials.sort_values(metric, ascending=lower)
-    figure = make_subplots(
-        1, 2, subplot_titles=("coefficients", "trials, best first"), horizontal_spacing=0.2
-    )
+    figure, (left, right) = grid(("coefficients", "trials, best first"), horizontal_spacing=0.2)
     hover = [
         f"positions {pos:.2f}, lattice {cell:.2f}: {value:.3f}"
         for pos, cell, value in ordered[["pos", "cell", metric]].itertuples(index=False)
@@ -61,14 +55,13 @@ def sweep_results(
         "colorbar": {"title": {"text": label.split(",")[0]}, "x": 0.41, "thickness": 12},
         "line": {"color": GREY, "width": 1},
     }
-    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
     dots = {"mode": "markers", "marker": marker, "name": "trials"}
     figure.add_scatter(x=ordered["pos"], y=ordered["cell"], **dots, **shown, **left)
     _circle(figure, ordered["pos"].iloc[0], ordered["cell"].iloc[0], **left)
     ranks = np.arange(1, len(ordered) + 1)
     line = {"mode": "lines+markers", "line": {"color": ORANGE}, "name": "handcrafted"}
     figure.add_scatter(x=ranks, y=ordered[metric], **line, **shown, **right)
-    colors = (RED, BLUE, GREEN, PURPLE)
+    colors = (RED, BLUE, *COLORS[2:])
     for (name, value), color in zip((targets or {}).items(), colors, strict=False):
         line = {"mode": "lines", "line": {"color": color, "dash": "dash"}, "name": name}
         figure.add_scatter(x=[1, len(ordered)], y=[value, value], **line, **right)
@@ -105,9 +98,6 @@ def sweep_trials(
         maximize: higher is better.
         label: of the value, with its unit; None: the column's name.
         logarithmic: parameters on a logarithmic axis.
-
-    Raises:
-        ValueError: a column is missing, or there is no trial.
     """
     need(trials, value, *(parameters or ()))
     if not len(trials):
@@ -119,21 +109,21 @@ def sweep_trials(
     best = (values.argmax() if maximize else values.argmin()) if len(values) else None
     numbers = np.flatnonzero(ok) + 1
     panels = {"trial": numbers, **{name: _coordinates(done[name]) for name in names}}
-    n_columns = min(3, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    figure = make_subplots(n_rows, n_columns, vertical_spacing=0.3 / n_rows, horizontal_spacing=0.1)
+    n_rows = -(-len(panels) // 3)
+    spacing: dict[str, Any] = {"vertical_spacing": 0.3 / n_rows, "horizontal_spacing": 0.1}
+    figure, places = grid([""] * len(panels), 3, **spacing)
     line = {"color": GREY, "width": 1}
     marker = {"size": 8, "color": numbers, "colorscale": SCALE, "line": line}
-    for i, (name, x) in enumerate(panels.items()):
-        place = {"row": i // n_columns + 1, "col": i % n_columns + 1}
-        dots = {"mode": "markers", "marker": marker, "name": "trials", "showlegend": i == 0}
+    for (name, x), place in zip(panels.items(), places, strict=True):
+        first = place is places[0]
+        dots = {"mode": "markers", "marker": marker, "name": "trials", "showlegend": first}
         figure.add_scatter(x=x, y=values, **dots, **place)
         if best is not None:
-            _circle(figure, x[best], values[best], showlegend=i == 0, **place)
+            _circle(figure, x[best], values[best], showlegend=first, **place)
         figure.update_xaxes(title=name, **place)
         if name in logarithmic:
             figure.update_xaxes(type="log", exponentformat="power", **place)
-        if i % n_columns == 0:
+        if place["col"] == 1:
             figure.update_yaxes(title=value if label is None else label, **place)
     so_far = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
     line = {"mode": "lines", "line": {"color": ORANGE, "shape": "hv"}, "name": "best so far"}

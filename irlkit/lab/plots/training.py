@@ -5,17 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from irlkit.lab.plots._panels import add, colored, grid
-from irlkit.lab.plots.style import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    line_with_band,
-    need,
-    style,
-)
+from irlkit.lab.plots._panels import add, grid, lines_of
+from irlkit.lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, RED, line_with_band, need, style
 from irlkit.utils.checks import checked
 
 
@@ -29,9 +20,6 @@ def training_curves(
         history: columns iteration, seed, reward and validation_reward; seeds make a band.
         label: of the reward, with its unit.
         group: column, such as "policy", that a line is drawn for each value of.
-
-    Raises:
-        ValueError: a column is missing.
     """
     columns = ("reward", "validation_reward")
     need(history, "iteration", "seed", *columns, *([] if group is None else [group]))
@@ -39,8 +27,7 @@ def training_curves(
     figure, places = grid(titles, shared_yaxes=True)
     lines = [("mean of seeds", history, (BLUE, RED))]
     if group is not None:
-        groups = {str(name): rows for name, rows in history.groupby(group, sort=False)}
-        lines = [(n, rows, (color, color)) for n, rows, color in colored("history", groups)]
+        lines = [(n, rows, (color, color)) for n, rows, color in lines_of(history, group)]
     for name, rows, colors in lines:
         for place, column, color in zip(places, columns, colors, strict=True):
             first = place is places[0]
@@ -63,26 +50,19 @@ def training_curves(
     return style(figure, 380, legend_below=group is not None)
 
 
+def _of_fields(term: str) -> dict[str, tuple[str, str]]:
+    return {f"pos_{term}": ("positions", BLUE), f"cell_{term}": ("lattice", RED)}
+
+
+_COLORS = {"rollout": GREEN, "reward": ORANGE, "update": PURPLE}
+_SECONDS = {f"{stage}_seconds": (stage, color) for stage, color in _COLORS.items()}
 _DIAGNOSTICS = {
     "spread of rewards in a group": ("reward units", {"group_std": ("", BLUE)}),
     "share of clipped ratios": ("share", {"clip_fraction": ("", BLUE)}),
-    "mean ratio": (
-        "new / old probability",
-        {"pos_ratio": ("positions", BLUE), "cell_ratio": ("lattice", RED)},
-    ),
-    "KL to the reference": (
-        "nats per event",
-        {"pos_kl": ("positions", BLUE), "cell_kl": ("lattice", RED)},
-    ),
+    "mean ratio": ("new / old probability", _of_fields("ratio")),
+    "KL to the reference": ("nats per event", _of_fields("kl")),
     "gradient norm": ("before it is limited", {"grad_norm": ("", BLUE)}),
-    "time": (
-        "seconds",
-        {
-            "rollout_seconds": ("rollout", GREEN),
-            "reward_seconds": ("reward", ORANGE),
-            "update_seconds": ("update", PURPLE),
-        },
-    ),
+    "time": ("seconds", _SECONDS),
 }
 """Title -> label of the ordinate, and columns with their names and colours."""
 

@@ -9,23 +9,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from irlkit.lab.plots._geometry import (
-    ElementColors,
-    Geometry,
-    element_colors,
-    element_radius,
-    geometry,
-    spheres,
-)
+from irlkit.lab.plots import _geometry as geo
+from irlkit.lab.plots import _scenes as scenes
 from irlkit.lab.plots._panels import add, add_player, colored
-from irlkit.lab.plots._scenes import (
-    axis_letters,
-    box_of,
-    edge_trace,
-    element_look,
-    fixed_axes,
-    mesh_trace,
-)
 from irlkit.lab.plots.style import BLUE, GREY, RED, style
 from irlkit.utils.checks import as_numbers, check_count, checked
 
@@ -39,7 +25,7 @@ States = Sequence["CrystalBatch"]
 
 @checked
 def trajectories(
-    panels: Mapping[str, States], title: str = "", colors: ElementColors = "vesta"
+    panels: Mapping[str, States], title: str = "", colors: geo.ElementColors = "vesta"
 ) -> go.Figure:
     """Draw structures side by side, moving through their states with a slider and a play button.
 
@@ -65,7 +51,7 @@ def group_trajectories(
     advantages: ArrayLike,
     max_members: int = 5,
     title: str = "",
-    colors: ElementColors = "vesta",
+    colors: geo.ElementColors = "vesta",
 ) -> go.Figure:
     """Draw members of a group on their way, cells coloured by advantage: blue above, red below 0.
 
@@ -94,7 +80,7 @@ def group_trajectories(
 
 
 def _trajectories(
-    panels: Mapping[str, States], title: str, cells: Sequence[str], colors: ElementColors
+    panels: Mapping[str, States], title: str, cells: Sequence[str], colors: geo.ElementColors
 ) -> go.Figure:
     figure, draw = _scenes(panels, list(panels), cells, colors)
     n_frames = max(len(states) for states in panels.values())
@@ -116,7 +102,7 @@ def trajectory_and_curves(
     times: ArrayLike | None = None,
     reference: CrystalBatch | None = None,
     title: str = "",
-    colors: ElementColors = "vesta",
+    colors: geo.ElementColors = "vesta",
 ) -> go.Figure:
     """Draw a structure on its way, beside numbers that change with it; a mark moves along.
 
@@ -150,17 +136,10 @@ def trajectory_and_curves(
         figure.add_scatter(x=x, y=y, name=name, mode=mode, line_color=color, **place)
 
     def marks(i: int) -> list[go.Scatter]:
+        here, hidden = slice(i, i + 1), {"mode": "markers", "name": "now", "showlegend": False}
         look = {"size": 14, "line": {"color": "white", "width": 2}}
-        here = slice(i, i + 1)
         return [
-            go.Scatter(
-                x=x[here],
-                y=y[here],
-                mode="markers",
-                marker={"color": color, **look},
-                showlegend=False,
-                name="now",
-            )
+            go.Scatter(x=x[here], y=y[here], marker={"color": color, **look}, **hidden)
             for _, y, color in shown
         ]
 
@@ -183,7 +162,10 @@ def trajectory_and_curves(
 
 
 def _scenes(
-    panels: Mapping[str, States], titles: Sequence[str], cells: Sequence[str], colors: ElementColors
+    panels: Mapping[str, States],
+    titles: Sequence[str],
+    cells: Sequence[str],
+    colors: geo.ElementColors,
 ) -> tuple[go.Figure, Callable[[int], list[Any]]]:
     """Return a figure of the last states, all at one scale, and what draws state i of all panels.
 
@@ -200,7 +182,7 @@ def _scenes(
     )
     drawn = [[_geometry(state) for state in states] for states in panels.values()]
     species = {int(z) for states in panels.values() for z in states[0].species}
-    by_number = element_colors(species, colors)
+    by_number = geo.element_colors(species, colors)
     n_balls = sum(len(part.atoms) for states in drawn for part in states)
     rounds = 2 if n_balls <= 40 else 1
 
@@ -225,10 +207,12 @@ def _scenes(
         if trace.type == "mesh3d":
             trace.showlegend = trace.name not in in_legend
             in_legend.add(trace.name)
-    boxes = [box_of(*(part.cell for part in states), room=0.5) for states in drawn]
+    boxes = [scenes.box_of(*(part.cell for part in states), room=0.5) for states in drawn]
     size = np.max([high - low for low, high in boxes], axis=0)
     for column, (low, high) in enumerate(boxes, start=1):
-        figure.update_scenes(**fixed_axes((low + high) / 2, size, len(titles)), row=1, col=column)
+        figure.update_scenes(
+            **scenes.fixed_axes((low + high) / 2, size, len(titles)), row=1, col=column
+        )
     return figure, moved
 
 
@@ -237,24 +221,24 @@ def _add_crystal(
 ) -> None:
     """Add one structure, as it is, to the scene at a place; as many traces for as many elements."""
     part = _geometry(crystal)
-    add(figure, _traces(part, element_colors(part.species, "vesta"), GREY, 2), place)
+    add(figure, _traces(part, geo.element_colors(part.species, "vesta"), GREY, 2), place)
     figure.update_traces(showlegend=False, **place)
-    low, high = box_of(part.cell, part.atoms)
-    figure.update_scenes(**fixed_axes((low + high) / 2, high - low, columns), **place)
-    figure.update_scenes(annotations=axis_letters(part.cell), **place)
+    low, high = scenes.box_of(part.cell, part.atoms)
+    figure.update_scenes(**scenes.fixed_axes((low + high) / 2, high - low, columns), **place)
+    figure.update_scenes(annotations=scenes.axis_letters(part.cell), **place)
 
 
-def _geometry(state: CrystalBatch) -> Geometry:
+def _geometry(state: CrystalBatch) -> geo.Geometry:
     arrays = (state.species, state.pos.double(), state.cell[0].double())
     species, pos, cell = (array.detach().cpu().numpy() for array in arrays)
-    part = geometry(species, pos, cell, images=False)
+    part = geo.geometry(species, pos, cell, images=False)
     if not len(part.atoms):  # as many as ever, but nowhere
         part.species, part.atoms = species, np.full((len(species), 3), np.nan)
     return part
 
 
 def _traces(
-    part: Geometry, colors: Mapping[int, str], cell_color: str, rounds: int
+    part: geo.Geometry, colors: Mapping[int, str], cell_color: str, rounds: int
 ) -> list[go.Scatter3d | go.Mesh3d]:
     """Return cell, bonds, and a mesh of balls per element, always as many."""
     gaps = np.full((len(part.bonds), 1, 3), np.nan)
@@ -262,10 +246,10 @@ def _traces(
     sticks = {"mode": "lines", "line": {"color": GREY, "width": 8}, "name": "bonds"}
     hidden = {"showlegend": False, "hoverinfo": "skip"}
     traces = [
-        edge_trace(part.cell, cell_color, 3 if cell_color == GREY else 6),
+        scenes.edge_trace(part.cell, cell_color, 3 if cell_color == GREY else 6),
         go.Scatter3d(x=x, y=y, z=z, **sticks, **hidden),
     ]
     for number in colors:
-        balls = spheres(part.atoms[part.species == number], element_radius(number), rounds)
-        traces.append(mesh_trace(balls, **element_look(number, colors)))
+        balls = geo.spheres(part.atoms[part.species == number], geo.element_radius(number), rounds)
+        traces.append(scenes.mesh_trace(balls, **scenes.element_look(number, colors)))
     return traces

@@ -86,11 +86,7 @@ FAMILIES: tuple[tuple[list[tuple[str, ...]], tuple[str, ...], int], ...] = (
         999,
     ),
     (_combine("O S Se Te", "Li Na K Rb Cu Ag"), ("C1", "C3", "C6"), 999),
-    (
-        _combine("Mg Al Ti Zr Hf V Nb Ta Cr Sc Y U Mn Er Lu", "B"),
-        ("C32", "C11_b", "C16"),
-        999,
-    ),
+    (_combine("Mg Al Ti Zr Hf V Nb Ta Cr Sc Y U Mn Er Lu", "B"), ("C32", "C11_b", "C16"), 999),
     (
         _combine("Mo W Re Ti Zr Cr V Nb Ta Co Ni Fe Ca Sr", "Si Ge Al"),
         ("C11_b", "C1", "C32", "C16", "C15"),

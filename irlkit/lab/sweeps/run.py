@@ -39,12 +39,7 @@ class Objective(Protocol):
 
 @checked
 def run_optuna(
-    sweep: Sweep,
-    objective: Objective,
-    n_trials: int,
-    *,
-    prune: bool = False,
-    progress: bool = True,
+    sweep: Sweep, objective: Objective, n_trials: int, *, prune: bool = False, progress: bool = True
 ) -> pd.DataFrame:
     """Run or continue a sweep until it has `n_trials` trials in all; return ``trials_table``.
 

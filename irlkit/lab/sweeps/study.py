@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 
 from irlkit.lab.sweeps.spaces import SearchSpace
 from irlkit.utils.checks import checked
+from irlkit.utils.system import make_folder
 
 JOURNAL = "sweep.jsonl"
 """The journal's name; tells that a folder holds a sweep."""
@@ -58,10 +59,7 @@ class Sweep:
         self.path, self.space, self.objective = Path(path).absolute(), space, dict(objective)
         self.seed = int(seed)
         ours = self._describe()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"out_dir: the folder {str(path)!r} cannot be made: {error}") from None
+        make_folder(path)
         self.lock = _Lock(self.path / JOURNAL)
         with self.lock:
             self.study = optuna.create_study(

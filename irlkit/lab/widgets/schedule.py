@@ -221,21 +221,13 @@ class ScheduleExplorer(Explorer):
     def _handles(self) -> list[dict[str, Any]]:
         """Return the control points as circles."""
         size = {"xsizemode": "pixel", "ysizemode": "pixel", "x0": -9, "x1": 9, "y0": -9, "y1": 9}
-        return [
-            {
-                "type": "circle",
-                "xref": "x",
-                "yref": "y",
-                "xanchor": float(t),
-                "yanchor": float(slider.value),
-                "fillcolor": color,
-                "opacity": 0.6,
-                "line": {"color": color},
-                **size,
-            }
-            for sliders, color in zip(self.sliders.values(), (plots.BLUE, plots.RED), strict=True)
-            for t, slider in zip(np.linspace(0, 1, len(sliders)), sliders, strict=True)
-        ]
+        circle = {"type": "circle", "xref": "x", "yref": "y", "opacity": 0.6, **size}
+        handles = []
+        for sliders, color in zip(self.sliders.values(), (plots.BLUE, plots.RED), strict=True):
+            for t, slider in zip(np.linspace(0, 1, len(sliders)), sliders, strict=True):
+                place = {"xanchor": float(t), "yanchor": float(slider.value)}
+                handles.append({**circle, **place, "fillcolor": color, "line": {"color": color}})
+        return handles
 
     def _decorate(self, figure: go.Figure) -> None:
         figure.update_layout(shapes=self._handles())
@@ -264,21 +256,14 @@ class ScheduleExplorer(Explorer):
     def _measure(self, job: Job) -> tuple[CrystalBatch, metrics.Metrics]:
         started = time.perf_counter()
         n_steps = self.n_steps.value
-        generated = (
-            self._dynamics(job.watch(self.model, n_steps))
-            .generate(
-                self.dataset.batch.to(self.model.device),
-                n_steps,
-                generator=torch.Generator().manual_seed(self._seed + 1),
-                x_0=self._x_0,
-            )
-            .to("cpu")
-        )
+        dynamics = self._dynamics(job.watch(self.model, n_steps))
+        batch = self.dataset.batch.to(self.model.device)
+        draws = torch.Generator().manual_seed(self._seed + 1)
+        generated = dynamics.generate(batch, n_steps, generator=draws, x_0=self._x_0).to("cpu")
         result = metrics.evaluate(generated, self.dataset, self._pool)
         self.message.value = (
-            f"{result.n_structures} structures in {n_steps} steps: METRe "
-            f"{result.metre:.0%}, cRMSE {result.crmse:.3f} "
-            f"({time.perf_counter() - started:.2f} s)"
+            f"{result.n_structures} structures in {n_steps} steps: METRe {result.metre:.0%}, "
+            f"cRMSE {result.crmse:.3f} ({time.perf_counter() - started:.2f} s)"
         )
         return generated, result
 
@@ -364,11 +349,9 @@ class NoiseExplorer(ScheduleExplorer):
 
     def _write(self, path: str | Path) -> None:
         n_points = len(self.sliders["pos"])
-        points = {
-            field: entry
-            if isinstance(entry, ControlPointNoise)
-            else ControlPointNoise.from_noise(entry, n_points)
-            for field, entry in self.annealing.items()
-        }
-        values = {field: {"values": entry.values} for field, entry in points.items()}
+        values = {}
+        for field, entry in self.annealing.items():
+            if not isinstance(entry, ControlPointNoise):
+                entry = ControlPointNoise.from_noise(entry, n_points)
+            values[field] = {"values": entry.values}
         write_atomically(path, json.dumps(values, indent=1).encode())

@@ -34,12 +34,7 @@ class TrainingDashboard(Explorer):
 
     @checked
     def __init__(
-        self,
-        trainer: GRPOTrainer,
-        iterations: int,
-        *,
-        seconds: float = 1.0,
-        label: str = "reward",
+        self, trainer: GRPOTrainer, iterations: int, *, seconds: float = 1.0, label: str = "reward"
     ) -> None:
         check_count("iterations", iterations)
         super().__init__()

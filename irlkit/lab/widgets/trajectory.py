@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
 from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, ConstantNoise, check_n_steps, time_grid
 from irlkit.lab import plots
@@ -123,9 +123,7 @@ class TrajectoryExplorer(Explorer):
         states = [state.to("cpu") for state in recorded]
         together = CrystalBatch.concatenate(states)
         if self.reward is None:
-            from irlkit.crystals.validity import check
-
-            values = check(together, min_distance=20.0).min_distance
+            values = validity.check(together, min_distance=20.0).min_distance
         else:
             try:
                 values = np.asarray(self.reward(together).values, dtype=float)

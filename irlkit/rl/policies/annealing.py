@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.base import FieldStep, StepInputs
 from irlkit.rl.policies.flow import FlowPolicy
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import check_kind, checked
 
 
 class AnnealingPolicy(FlowPolicy):
@@ -45,19 +45,21 @@ class AnnealingPolicy(FlowPolicy):
     """
 
     needs_states: ClassVar[bool] = False
+    learns: ClassVar[type] = LearnedAnnealing
 
     @checked
     def __init__(
         self,
         model: FlowModel,
-        annealing: LearnedAnnealing | None = None,
+        annealing: Any = None,
         noise: Mapping[str, NoiseSchedule] | None = None,
         ref_noise: Mapping[str, NoiseSchedule] | None = None,
     ) -> None:
         if noise is None:
             noise = {field: ConstantNoise(0.3) for field in FIELD_NAMES}
         super().__init__(model, noise, ref_noise)
-        annealing = LearnedAnnealing() if annealing is None else annealing
+        annealing = self.learns() if annealing is None else annealing
+        check_kind("annealing", annealing, self.learns)
         self.annealing = annealing.to(next(model.parameters()))
 
     def schedule(self) -> Annealing:

@@ -117,9 +117,8 @@ class FewStepPolicy(VelocityPolicy):
         shares = torch.tensor(self.shares).to(inputs.times)
         of_structure = shares[torch.arange(len(inputs.request)) % len(shares)]
         for field, step in steps.items():
-            of_event = of_structure
-            if step.scope == "atom":
-                of_event = of_structure[inputs.request.batch]
+            atoms = step.scope == "atom"
+            of_event = of_structure[inputs.request.batch] if atoms else of_structure
             assert isinstance(step.policy, Gaussian)
             mean = step.policy.mean
             toward = inputs.frozen["guide"][field] - mean.detach()

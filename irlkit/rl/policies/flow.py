@@ -164,11 +164,9 @@ class FlowPolicy(Policy):
 
     def _stds(self, field: str, inputs: StepInputs, ndim: int) -> tuple[Tensor, Tensor]:
         """sigma sqrt(dt) and sigma_ref sqrt(dt), shape (k, 1, ...)."""
-        dt = inputs.times.diff()
-        exploring, reference = (
-            inputs.on_grid(sigma * dt.sqrt(), ndim) for sigma in self._sigmas(field, inputs)
-        )
-        return exploring, reference
+        root = inputs.times.diff().sqrt()
+        exploring, reference = self._sigmas(field, inputs)
+        return inputs.on_grid(exploring * root, ndim), inputs.on_grid(reference * root, ndim)
 
     def _sigmas(self, field: str, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """sigma and sigma_ref of all steps of the grid, shape (n_steps,)."""
@@ -178,10 +176,9 @@ class FlowPolicy(Policy):
 
     def _exploration(self) -> dict[str, NoiseSchedule]:
         """Field -> sigma(t) as it is now, scale and training included."""
+        scales = self.noise_scale
         return {
-            name: entry
-            if self.noise_scale[name] == 1
-            else ScaledNoise(entry, self.noise_scale[name])
+            name: entry if scales[name] == 1 else ScaledNoise(entry, scales[name])
             for name, entry in self.noise.items()
         }
 
@@ -221,15 +218,9 @@ def evaluate(model: FlowModel, inputs: StepInputs, heads: tuple[str, ...]) -> Ou
     if "species" in flat:
         shared["species"] = flat["species"]
     pos = flat["pos"]
+    at = t[0] if k == 1 else t.repeat_interleave(n_structures)
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=inputs.mixed_precision):
-        output = model.velocity(
-            t[0] if k == 1 else t.repeat_interleave(n_structures),
-            pos,
-            flat["cell"],
-            inputs.conditioning,
-            heads=heads,
-            **shared,
-        )
+        output = model.velocity(at, pos, flat["cell"], inputs.conditioning, heads=heads, **shared)
     return {
         head: {
             field: value.to(pos.dtype).unflatten(0, (k, len(value) // k))

@@ -84,11 +84,8 @@ class NetworkPolicy(FlowPolicy):
         except TypeError as error:
             raise ValueError(f"metadata must be what JSON can hold: {error}") from error
         network = copy.copy(self.network)
-        network.info = {
-            **getattr(self.network, "info", {}),
-            **(metadata or {}),
-            "policy": self._description(),
-        }
+        network.info = {**getattr(self.network, "info", {}), **(metadata or {})}
+        network.info["policy"] = self._description()
         network.save(path)
 
     def _description(self) -> dict[str, Any]:
@@ -105,9 +102,7 @@ class _FieldwiseModel:
     """A model that takes what moves some fields from a trained network, the rest from a frozen."""
 
     def __init__(self, network: FlowModel, frozen: FlowModel, fields: tuple[str, ...]) -> None:
-        self.network = network
-        self.frozen = frozen
-        self.fields = fields
+        self.network, self.frozen, self.fields = network, frozen, fields
 
     @property
     def has_denoiser(self) -> tuple[str, ...]:

@@ -82,13 +82,7 @@ class ScorePolicy(NetworkPolicy):
             )
         return steps
 
-    def _drift(
-        self,
-        field: str,
-        output: Outputs,
-        sigma: Tensor,
-        inputs: StepInputs,
-    ) -> Tensor:
+    def _drift(self, field: str, output: Outputs, sigma: Tensor, inputs: StepInputs) -> Tensor:
         velocity = self._annealed(output["velocity"][field], field, inputs)
         if field not in self.scored:
             return velocity

@@ -116,22 +116,15 @@ class SpeciesPolicy(VelocityPolicy):
         flow, rules = self.model.species, inputs.conditioning.rules.first(len(inputs.request))
         assert flow is not None
         trained = evaluate(self.network, inputs, self.heads if self.noise else ("species",))
+        at = inputs.states["species"], inputs.times, inputs.index, rules
         ours, reference = (
-            flow.step(
-                output["species"]["species"],
-                inputs.states["species"],
-                inputs.times,
-                inputs.index,
-                rules,
-            )
-            for output in (trained, inputs.frozen)
+            flow.step(output["species"]["species"], *at) for output in (trained, inputs.frozen)
         )
         n_events = None
         if flow.base == "mask":
             per_step = flow.expected_events(inputs.times) / (len(inputs.times) - 1)
-            n_free = torch.zeros_like(rules.n_atoms).index_add(
-                0, rules.batch, 1 * (rules.given == 0)
-            )
+            free = 1 * (rules.given == 0)
+            n_free = torch.zeros_like(rules.n_atoms).index_add(0, rules.batch, free)
             n_events = n_free.clamp(min=1).to(inputs.times) * per_step
         steps = {"species": FieldStep(ours, reference, "atom", n_events=n_events)}
         if not self.noise:

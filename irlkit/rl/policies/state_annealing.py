@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
-from irlkit.flows.schedules import FIELD_NAMES, ConstantNoise, NoiseSchedule, StateAnnealing
+from irlkit.flows.schedules import StateAnnealing
 from irlkit.flows.schedules.state import FlowSteps
-from irlkit.networks.flow_model import FlowModel
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.annealing import AnnealingPolicy
 from irlkit.rl.policies.base import FieldStep, StepInputs
-from irlkit.rl.policies.flow import FlowPolicy
-from irlkit.utils.checks import checked
 
 
 class StateAnnealingPolicy(AnnealingPolicy):
@@ -26,32 +22,11 @@ class StateAnnealingPolicy(AnnealingPolicy):
     there. Both are kept in the rollout, so an update never evaluates the network. The reference
     policy is the annealing's rule, which the untrained policy equals.
 
-    Args:
-        model: frozen pretrained model.
-        annealing: what to train, moved to the model's device and dtype; None makes a new one.
-        noise: field -> sigma(t), relative to the velocity; None means 0.3 for both fields.
-        ref_noise: field -> sigma_ref(t); None means ``noise``.
-
-    Raises:
-        ValueError: see ``FlowPolicy``.
+    Its arguments are those of ``AnnealingPolicy``, with a ``StateAnnealing``.
     """
 
     needs_states: ClassVar[bool] = True
-    annealing: StateAnnealing  # type: ignore[assignment]
-
-    @checked
-    def __init__(
-        self,
-        model: FlowModel,
-        annealing: StateAnnealing | None = None,
-        noise: Mapping[str, NoiseSchedule] | None = None,
-        ref_noise: Mapping[str, NoiseSchedule] | None = None,
-    ) -> None:
-        if noise is None:
-            noise = {field: ConstantNoise(0.3) for field in FIELD_NAMES}
-        FlowPolicy.__init__(self, model, noise, ref_noise)
-        annealing = StateAnnealing() if annealing is None else annealing
-        self.annealing = annealing.to(next(model.parameters()))
+    learns: ClassVar[type] = StateAnnealing
 
     def _seen(self, inputs: StepInputs) -> FlowSteps:
         """What the annealing is a function of."""
