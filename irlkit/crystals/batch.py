@@ -490,7 +490,7 @@ def _check_fields(pos: Tensor, cell: Tensor, n: int, n_structures: int) -> None:
 
 
 def wrap_positions(pos: Tensor) -> Tensor:
-    """Wrap fractional coordinates to [0, 1).
+    """Wrap fractional coordinates of any shape to [0, 1).
 
     >>> wrap_positions(torch.tensor([-0.25, 1.0, 0.5])).tolist()
     [0.75, 0.0, 0.5]

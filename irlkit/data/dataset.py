@@ -150,7 +150,7 @@ class CrystalDataset:
         return {str(formula): np.asarray(rows) for formula, rows in groups.items()}
 
     def references(self) -> dict[str, np.ndarray]:
-        """Return the numbers of the structures of each reduced formula: its known polymorphs.
+        """Return reduced formula -> numbers of its structures, int64, shape (n_polymorphs,).
 
         Raises:
             ValueError: the set holds compositions alone.
@@ -164,7 +164,7 @@ class CrystalDataset:
 
     @checked
     def references_of(self, formulas: Iterable[str]) -> list[np.ndarray]:
-        """Return the numbers of the reference structures of each formula.
+        """Return the numbers of the reference structures of each formula, int64, shape (m,) each.
 
         Args:
             formulas: Reduced formulas, such as `CrystalBatch.reduced_formulas` gives.

@@ -37,11 +37,7 @@ class MatchSession:
     def __call__(self, items: Sequence[Item]) -> list[np.ndarray | None]:
         """Return displacements from the references, nan without a match; None after an error.
 
-        Args:
-            items: faster where those of one composition come together.
-
-        Raises:
-            TimeUp: it took too long.
+        It is faster where items of one composition come together. TimeUp: it took too long.
         """
         if len(self._prepared) > _MAX_PREPARED:
             self._prepared.clear()

@@ -43,8 +43,9 @@ class Estimate:
 
     @classmethod
     def of(cls, samples: np.ndarray | float) -> Estimate:
-        """Return the first of the samples and the interval of the others; a number is one alone.
+        """Return the first of the samples, shape (m,), and the interval of the others.
 
+        A number is a sample by itself.
         A resample in which the number does not exist counts as beyond both ends.
         """
         value, *others = np.atleast_1d(np.asarray(samples, dtype=float))

@@ -80,7 +80,7 @@ class DiscreteFlow:
         return unmask.masked_fill(last, 1.0), (self.noise * dt).clamp(max=1).masked_fill(last, 0.0)
 
     def expected_events(self, times: Tensor) -> float:
-        """Return how often an atom is unmasked on a grid on average, about 1 + eta / 2."""
+        """Return how often an atom is unmasked on a grid (n_steps + 1,), about 1 + eta / 2."""
         masked, events = 1.0, 0.0
         for u, m in zip(*(x.tolist() for x in self.rates(times)), strict=True):
             events += masked * u

@@ -39,7 +39,7 @@ class VelocityField(Protocol):
         """Return the conditioning on the compositions, used at every step."""
 
     def velocity(self, t: Tensor, pos: Tensor, cell: Tensor, conditioning: Any) -> Any:
-        """Return an output whose ``velocity`` maps each field to its velocity."""
+        """Return an output whose ``velocity`` maps "pos" to (n, 3) and "cell" to (B, 3, 3)."""
 
     def sample_base(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         """Draw x_0 for the compositions."""

@@ -405,7 +405,7 @@ def pair_by_permutation(x_0: Tensor, x_1: Tensor, species: Tensor, n_atoms: Tens
 def pair_with_data(
     x_0: Tensor, x_1: Tensor, species: Tensor, batch: Tensor, n_atoms: Tensor
 ) -> Tensor:
-    """Shift and reorder base positions towards the data, by what the network cannot see.
+    """Shift and reorder base positions (n, 3) towards the data, by what the network cannot see.
 
     Alternates `align_translation` and `pair_by_permutation`; arguments as there.
     """

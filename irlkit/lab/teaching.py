@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from irlkit.flows.dynamics import score_factor
 from irlkit.flows.interpolants import Interpolant, time_derivative
 from irlkit.flows.schedules import NoiseSchedule, check_n_steps, time_grid
 from irlkit.utils.checks import check_count, checked
@@ -171,7 +172,7 @@ def integrate(
             if noise is not None:
                 sigma = noise(t)
                 if denoiser is not None and gamma is not None:
-                    step = step - sigma**2 / (2 * gamma(t)) * denoiser(t, x) * dt
+                    step = step - score_factor(sigma, gamma(t)) * denoiser(t, x) * dt
                 xi = torch.randn(x.shape, generator=generator, dtype=x.dtype)
                 step = step + sigma * dt.sqrt() * xi
             states.append(x + step)

@@ -258,7 +258,7 @@ def check_elements(name: str, compositions: CrystalBatch, known: Tensor) -> None
     Args:
         name: Of the potential.
         compositions: Structures to be computed.
-        known: Atomic numbers, int64, on the CPU.
+        known: Atomic numbers, int64, on the CPU, shape (n_elements,).
     """
     species = compositions.species.unique().cpu()
     unknown = species[~torch.isin(species, known)].tolist()

@@ -207,12 +207,7 @@ class _Network:
 
 
 class _GatedMLP:
-    """silu(norm(core(x))) · sigmoid(norm(gate(x))), its first layer split by parts of x.
-
-    Args:
-        weights: Of the whole network.
-        prefix: Of this block's weights.
-    """
+    """silu(norm(core(x))) · sigmoid(norm(gate(x))), its first layer split by parts of x."""
 
     def __init__(self, weights: dict[str, Tensor], prefix: str) -> None:
         def both(layer: int, kind: str) -> list[Tensor]:

@@ -27,14 +27,14 @@ def composition_features(batch: CrystalBatch) -> Tensor:
     return shares.cpu() * 118**0.5
 
 
-def structure_features(batch: CrystalBatch) -> Tensor:
+def _structure_features(batch: CrystalBatch) -> Tensor:
     """Return `fingerprints`, 0 where a structure has none, float64, shape (B, 24)."""
     return torch.from_numpy(np.nan_to_num(fingerprints(batch)))
 
 
 FEATURES: Mapping[str, Callable[[CrystalBatch], Tensor]] = {
     "composition": composition_features,
-    "structure": structure_features,
+    "structure": _structure_features,
 }
 
 

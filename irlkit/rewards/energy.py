@@ -16,12 +16,7 @@ from irlkit.utils.checks import checked
 
 
 class _PotentialReward(Reward):
-    """What rewards from energies share.
-
-    Args:
-        potential: a potential, or its name for `irlkit.potentials.get`, which is then closed with
-            the reward.
-    """
+    """What rewards from energies share: a potential that was made from its name is closed too."""
 
     def __init__(self, potential: Potential | str) -> None:
         self._owns_potential = not isinstance(potential, Potential)

@@ -16,23 +16,19 @@ __all__ = ["ActionDistribution", "Categorical", "Gaussian"]
 
 
 class ActionDistribution(Protocol):
-    """What a rollout and a loss need of a distribution over actions.
-
-    An action has shape (k, events, ...); probabilities, divergences and entropies belong to events
-    and have shape (k, events).
-    """
+    """What a rollout and a loss need of a distribution over actions."""
 
     def sample(self, draws: Draws) -> Tensor:
-        """Draw one action."""
+        """Draw one action, shape (k, events, ...)."""
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-probability (density) of each event."""
+        """Return the log-probability (density) of each event, shape (k, events)."""
 
     def kl(self, other: Self) -> Tensor:
-        """Return the KL divergence of each event from ``other``."""
+        """Return the KL divergence of each event from ``other``, shape (k, events)."""
 
     def entropy(self) -> Tensor:
-        """Return the entropy of each event."""
+        """Return the entropy of each event, shape (k, events)."""
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ class State:
         return torch.arange(len(self), device=device)
 
     def moved_to(self, values: Mapping[str, Tensor]) -> State:
-        """Return the state of the same request with other values."""
+        """Return the state of the same request with other values, of the same shapes."""
         return replace(self, values=dict(values))
 
 
@@ -221,8 +221,8 @@ class Process(ABC):
 
         Args:
             state: before it.
-            moves: name of each field -> what a policy makes of its actions: the increment of a
-                real field, the new class of a categorical one.
+            moves: name of each field -> what a policy makes of its actions, of the values' shape:
+                the increment of a real field, the new class of a categorical one.
             step: from 0.
         """
 

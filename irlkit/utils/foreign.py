@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import pickle
 import re
 from pathlib import Path
@@ -44,8 +43,8 @@ def recognise(head: bytes | Path, *, but: str = "") -> str:
     return "" if but and found.startswith(but) else found
 
 
-def load_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Read a safetensors file of this package: its header, plain data, and its tensors by name.
+def load_tensors(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read a safetensors file of this package: its header, as JSON, and its tensors by name.
 
     Raises:
         ValueError: what the file is instead, in words.
@@ -54,9 +53,9 @@ def load_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
 
     try:
         with safe_open(str(path), "pt") as file:
-            header = json.loads((file.metadata() or {}).get("irlkit", "{}"))
+            header = (file.metadata() or {}).get("irlkit", "{}")
             return header, {name: file.get_tensor(name) for name in file.keys()}
-    except (RecursionError, SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         words = recognise(path)
         raise ValueError(f"it is {words}" if words else str(error)) from error
 

@@ -43,11 +43,7 @@ def tell_terminal(line: str) -> None:
 
 
 class _NotebookBar(tqdm):
-    """A tqdm bar that is a line of text in the output of a cell, updated in place.
-
-    Args:
-        **options: of ``tqdm``; ``file``, ``ncols`` and ``ascii`` are set here.
-    """
+    """A tqdm bar that is a line of text in the output of a cell, updated in place."""
 
     def __init__(self, **options: Any) -> None:
         self._handle: Any = None

@@ -98,8 +98,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"no annealing file at {path}")
     wrong = f"{path} is not an annealing written by save_annealing"
     try:
-        header, tensors = load_tensors(Path(path))
-    except ValueError as error:
+        text, tensors = load_tensors(Path(path))
+        header = json.loads(text)
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{wrong}: {error}") from error
     if isinstance(header, dict) and "network" in header:
         reads = "load_dynamics" if "policy" in header.get("info", {}) else "load_pretrained"

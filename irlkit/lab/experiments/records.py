@@ -93,8 +93,7 @@ def write_records(
         "claims": [asdict(claim) for claim in claims],
         **more,
     }
-    text = json.dumps(_to_plain(results), indent=1, allow_nan=False) + "\n"
-    write_atomically(paths[-1], text.encode())
+    _write_json(results, paths[-1])
     return paths
 
 
@@ -132,6 +131,11 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _write_json(data: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(_to_plain(data), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
 
 
 def _write_figures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:

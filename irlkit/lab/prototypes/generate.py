@@ -48,14 +48,9 @@ def _start_worker() -> None:
 
 
 def _relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Relax positions and cell of one candidate.
+    """Relax positions and cell of one candidate; on success, the record has what came of it.
 
-    Args:
-        candidate: Structure type and elements.
-
-    Returns:
-        Record with the outcome; on success species, fractional positions, cell (Å) and energy per
-        atom (eV).
+    Species, fractional positions, cell (Å) and energy per atom (eV).
     """
     from ase.filters import FrechetCellFilter
     from ase.optimize import BFGS
@@ -140,13 +135,9 @@ def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) ->
 
 
 def _build_table(raw: Path) -> tuple[Any, dict[str, int]]:
-    """Filter, deduplicate, label and split the relaxed candidates.
+    """Filter, deduplicate, label and split the relaxed candidates in a file of `_relax_all`.
 
-    Args:
-        raw: JSON-lines file of `_relax_all`.
-
-    Returns:
-        DataFrame with one row per kept structure, and how many candidates each filter dropped.
+    Returns a row per kept structure, and how many candidates each filter dropped.
     """
     import pandas as pd
     from pymatgen.analysis.structure_matcher import StructureMatcher

@@ -33,7 +33,15 @@ from irlkit.utils.settings import torch_settings
 
 
 class NetworkPolicy(FlowPolicy):
-    """Trains a copy of the network; what velocity- and score-based policies share."""
+    """Trains a copy of the network; what velocity- and score-based policies share.
+
+    Args:
+        model: frozen pretrained model; the trained network starts as a copy.
+        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
+        ref_noise: field -> sigma_ref(t); None means ``noise``.
+        annealing: multiplies trained and frozen velocities (not denoisers) by 1 + s; not trained.
+        process: see ``FlowPolicy``, also for what is refused.
+    """
 
     test_kind: ClassVar[Literal["ode", "sde"]] = "ode"
 

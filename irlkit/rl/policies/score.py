@@ -27,11 +27,7 @@ class ScorePolicy(NetworkPolicy):
     A reinforced field without a denoiser, beside others with one, is reinforced by its velocity
     alone (13), and is deployed without noise.
 
-    Args:
-        model: frozen pretrained model with a denoiser for at least one of the reinforced fields.
-        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
-        ref_noise: field -> sigma_ref(t); None means ``noise``.
-        annealing: multiplies the velocities (not the denoisers) by 1 + s; not trained.
+    Its arguments are those of ``NetworkPolicy``.
 
     Raises:
         ValueError: see ``FlowPolicy``; or the model has no denoiser for any reinforced field.

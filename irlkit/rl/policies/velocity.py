@@ -14,14 +14,7 @@ from irlkit.rl.policies.network import NetworkPolicy
 class VelocityPolicy(NetworkPolicy):
     """Trains the velocity of the reinforced fields, without a score (Eq. 13).
 
-    Args:
-        model: frozen pretrained model; the trained network starts as a copy.
-        noise: reinforced field -> sigma(t); other fields follow the frozen velocity without noise.
-        ref_noise: field -> sigma_ref(t); None means ``noise``.
-        annealing: multiplies trained and frozen velocities by 1 + s; not trained.
-
-    Raises:
-        ValueError: see ``FlowPolicy``.
+    Its arguments are those of ``NetworkPolicy``.
     """
 
     def steps(self, inputs: StepInputs) -> dict[str, FieldStep]:
