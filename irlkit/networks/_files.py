@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from irlkit.utils.foreign import recognise
+from irlkit.utils.foreign import load_tensors
 from irlkit.utils.system import write_atomically
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,23 +53,18 @@ def read(
         FileNotFoundError: there is no such file.
         ValueError: the file is not a checkpoint of this kind, or its tensors do not fit.
     """
-    from safetensors import SafetensorError, safe_open
-
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"path: no checkpoint at {source}")
     try:
-        with safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        what = f"it is {words}" if (words := recognise(source)) else str(error)
+        header, tensors = load_tensors(source)
+    except ValueError as error:
         raise ValueError(
-            f"path: {source} is not a safetensors checkpoint ({what}); expected a file written by "
+            f"path: {source} is not a safetensors checkpoint ({error}); expected a file written by "
             f"{writer}"
         ) from error
     try:
-        description = json.loads(metadata["irlkit"])
+        description = json.loads(header)
         if "annealing" in description:
             raise ValueError("it is an annealing: load_annealing reads it")
         found = description["format"]
