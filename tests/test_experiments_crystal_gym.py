@@ -1,5 +1,6 @@
 """The experiment of notebook 08, tiny; and its claims with a policy that learned nothing."""
 
+import os
 from dataclasses import replace
 
 import pandas as pd
@@ -20,6 +21,9 @@ TINY = crystal_gym.CrystalGymSize(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("IRLKIT_RUN_NOTEBOOKS") != "1", reason="runs with IRLKIT_RUN_NOTEBOOKS=1"
+)
 def test_a_run_its_tables_figures_and_files(tmp_path):
     few = {"GRPO": {"group_size": 3, "n_ppo_epochs": 1}}
     size = replace(TINY, seeds=(0,), evaluations=10, settings=few)
