@@ -755,7 +755,12 @@ def entries(kit):
         "experiments.EnergyPreset": vars(experiments.presets("energy")["quick"]),
         "experiments.SweepPreset": vars(experiments.presets("sweep")["quick"]),
         "experiments.Variant": dict(
-            policy="velocity", noise="medium", ref_noise=None, grpo={}, n_seeds=1
+            policy="velocity",
+            noise="medium",
+            ref_noise=None,
+            noise_offset=0.0,
+            grpo={},
+            n_seeds=1,
         ),
         "experiments.Rung": vars(Rung(1, 2, 3)),
         "experiments.presets": dict(kind="noise"),
