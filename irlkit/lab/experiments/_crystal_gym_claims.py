@@ -26,8 +26,9 @@ def crystal_gym_claims(
     """Compare what was learned with random fillings, and with what can be remembered of them.
 
     The marks of returns, distinct fillings and metastable ones were fixed before any run; that of
-    fillings on target and the rule came with the notebook, before it was run. Intervals are of
-    training seeds, drawn again, and narrow with few; one seed decides nothing.
+    fillings on target and the rule came when returns of GRPO were known, and before these two
+    numbers were. Intervals are of training seeds, drawn again, and narrow with few; one seed
+    decides nothing.
 
     Args:
         samples: (metric, task, algorithm) -> its value and its resamples.
@@ -83,11 +84,11 @@ def crystal_gym_claims(
             ours, theirs = (samples("unseen", task, who) for who in ("GRPO", RANDOM))
             name = f"{task}: return on unseen skeletons, GRPO minus random"
             claims.append(check(name, compared(np.subtract, ours, theirs), "> 0", "claim", 0.0))
-    found, chance = metastable(STABLE, "GRPO"), metastable(STABLE, RANDOM)
-    if found is not None and chance is not None:
+    found, by_chance = metastable(STABLE, "GRPO"), metastable(STABLE, RANDOM)
+    if found is not None and by_chance is not None:
         name = f"{STABLE}: metastable of the best fillings, GRPO"
-        claims.append(check(name, Estimate.of(found), ">= 0.2", "claim", chance[0]))
+        claims.append(check(name, Estimate.of(found), ">= 0.2", "claim", by_chance[0]))
         name = f"{name} minus random search by the same reward"
-        gain = Estimate.of(found - np.concatenate([chance[:1], chance[:0:-1]]))
+        gain = Estimate.of(found - np.concatenate([by_chance[:1], by_chance[:0:-1]]))
         claims.append(check(name, gain, "> 0", "claim", 0.0))
     return claims
