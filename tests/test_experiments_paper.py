@@ -39,6 +39,8 @@ ANNEALING = replace(
         "validation_size": 3,
     },
     few_step_sweep=(2, 3),
+    noise_scales=(0.2,),
+    noise_scan_size=3,
     reference_sweep=(Rung(2, 3, 3), Rung(1, 3, 4)),
     n_workers=1,  # rewards are asked beside the rollouts, where time limits need a process
 )
@@ -59,6 +61,8 @@ ENERGY = replace(
     seeds=(0, 1),
     reference_sweep=(Rung(2, 3, 4),),
     diversity=(2, 3),
+    n_relaxed=(2, 3),
+    relax_steps=2,
     n_workers=0,
 )
 
@@ -80,6 +84,7 @@ def placed(tmp_path, monkeypatch):
 
 def run_annealing(experiment):
     experiment.sweep_reference()
+    experiment.scan_noise()
     experiment.evaluate("none")
     experiment.evaluate("handcrafted")
     experiment.train_schedules()
@@ -98,6 +103,7 @@ def run_energy(experiment):
     experiment.evaluate_policies()
     experiment.study_noise()
     experiment.evaluate_policies(experiment.preset.noise_study)
+    experiment.measure_gain()
     experiment.diversity()
 
 
@@ -196,6 +202,7 @@ def test_velocity_annealing_of_the_paper(placed, counted):
     preset = replace(
         ANNEALING,
         few_step_sweep=(2, n),
+        noise_scan_size=n,
         reference_sweep=tuple(replace(r, n_structures=n) for r in ANNEALING.reference_sweep),
     )
     check_work(experiment, preset, counted)
@@ -210,6 +217,7 @@ def check_energy(placed, potential, counted):
     preset = replace(
         ENERGY,
         reference_sweep=(Rung(2, n, 4),),
+        n_relaxed=(2, len(experiment.test.subset(3))),
     )
     check_work(experiment, preset, counted)
     paths = experiment.write_results(experiment.claims())
