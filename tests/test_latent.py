@@ -10,6 +10,7 @@ import torch
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.batch import wrap_positions
 from irlkit.data import CrystalDataset, load
+from irlkit.networks._transformer import Slots
 from irlkit.networks.autoencoder import Autoencoder, reconstruction_losses, shifted
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.latent_diffusion import (
@@ -97,8 +98,6 @@ def test_the_order_of_atoms_means_nothing():
     torch.testing.assert_close(other, mean[order])
     torch.testing.assert_close(again.pos, decoded.pos[order])
     torch.testing.assert_close(again.angles, decoded.angles)
-    from irlkit.networks._transformer import Slots
-
     t, slots = torch.tensor([300.0]), Slots.from_n_atoms(batch.n_atoms)
     torch.testing.assert_close(network(mean[order], t, slots), network(mean, t, slots)[order])
 
@@ -267,6 +266,40 @@ def test_the_loss_of_the_diffusion_falls(dataset):
     assert loss < 0.85  # 1 is that of predicting nothing.
 
 
+def test_a_model_that_is_told_a_property_generates_what_it_was_told(dataset):
+    """A toy whose property is the number of an element: guided samples differ, told ones follow."""
+    target = (dataset.batch.n_atoms > 1).double()
+    target[0] = torch.nan
+    config = DiffusionConfig(**{**TINY, "iterations": 3})
+    model = pretrain_diffusion(
+        dataset, autoencoder().float(), config, target=target, progress=False
+    )
+    known = target[1:]
+    spread = torch.stack([known.mean(), known.std(correction=0)]).float()
+    torch.testing.assert_close(model.network.target_scale, spread)
+    with torch.no_grad():
+        for p in model.network.parameters():
+            p.copy_(torch.randn(p.shape, generator=draws(1)) * 0.2)
+    x, slots = torch.randn(5, 8, generator=draws()), Slots.from_n_atoms(torch.tensor([2, 3]))
+    t, nan = torch.tensor([300.0, 300.0]), torch.nan
+    free = model.network(x, t, slots)
+    half = model.network(x, t, slots, torch.tensor([1.0, nan]))
+    torch.testing.assert_close(half[2:], free[2:])
+    assert not torch.allclose(half[:2], free[:2])
+    told = torch.tensor([1.0, nan])
+    for guidance in (0.0, 0.5, 1.0, 3.0):
+        found = model.guided_noise(x, t, slots, told, guidance)
+        torch.testing.assert_close(found, free + guidance * (half - free))
+    request = torch.tensor([1, 3, 2])
+
+    def made(**options):
+        return model.generate(request, 3, generator=draws(), max_batch=2, **options).pos
+
+    assert torch.equal(made(), made(target=1.0, guidance=0.0))
+    assert torch.equal(made(target=1.0), made(target=torch.ones(3)))
+    assert not torch.equal(made(), made(target=1.0))
+
+
 # --- steps ---
 
 
@@ -314,6 +347,20 @@ def test_errors(tmp_path, dataset):
         AutoencoderConfig(kl_weight=-1.0)
     with pytest.raises(ValueError, match="ema_decay must be below 1"):
         DiffusionConfig(ema_decay=1.0)
+    with pytest.raises(ValueError, match="trained without a property and cannot be told one"):
+        model.generate(torch.tensor([2]), generator=draws(), target=3.0)
+    told = LatentDiffusion(autoencoder(), DiffusionTransformer(8, 5, 16, 1, 2, True).double())
+    with pytest.raises(ValueError, match=r"one for each of 1 structures, got shape \(2,\)"):
+        told.generate(torch.tensor([2]), generator=draws(), target=torch.ones(2))
+    with pytest.raises(ValueError, match="guidance must be a finite number of at least 0"):
+        told.generate(torch.tensor([2]), generator=draws(), target=1.0, guidance=-1.0)
+    with pytest.raises(ValueError, match="eta must be at most 1, got 2"):
+        told.generate(torch.tensor([2]), generator=draws(), eta=2.0)
+    for target in (torch.ones(6), torch.ones(2), torch.full((6,), torch.nan)):
+        with pytest.raises(ValueError, match=r"target must have a number for each of 6"):
+            pretrain_diffusion(dataset, autoencoder().float(), target=target)
+    with pytest.raises(ValueError, match="drop_target must be at most 1"):
+        DiffusionConfig(drop_target=1.5)
     with pytest.raises(ValueError, match="two structures or more, got 1"):
         pretrain_autoencoder(dataset.select([0]))
 

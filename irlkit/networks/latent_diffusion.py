@@ -37,17 +37,27 @@ class DiffusionTransformer(nn.Module):
         width: Channels.
         n_layers: Layers.
         n_heads: Heads of their attention.
+        conditional: May be told a property, such as the band gap, whose mean and standard
+            deviation in the training set `target_scale` holds.
 
     Raises:
         ValueError: a size is below 1, or the heads do not divide the width.
     """
 
+    target_scale: Tensor
+
     @checked
     def __init__(
-        self, latent_dim: int, max_atoms: int, width: int = 128, n_layers: int = 6, n_heads: int = 4
+        self,
+        latent_dim: int,
+        max_atoms: int,
+        width: int = 128,
+        n_layers: int = 6,
+        n_heads: int = 4,
+        conditional: bool = False,
     ) -> None:
         super().__init__()
-        self.sizes = dict(
+        self.sizes: dict[str, Any] = dict(
             latent_dim=latent_dim,
             max_atoms=max_atoms,
             width=width,
@@ -56,6 +66,7 @@ class DiffusionTransformer(nn.Module):
         )
         for name, value in self.sizes.items():
             check_count(name, value)
+        self.sizes["conditional"] = conditional
         if width % n_heads or width % 2:
             raise ValueError(f"width must be a multiple of 2 and of n_heads={n_heads}, got {width}")
         self.latent_in = nn.Linear(latent_dim, width)
@@ -64,6 +75,11 @@ class DiffusionTransformer(nn.Module):
             nn.Linear(max(4, width), width), nn.SiLU(), nn.Linear(width, width)
         )
         self.size_in = nn.Embedding(max_atoms, width)
+        if conditional:
+            self.target_in = nn.Sequential(
+                nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            )
+            self.register_buffer("target_scale", torch.tensor([0.0, 1.0]))
         self.blocks = nn.ModuleList(Block(width, n_heads, condition=width) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -72,9 +88,21 @@ class DiffusionTransformer(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, t: Tensor, slots: Slots) -> Tensor:
-        """Predict the noise in latents x (n, latent_dim) at times t (B,), 0 to `N_TIMES` - 1."""
+    def forward(self, x: Tensor, t: Tensor, slots: Slots, target: Tensor | None = None) -> Tensor:
+        """Predict the noise in latents.
+
+        Args:
+            x: Latents, shape (n, latent_dim).
+            t: Diffusion times, 0 to `N_TIMES` - 1, shape (B,).
+            slots: Which atoms belong together.
+            target: Property that the structures are to have, in its unit, nan where any will do,
+                shape (B,); None: any for all.
+        """
         condition = self.time_in(self.time(t.to(x))) + self.size_in(slots.n_atoms - 1)
+        if target is not None:
+            mean, std = self.target_scale
+            told = self.target_in(((target.to(x) - mean) / std).nan_to_num()[:, None])
+            condition = condition + told * ~target.isnan()[:, None]
         condition = nn.functional.silu(condition)
         h = self.latent_in(x)
         for block in self.blocks:
@@ -126,12 +154,15 @@ class LatentDiffusion(nn.Module):
                 f"got {int(n_atoms.max())}"
             )
 
-    def losses(self, crystals: CrystalBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, crystals: CrystalBatch, generator: torch.Generator, target: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the loss at one random time per structure: mean squared error of the noise.
 
         Args:
             crystals: Data, at least one structure.
             generator: Draws latents, times and noise; on the CPU.
+            target: Property that the network is told, nan for those that it is not told, (B,).
         """
         with torch.no_grad():
             mean, std = self.autoencoder.encode(crystals)
@@ -144,7 +175,20 @@ class LatentDiffusion(nn.Module):
         slots = Slots.from_n_atoms(crystals.n_atoms)
         abar = signal(t).to(z)[slots.batch, None]
         x = abar.sqrt() * z + (1 - abar).sqrt() * noise[1]
-        return {"noise": (self.network(x, t, slots) - noise[1]).square().mean()}
+        return {"noise": (self.network(x, t, slots, target) - noise[1]).square().mean()}
+
+    def guided_noise(
+        self, x: Tensor, t: Tensor, slots: Slots, target: Tensor | None, guidance: float
+    ) -> Tensor:
+        """Return the noise of classifier-free guidance (Ho and Salimans 2022), shape of x.
+
+        With w the guidance and c the target, eps(x) + w [eps(x | c) - eps(x)]; arguments as for
+        `generate` and `DiffusionTransformer.forward`.
+        """
+        if target is None or guidance == 0:
+            return self.network(x, t, slots)
+        told = self.network(x, t, slots, target)
+        return told if guidance == 1 else torch.lerp(self.network(x, t, slots), told, guidance)
 
     def times(self, n_steps: int) -> Tensor:
         """Return the diffusion times of so many steps with noise and a last one without.
@@ -174,6 +218,8 @@ class LatentDiffusion(nn.Module):
         generator: torch.Generator,
         max_batch: int | None = None,
         eta: float = 1.0,
+        target: float | Tensor | None = None,
+        guidance: float = 1.0,
     ) -> CrystalBatch:
         """Generate crystals by DDIM (Song et al. 2021), with noise at eta above 0.
 
@@ -183,19 +229,32 @@ class LatentDiffusion(nn.Module):
             generator: Draws the noise, on its own device.
             max_batch: At most so many structures at a time.
             eta: Share of the noise of the diffusion's reverse, 0 to 1.
+            target: Property that the structures are to have, for all or each, shape (B,), in the
+                unit of what the model was trained with; None: any.
+            guidance: How much what the model is told counts: 0 not at all, 1 as in the data; more
+                buys closeness to the target with diversity.
 
         Raises:
-            ValueError: more atoms than the model has seen.
+            ValueError: more atoms than the model has seen, or a target for a model that was not
+                trained with a property.
         """
         self.check(request)
+        check_finite("eta", eta, least=0)
+        if eta > 1:
+            raise ValueError(f"eta must be at most 1, got {eta}")
+        check_finite("guidance", guidance, least=0)
+        targets = self._targets(target, len(request))
         like, made = self.network.out.weight, []
         times = self.times(n_steps)
-        for n_atoms in request.to(like.device).split(max_batch or max(len(request), 1)):
+        size = max_batch or max(len(request), 1)
+        for k, n_atoms in enumerate(request.to(like.device).split(size)):
+            told = None if targets is None else targets[k * size : (k + 1) * size].to(like)
             slots = Slots.from_n_atoms(n_atoms)
             shape = (len(slots.batch), self.autoencoder.latent_dim)
             x = torch.randn(shape, generator=generator, device=generator.device).to(like)
             for i, t in enumerate(times):
-                eps = self.network(x, t.expand(len(n_atoms)).to(like.device), slots)
+                now = t.expand(len(n_atoms)).to(like.device)
+                eps = self.guided_noise(x, now, slots, told, guidance)
                 following = times[i + 1] if i < n_steps else t.new_tensor(-1.0)
                 x, std = denoised(x, eps, t, following, eta)
                 if i < n_steps and eta:
@@ -203,6 +262,23 @@ class LatentDiffusion(nn.Module):
                     x = x + std * xi.to(like)
             made.append(self.latents_to_crystals(x, n_atoms))
         return CrystalBatch.concatenate(made)
+
+    def _targets(self, target: float | Tensor | None, size: int) -> Tensor | None:
+        """What `generate` was asked for, checked, a number per structure."""
+        if target is None:
+            return None
+        if not self.network.sizes["conditional"]:
+            raise ValueError(
+                "target: this model was trained without a property and cannot be told one; give "
+                "pretrain_diffusion a target, or leave it out here"
+            )
+        targets = torch.as_tensor(target, dtype=torch.float64)
+        if targets.shape not in ((), (size,)):
+            raise ValueError(
+                f"target must be a number or have one for each of {size} structures, got shape "
+                f"{tuple(targets.shape)}"
+            )
+        return targets.expand(size)
 
     @checked
     def save(self, path: str | os.PathLike[str]) -> None:

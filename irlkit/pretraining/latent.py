@@ -212,6 +212,8 @@ class DiffusionConfig:
         max_grad_norm: gradient-norm clip.
         augment: shift each structure by a random vector before it is encoded; else it is learned
             where the data have it.
+        drop_target: share of the structures whose property the network is not told, so that it
+            learns to do without.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints: so many are repeated after a kill.
         seed: of weights, data order and draws.
@@ -228,23 +230,38 @@ class DiffusionConfig:
     ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
     augment: bool = False
+    drop_target: float = 0.2
     validate_every: int = 1000
     checkpoint_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_training(self, ("width", "n_layers", "n_heads"), [])
+        check_finite("drop_target", self.drop_target, least=0)
+        if self.drop_target > 1:
+            raise ValueError(f"drop_target must be at most 1, got {self.drop_target}")
 
 
 class _DiffusionState(TrainingState):
     """Training of a diffusion; what is frozen has no gradient and so stays as it is."""
+
+    target: Tensor | None = None
+
+    def next_indices(self) -> Tensor:
+        self.rows = super().next_indices()
+        return self.rows
 
     def losses(
         self, model: LatentDiffusion, batch: CrystalBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if self.config.augment:
             batch = shifted(batch, generator)
-        losses = model.losses(batch, generator)
+        target = None
+        if self.target is not None and model is self.model:  # Validation is without.
+            target = self.target[self.rows]
+            drop = torch.rand(len(target), generator=generator) < self.config.drop_target
+            target = target.masked_fill(drop, torch.nan).to(batch.pos.device)
+        losses = model.losses(batch, generator, target)
         return {**losses, "loss": losses["noise"]}
 
 
@@ -254,6 +271,7 @@ def pretrain_diffusion(
     autoencoder: Autoencoder,
     config: DiffusionConfig | None = None,
     *,
+    target: Tensor | None = None,
     validation: CrystalDataset | None = None,
     evaluate: Callable[[LatentDiffusion], Mapping[str, float]] | None = None,
     out_dir: str | os.PathLike[str] | None = None,
@@ -267,6 +285,8 @@ def pretrain_diffusion(
         dataset: training structures, those of the autoencoder.
         autoencoder: trained; it is copied and stays as it is.
         config: settings.
+        target: property of each structure that `generate` can be told then, such as the band gap
+            in eV; nan where it is unknown, shape (B,); None: none.
         validation, evaluate, out_dir, device, info, progress: as for `irlkit.pretraining.pretrain`;
             `sample_evaluation` makes an `evaluate`.
 
@@ -274,11 +294,12 @@ def pretrain_diffusion(
         The model with averaged weights; it generates structures of as many atoms as the data have.
 
     Raises:
-        ValueError: the data set has less than two structures, or `out_dir` holds a checkpoint of
-            other settings.
+        ValueError: the data set has less than two structures, targets that are not one for each of
+            them or all alike, or `out_dir` holds a checkpoint of other settings.
     """
     config = config or DiffusionConfig()
     check_dataset(dataset)
+    spread = None if target is None else _mean_and_std(target, len(dataset))
     autoencoder = copy.deepcopy(autoencoder).to(device).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(config.seed)
@@ -288,12 +309,17 @@ def pretrain_diffusion(
             config.width,
             config.n_layers,
             config.n_heads,
+            conditional=spread is not None,
         )
+        if spread is not None:
+            network.target_scale.copy_(spread)
         known = dataset.batch.standard_orientation().to(device)
         scale = float(autoencoder.encode(known)[0].std())
     model = LatentDiffusion(autoencoder, network, scale).to(device)
+    state = _DiffusionState(model, config, len(dataset))
+    state.target = target
     return run(
-        _DiffusionState(model, config, len(dataset)),
+        state,
         dataset,
         "latent diffusion",
         validation=validation,
@@ -303,6 +329,17 @@ def pretrain_diffusion(
         info=info,
         progress=progress,
     )
+
+
+def _mean_and_std(target: Tensor, size: int) -> Tensor:
+    """Of the known values of a property, shape (2,)."""
+    known = target[target.isfinite()]
+    if target.shape != (size,) or not len(known) or float(known.std(correction=0)) == 0:
+        raise ValueError(
+            f"target must have a number for each of {size} structures, not all alike, got shape "
+            f"{tuple(target.shape)} with {len(known.unique())} different values"
+        )
+    return torch.stack([known.mean(), known.std(correction=0)])
 
 
 @checked
