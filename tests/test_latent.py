@@ -20,6 +20,7 @@ from irlkit.networks.latent_diffusion import (
     denoised,
     signal,
 )
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.pretraining.latent import (
     AutoencoderConfig,
     DiffusionConfig,
@@ -288,7 +289,7 @@ def test_a_model_that_is_told_a_property_generates_what_it_was_told(dataset):
     assert not torch.allclose(half[:2], free[:2])
     told = torch.tensor([1.0, nan])
     for guidance in (0.0, 0.5, 1.0, 3.0):
-        found = model.guided_noise(x, t, slots, told, guidance)
+        found = model._guided(x, t, slots, told, guidance)
         torch.testing.assert_close(found, free + guidance * (half - free))
     request = torch.tensor([1, 3, 2])
 
@@ -365,6 +366,21 @@ def test_errors(tmp_path, dataset):
         pretrain_autoencoder(dataset.select([0]))
 
 
+def test_a_file_may_name_the_autoencoder_that_comes_with_the_package(tmp_path):
+    """It has the transformer's weights alone; in half precision, they are read as float32."""
+    model = LatentDiffusion(Autoencoder.load("chemeleon-vae"), DiffusionTransformer(8, 5, 16, 1, 2))
+    torch.nn.init.normal_(model.network.out.weight, std=0.1)
+    whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    model.save(whole)
+    model.half().save(small, autoencoder="chemeleon-vae")
+    assert small.stat().st_size < 0.05 * whole.stat().st_size
+    again, exact = LatentDiffusion.load(small), LatentDiffusion.load(whole)
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32
+        tolerance = {} if name.startswith("autoencoder") else {"rtol": 2e-3, "atol": 1e-4}
+        torch.testing.assert_close(value, exact.state_dict()[name], **tolerance)
+
+
 def test_checkpoints_of_the_other_family_are_told_apart(tmp_path):
     files = {"flow": tmp_path / "a", "autoencoder": tmp_path / "b", "diffusion": tmp_path / "c"}
     flow_model().save(files["flow"])
@@ -380,3 +396,8 @@ def test_checkpoints_of_the_other_family_are_told_apart(tmp_path):
                 reader.load(files[other])
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         Autoencoder.load(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"Autoencoder\.load"):
+        load_pretrained("chemeleon-vae")
+    diffusion().save(files["diffusion"], autoencoder="/elsewhere/model")
+    with pytest.raises(ValueError, match="which is a path"):
+        LatentDiffusion.load(files["diffusion"])

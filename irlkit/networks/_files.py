@@ -23,14 +23,30 @@ KINDS = {
 """Format -> what such a file is, for whoever reads it as another."""
 
 
-def write(path: str | os.PathLike[str], model: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write weights and description, whose "format" is one of `KINDS`, to a file."""
+def write(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    description: Mapping[str, Any],
+    leave_out: str = "-",
+) -> None:
+    """Write weights and description, whose "format" is one of `KINDS`, to a file.
+
+    Weights whose name begins with `leave_out` are not written: the description says where they are.
+    """
     from safetensors.torch import save
 
     tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith(leave_out)
     }
     write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
+
+
+def shipped(path: str | os.PathLike[str], folder: str) -> Path:
+    """Return the file that a name stands for in a folder of the package's assets, else the path."""
+    file = Path(__file__).parents[1] / "assets" / folder / f"{path}.safetensors"
+    return file if os.sep not in str(path) and file.is_file() else Path(path)
 
 
 def read(
@@ -40,12 +56,12 @@ def read(
     device: str | torch.device = "cpu",
     writer: str = "FlowModel.save",
 ) -> M:
-    """Read a model that `write` wrote, in evaluation mode.
+    """Read a model that `write` wrote, in evaluation mode; half-precision weights become float32.
 
     Args:
         path: file.
         kind: expected format.
-        build: makes the model of its description, with any weights.
+        build: makes the model of its description, with any weights but those that were left out.
         device: where to put the weights.
         writer: what writes such files, for messages.
 
@@ -79,8 +95,11 @@ def read(
             f"({type(error).__name__}: {error})"
         ) from error
     try:
-        model.to(next(iter(tensors.values())).dtype if tensors else None)
-        model.load_state_dict(tensors)
+        dtype = next(iter(tensors.values())).dtype if tensors else None
+        model.to(torch.float32 if dtype == torch.float16 else dtype)
+        left_out = description.get("left_out", "-")
+        kept = {k: v for k, v in model.state_dict().items() if k.startswith(left_out)}
+        model.load_state_dict({**kept, **tensors})
     except RuntimeError as error:
         raise ValueError(
             f"path: the tensors in {source} do not fit its description: {error}"

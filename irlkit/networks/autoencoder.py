@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from irlkit.networks import _files
 from irlkit.networks._transformer import Block, Slots
 from irlkit.utils.checks import check_count, checked
 
-ASSETS = Path(__file__).parents[1] / "assets" / "latent"
 FORMAT = "irlkit-autoencoder-1"
 N_SPECIES = 100
 
@@ -179,13 +177,12 @@ class Autoencoder(nn.Module):
         >>> latent.shape, model.crystals(latent, crystals.n_atoms).formulas()
         (torch.Size([2, 8]), ['Cl1 Cs1'])
         """
-        shipped = ASSETS / f"{path}.safetensors"
-        path = shipped if os.sep not in str(path) and shipped.is_file() else path
 
         def build(description: dict[str, Any]) -> Autoencoder:
             return cls(**description["sizes"], info=description["info"])
 
-        return _files.read(path, FORMAT, build, device, "Autoencoder.save")
+        file = _files.shipped(path, "latent")
+        return _files.read(file, FORMAT, build, device, "Autoencoder.save")
 
 
 def _cell_parameters(cell: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ class LatentDiffusion(nn.Module):
         x = abar.sqrt() * z + (1 - abar).sqrt() * noise[1]
         return {"noise": (self.network(x, t, slots, target) - noise[1]).square().mean()}
 
-    def guided_noise(
+    def _guided(
         self, x: Tensor, t: Tensor, slots: Slots, target: Tensor | None, guidance: float
     ) -> Tensor:
         """Return the noise of classifier-free guidance (Ho and Salimans 2022), shape of x.
@@ -254,7 +254,7 @@ class LatentDiffusion(nn.Module):
             x = torch.randn(shape, generator=generator, device=generator.device).to(like)
             for i, t in enumerate(times):
                 now = t.expand(len(n_atoms)).to(like.device)
-                eps = self.guided_noise(x, now, slots, told, guidance)
+                eps = self._guided(x, now, slots, told, guidance)
                 following = times[i + 1] if i < n_steps else t.new_tensor(-1.0)
                 x, std = denoised(x, eps, t, following, eta)
                 if i < n_steps and eta:
@@ -281,17 +281,25 @@ class LatentDiffusion(nn.Module):
         return targets.expand(size)
 
     @checked
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights of autoencoder and transformer to one safetensors file."""
-        parts = {"autoencoder": self.autoencoder, "network": self.network}
+    def save(self, path: str | os.PathLike[str], autoencoder: str | None = None) -> None:
+        """Write the weights of autoencoder and transformer to one safetensors file.
+
+        Args:
+            path: File to write.
+            autoencoder: Name of the one that comes with the package, if it is this model's: the
+                file then names it and has the transformer's weights alone.
+        """
+        left_out = {"left_out": "autoencoder."} if autoencoder else {}
         description = {
             "format": FORMAT,
-            **{name: part.sizes for name, part in parts.items()},
+            "autoencoder": autoencoder or self.autoencoder.sizes,
+            "network": self.network.sizes,
             "autoencoder_info": self.autoencoder.info,
             "scale": self.scale,
             "info": self.info,
+            **left_out,
         }
-        _files.write(path, self, description)
+        _files.write(path, self, description, *left_out.values())
 
     @classmethod
     @checked
@@ -300,18 +308,28 @@ class LatentDiffusion(nn.Module):
     ) -> LatentDiffusion:
         """Read a model that `save` wrote, in evaluation mode.
 
+        Args:
+            path: File, or "chemeleon-dit", which comes with the package.
+            device: Where to put the weights.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is no latent diffusion of this package, or its tensors do not fit.
         """
 
         def build(description: dict[str, Any]) -> LatentDiffusion:
-            info = description["autoencoder_info"]
-            autoencoder = Autoencoder(**description["autoencoder"], info=info)
+            sizes, info = description["autoencoder"], description["autoencoder_info"]
+            if isinstance(sizes, str):
+                if os.sep in sizes:  # A file from elsewhere does not say which others are read.
+                    raise ValueError(f"it names the autoencoder {sizes!r}, which is a path")
+                autoencoder = Autoencoder.load(sizes)
+            else:
+                autoencoder = Autoencoder(**sizes, info=info)
             network = DiffusionTransformer(**description["network"])
             return cls(autoencoder, network, description["scale"], description["info"])
 
-        return _files.read(path, FORMAT, build, device, "LatentDiffusion.save")
+        file = _files.shipped(path, "latent")
+        return _files.read(file, FORMAT, build, device, "LatentDiffusion.save")
 
 
 def signal(t: Tensor) -> Tensor:

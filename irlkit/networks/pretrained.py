@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from irlkit.networks import _files
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.omatg import load_omatg
 from irlkit.utils.checks import checked
@@ -47,15 +48,15 @@ def load_pretrained(
     """
     if _is_omatg(name_or_path):
         return load_omatg(name_or_path, device=device)
-    shipped = PRETRAINED / f"{name_or_path}.safetensors"
-    if os.sep not in str(name_or_path) and shipped.is_file():
-        return FlowModel.load(shipped, device)
-    if not Path(name_or_path).is_file():
+    # Those of the other family are told apart by their content.
+    found = (_files.shipped(name_or_path, folder) for folder in (".", "latent"))
+    file = next((path for path in found if path.is_file()), None)
+    if file is None:
         raise FileNotFoundError(
             f"name_or_path: {str(name_or_path)!r} is neither a file nor one of the models in the "
             f"package, {pretrained_names()}"
         )
-    return FlowModel.load(name_or_path, device)
+    return FlowModel.load(file, device)
 
 
 def _is_omatg(name_or_path: str | os.PathLike[str]) -> bool:
