@@ -375,10 +375,15 @@ def ask_for_a_live_figure(page):
     handles = ".widget-vbox .js-plotly-plot .shapelayer path"
 
     def ask():
-        page.click("button:has-text('Drag the points in a figure')")
+        try:
+            page.click("button:has-text('Drag the points in a figure')", timeout=30_000)
+        except sync_api.TimeoutError:  # A page that was connected too late shows no widgets.
+            page.reload(wait_until="commit")
+            page.wait_for_selector(".js-plotly-plot")
+            return False
         return wait_until(page, lambda: page.query_selector(handles), 30)
 
-    assert any(ask() for _ in range(3))  # Again where the page was not yet connected.
+    assert any(ask() for _ in range(4))  # Again where the page was not yet connected.
     live = page.query_selector(".widget-vbox .js-plotly-plot")
     width = page.query_selector(".js-plotly-plot").bounding_box()["width"]
     assert wait_until(page, lambda: live.evaluate("g => g._fullLayout.width") > 0.9 * width)
