@@ -218,7 +218,7 @@ OWN = {
     "irlkit.pretraining.latent",
     "irlkit.rl.policies.latent",
 }
-REGISTRIES = {"irlkit.rl.policies", "irlkit.rl"}
+REGISTRIES = {"irlkit.rl.policies", "irlkit.rl", "irlkit.pretraining.__main__"}
 
 
 def test_a_new_generator_is_new_files_and_registry_lines():

@@ -214,8 +214,8 @@ def test_errors(dataset, tmp_path):
 def test_command_line_trains_validates_and_continues(tmp_path, capsys, monkeypatch):
     from irlkit.pretraining import __main__ as pretraining
 
-    monkeypatch.setattr(
-        pretraining, "PretrainingConfig", lambda **k: PretrainingConfig(**(TINY | k))
+    monkeypatch.setitem(
+        pretraining.CONFIGS, "linear-ode", lambda **k: PretrainingConfig(**(TINY | k))
     )
     monkeypatch.setattr(
         pretraining,
@@ -230,3 +230,23 @@ def test_command_line_trains_validates_and_continues(tmp_path, capsys, monkeypat
     assert history["iteration"].tolist() == [2, 4]
     assert history["validation_metre"].between(0, 1).all()
     assert history["validation_crmse"].between(0, 0.5).all()
+
+
+def test_command_line_trains_both_stages_of_latent_diffusion(tmp_path, capsys, monkeypatch):
+    from irlkit.networks.autoencoder import Autoencoder
+    from irlkit.networks.latent_diffusion import LatentDiffusion
+    from irlkit.pretraining import __main__ as pretraining
+
+    small = {"width": 16, "n_layers": 1, "n_heads": 2}
+    for kind in ("autoencoder", "latent-diffusion"):
+        monkeypatch.setitem(pretraining.LARGE, kind, small)
+        monkeypatch.setattr(pretraining, "sample_evaluation", lambda training: lambda model: {})
+        out = ["--out-dir", str(tmp_path / kind), "--kind", kind, "--large"]
+        first = tmp_path / "autoencoder" / "model.safetensors"
+        more = ["--autoencoder", str(first), "--target", "band-gap"] if kind[0] == "l" else []
+        pretraining.main([*out, *more, "--iterations", "2", "--batch-size", "8"])
+        assert "2 iterations" in capsys.readouterr().out
+    assert Autoencoder.load(first).sizes["width"] == 16
+    model = LatentDiffusion.load(tmp_path / "latent-diffusion" / "model.safetensors")
+    mean, std = model.network.target_scale.tolist()
+    assert 0 < mean < std < 5 and model.info["target"] == "band-gap"

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from irlkit.lab.train import main
+from irlkit.networks.autoencoder import Autoencoder
+from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
 from irlkit.rl._communicator import DistributedCommunicator
 from irlkit.utils.draws import SharedDraws, standard_normal
 from tests.test_grpo import make_trainer
@@ -164,6 +166,18 @@ def test_the_command_line_in_one_process(tmp_path, capsys):
     assert "2 rows, last validation reward" in capsys.readouterr().out
     assert (tmp_path / "checkpoint.pt").exists()
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+
+
+def test_the_command_line_trains_latent_diffusion(tmp_path, capsys):
+    network = DiffusionTransformer(8, 12, 16, 1, 2)
+    torch.nn.init.normal_(network.out.weight, std=0.1)
+    LatentDiffusion(Autoencoder.load("chemeleon-vae"), network).save(tmp_path / "model")
+    given = ["--policy", "latent", "--model", str(tmp_path / "model"), *ARGUMENTS]
+    out = ["--out-dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="--policy latent generates compositions"):
+        main([*given, *out, "--reward", "crmse"])
+    main([*given, *out])
+    assert "last validation reward" in capsys.readouterr().out
 
 
 @gloo

@@ -31,13 +31,14 @@ import torch.distributed.nn.functional
 from irlkit.data import CrystalDataset, load
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.lab import tracking
+from irlkit.networks.latent_diffusion import LatentDiffusion
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import CHGNetPotential
 from irlkit.rewards import CRMSEReward, EnergyReward, RayReward, Reward, SymmetryReward
 from irlkit.rl._communicator import Communicator, DistributedCommunicator
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.grpo import GRPOConfig
-from irlkit.rl.policies import POLICIES
+from irlkit.rl.policies import POLICIES, LatentPolicy, Policy
 from irlkit.rl.process import Request
 from irlkit.rl.trainer import GRPOTrainer
 
@@ -49,15 +50,19 @@ def train(communicator: Communicator, arguments: argparse.Namespace, device: str
     """Build what the arguments name, and run it."""
     data = load(arguments.dataset, "train", progress=False)
     held_out = load(arguments.dataset, "val", progress=False)
-    model = load_pretrained(arguments.model, device)
-    noise = {"pos": ConstantNoise(arguments.noise), "cell": ConstantNoise(arguments.noise)}
-    policy = POLICIES[arguments.policy](model, noise=noise)
+    policy: Policy
+    if arguments.policy == "latent":
+        policy = LatentPolicy(LatentDiffusion.load(arguments.model or "chemeleon-dit", device))
+    else:
+        model = load_pretrained(arguments.model or "linear-ode", device)
+        noise = {"pos": ConstantNoise(arguments.noise), "cell": ConstantNoise(arguments.noise)}
+        policy = POLICIES[arguments.policy](model, noise=noise)
     requests: list[CrystalDataset | Request] = [data, held_out]
-    if arguments.policy == "species":  # Compositions are what it learns; sizes are asked for.
+    if arguments.policy in ("species", "latent"):  # They choose compositions; sizes are asked for.
         if arguments.reward == "crmse":
             raise ValueError(
                 "reward crmse compares with structures of the same composition, but --policy "
-                "species generates compositions: choose another reward"
+                f"{arguments.policy} generates compositions: choose another reward"
             )
         requests = [Request(split.batch.n_atoms) for split in (data, held_out)]
     n_actors = arguments.ray_workers
@@ -119,9 +124,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out-dir", type=Path, required=True, help="of checkpoint, history, log.txt"
     )
-    parser.add_argument("--model", default="linear-ode", help="name or path of the model")
+    said = "name or path of the model; default: linear-ode, or chemeleon-dit for latent"
+    parser.add_argument("--model", help=said)
     parser.add_argument("--dataset", default="prototypes", help="name or path of the data set")
-    parser.add_argument("--policy", choices=tuple(POLICIES), default="annealing")
+    parser.add_argument("--policy", choices=(*POLICIES, "latent"), default="annealing")
     rewards = ("crmse", "energy", "not_triclinic", "not_centrosymmetric")
     parser.add_argument("--reward", choices=rewards, default="crmse")
     parser.add_argument("--noise", type=float, default=0.1, help="sigma of both fields")
