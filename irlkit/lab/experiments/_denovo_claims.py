@@ -14,6 +14,49 @@ RULE = "start, colder"
 """The model before training with the temperature that serves best: what needs no learning."""
 
 
+class Comparisons:
+    """Compares variants whose resamples are independent: in one order they would be drawn alike.
+
+    Args:
+        samples: (metric, variant) -> its value and its resamples.
+    """
+
+    def __init__(self, samples: Callable[[str, str], np.ndarray]) -> None:
+        self.samples = samples
+
+    def change(self, metric: str, variant: str, against: str) -> Estimate:
+        """Return the metric of a variant minus that of another."""
+        return _compared(np.subtract, self.samples(metric, variant), self.samples(metric, against))
+
+    def ratio(self, metric: str, variant: str, against: str) -> Estimate:
+        """Return the metric of a variant over that of another."""
+        return _compared(np.divide, self.samples(metric, variant), self.samples(metric, against))
+
+    def change_of_judge(self, variant: str, against: str) -> Estimate:
+        """Return the gain in mSUN by the judge minus half of that by the rewarded potential."""
+        ours, theirs = (
+            self.samples("judge_msun", v) - 0.5 * self.samples("msun", v)
+            for v in (variant, against)
+        )
+        return _compared(np.subtract, ours, theirs)
+
+    def change_of_gain(
+        self, metric: str, ours: tuple[str, str], theirs: tuple[str, str]
+    ) -> Estimate:
+        """Return a gain, of one variant over another, minus that of two others."""
+        draw = np.random.default_rng(0)
+        total = np.zeros(1)
+        for sign, variant in zip((1, -1, -1, 1), (*ours, *theirs), strict=True):
+            value, *others = self.samples(metric, variant)
+            total = total + sign * np.array([value, *draw.permutation(others)])
+        return Estimate.of(total)
+
+
+def _compared(compare: Callable[..., np.ndarray], ours: np.ndarray, theirs: np.ndarray) -> Estimate:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Estimate.of(compare(ours, np.concatenate([theirs[:1], theirs[:0:-1]])))
+
+
 def denovo_claims(
     samples: Callable[[str, str], np.ndarray], measured: set[str], judged: bool
 ) -> list[Claim]:
@@ -29,56 +72,48 @@ def denovo_claims(
         measured: variants.
         judged: whether there are the judge's metrics.
     """
-
-    def compared(
-        compare: Callable[..., np.ndarray], ours: np.ndarray, theirs: np.ndarray
-    ) -> Estimate:
-        # Resamples of the two are independent: in one order they would be drawn alike.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return Estimate.of(compare(ours, np.concatenate([theirs[:1], theirs[:0:-1]])))
-
-    def change(metric: str, variant: str, against: str = START) -> Estimate:
-        return compared(np.subtract, samples(metric, variant), samples(metric, against))
-
-    def ratio(metric: str, variant: str) -> Estimate:
-        return compared(np.divide, samples(metric, variant), samples(metric, START))
-
+    of = Comparisons(samples)
     check = Claim.check
     claims = [
-        check("mSUN, reinforced minus start", change("msun", REINFORCED), ">= 0.2", "claim", 0.0),
         check(
-            "mSUN of compounds of two or more elements, reinforced minus start",
-            change("msun_compounds", REINFORCED),
+            "mSUN, reinforced minus start",
+            of.change("msun", REINFORCED, START),
             ">= 0.2",
             "claim",
             0.0,
         ),
-        check("mSUN, reinforced over start", ratio("msun", REINFORCED), ">= 2", "aim", 1.0),
+        check(
+            "mSUN of compounds of two or more elements, reinforced minus start",
+            of.change("msun_compounds", REINFORCED, START),
+            ">= 0.2",
+            "claim",
+            0.0,
+        ),
+        check(
+            "mSUN, reinforced over start", of.ratio("msun", REINFORCED, START), ">= 2", "aim", 1.0
+        ),
         check(
             "composition diversity, reinforced over start",
-            ratio("composition_diversity", REINFORCED),
+            of.ratio("composition_diversity", REINFORCED, START),
             ">= 0.8",
             "guard",
             1.0,
         ),
     ]
     if judged:
-        ours, theirs = (
-            samples("judge_msun", v) - 0.5 * samples("msun", v) for v in (REINFORCED, START)
-        )
-        kept = compared(np.subtract, ours, theirs)
+        kept = of.change_of_judge(REINFORCED, START)
         claims.append(
             check("gain in mSUN by the judge minus half of the gain", kept, "> 0", "claim", 0.0)
         )
     if RULE in measured:
-        gain = change("msun", REINFORCED, RULE)
+        gain = of.change("msun", REINFORCED, RULE)
         control = float(samples("msun", START)[0] - samples("msun", RULE)[0])
         claims.append(check("mSUN, reinforced minus start, colder", gain, "> 0", "claim", control))
     if GAP in measured:
         claims.append(
             check(
                 "share within 0.5 eV of 3 eV, reinforced for it over start",
-                ratio("on_target", GAP),
+                of.ratio("on_target", GAP, START),
                 ">= 4",
                 "claim",
                 1.0,
@@ -86,6 +121,6 @@ def denovo_claims(
         )
     if "without diversity" in measured:
         name = "composition diversity, without its reward minus with it"
-        fall = change("composition_diversity", "without diversity", REINFORCED)
+        fall = of.change("composition_diversity", "without diversity", REINFORCED)
         claims.append(check(name, fall, "< 0", "claim", 0.0))
     return claims

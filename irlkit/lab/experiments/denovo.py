@@ -120,9 +120,13 @@ class DeNovoReinforcement(Measured):
             seed=seed,
         )
 
+    def folder(self, variant: str, seed: int) -> Path:
+        """Return where a training keeps its checkpoint."""
+        return self.out_dir / variant.replace(" ", "_") / f"seed_{seed}"
+
     def trainer(self, variant: str, seed: int) -> GRPOTrainer:
         """Return the trainer of a variant, which continues where an earlier one has stopped."""
-        folder = self.out_dir / variant.replace(" ", "_") / f"seed_{seed}"
+        folder = self.folder(variant, seed)
         return GRPOTrainer(
             self.generator.policy(),
             self.reward(variant),
@@ -200,19 +204,22 @@ class DeNovoReinforcement(Measured):
                 self.metrics[variant, seed] = self.measure(made, judged)
         return self.table()
 
-    def measure(self, structures: CrystalBatch, judged: bool = False) -> DeNovoMetrics:
+    def measure(
+        self, structures: CrystalBatch, judged: bool = False, relax: bool = True
+    ) -> DeNovoMetrics:
         """Measure structures as `evaluate` does; the table has their predicted `band_gap` too.
 
         Args:
             structures: B structures.
             judged: ask the judge as well, if there is one.
+            relax: and ask the potential; else there is no stability.
         """
         judge, judge_hull = (self.judge if judged else None) or (None, None)
         found = denovo(
             structures,
             self.known,
-            potential=self.potential,
-            hull=self.hull,
+            potential=self.potential if relax else None,
+            hull=self.hull if relax else None,
             judge=judge,
             judge_hull=judge_hull,
             max_steps=self.size.max_steps,
@@ -225,8 +232,9 @@ class DeNovoReinforcement(Measured):
             band_gap=gap["band_gap"],
             on_target=gap["on_target"],
             pure_elements=pure,
-            msun_compounds=found.table["msun"].astype(bool) & ~pure,
         )
+        if relax:
+            table = table.assign(msun_compounds=table["msun"].astype(bool) & ~pure)
         return replace(found, table=table)
 
     def cheated(self, hull: Hull) -> pd.DataFrame:

@@ -30,8 +30,8 @@ def trajectories(
     """Draw structures side by side, moving through their states with a slider and a play button.
 
     Args:
-        panels: title -> states, each a batch of one structure; of one composition. A panel with
-            fewer states than the others keeps its last one.
+        panels: title -> states, each a batch of one structure. A panel with fewer states than the
+            others keeps its last one. Elements may change on the way.
         title: of the figure.
         colors: of elements, as of ``structures``.
 
@@ -181,7 +181,9 @@ def _scenes(
         1, len(titles), specs=[kinds], subplot_titles=list(titles), horizontal_spacing=0.04
     )
     drawn = [[_geometry(state) for state in states] for states in panels.values()]
-    species = {int(z) for states in panels.values() for z in states[0].species}
+    seen = [[state.species.tolist() for state in states] for states in panels.values()]
+    species = {z for states in seen for state in states for z in state}
+    lasting = all(state == states[0] for states in seen for state in states)
     by_number = geo.element_colors(species, colors)
     n_balls = sum(len(part.atoms) for states in drawn for part in states)
     rounds = 2 if n_balls <= 40 else 1
@@ -197,7 +199,7 @@ def _scenes(
     def moved(i: int) -> list[Any]:
         data = draw(i)
         for trace in data:
-            if trace.type == "mesh3d":  # what stays is not written again
+            if trace.type == "mesh3d" and lasting:  # what stays is not written again
                 trace.update(i=None, j=None, k=None, lighting=None)
         return data
 
