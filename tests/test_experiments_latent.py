@@ -60,13 +60,13 @@ def test_a_run_its_tables_figures_and_files(flow, diffusion, tmp_path):
     assert list(experiment.tune_guidance()["guidance"]) == list(TINY.guidances)
     cost = experiment.seconds()
     assert (cost["rewards"] == 4).all() and (cost["seconds"] > 0).all()
-    assert set(experiment.at_equal()) == {"rewards"}
+    assert set(experiment._at_equal()) == {"rewards"}
     faster = experiment.train_equal_seconds()
     longer = experiment.seconds(LONGER)
     assert list(longer.index) == [faster] and cost["seconds"].idxmin() == faster
     assert float(longer["seconds"].iloc[0]) >= float(cost["seconds"].max())
     experiment.evaluate(LONGER, faster)
-    assert experiment.at_equal()["seconds"][faster] == LONGER
+    assert experiment._at_equal()["seconds"][faster] == LONGER
     table = experiment.table()
     assert len(table) == 9 and f"{LATENT}, {GUIDED}" in table.index
     assert experiment.draw_training().data and len(experiment.draw_pareto().data) == 9
@@ -95,7 +95,7 @@ def test_claims_of_policies_that_learned_nothing(flow, diffusion, tmp_path):
 def test_guidance_of_nothing_is_what_the_policy_generates(flow, diffusion, tmp_path):
     experiment = make(flow, diffusion, tmp_path)
     e = experiment.experiments[LATENT]
-    ours = experiment.guided(6, 3, guidance=0.0)
+    ours = experiment._guided(6, 3, guidance=0.0)
     theirs = e.generate(e.generator.policy(), 6, 3)
     torch.testing.assert_close(ours.pos, theirs.pos)
     assert torch.equal(ours.species, theirs.species)

@@ -120,13 +120,13 @@ class DeNovoReinforcement(Measured):
             seed=seed,
         )
 
-    def folder(self, variant: str, seed: int) -> Path:
+    def _folder(self, variant: str, seed: int) -> Path:
         """Return where a training keeps its checkpoint."""
         return self.out_dir / variant.replace(" ", "_") / f"seed_{seed}"
 
     def trainer(self, variant: str, seed: int) -> GRPOTrainer:
         """Return the trainer of a variant, which continues where an earlier one has stopped."""
-        folder = self.folder(variant, seed)
+        folder = self._folder(variant, seed)
         return GRPOTrainer(
             self.generator.policy(),
             self.reward(variant),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 import torch
-from ase.data import atomic_numbers
-from scipy.optimize import linear_sum_assignment
 
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
@@ -19,12 +16,13 @@ from irlkit.lab.experiments._denovo_measured import Measured
 from irlkit.lab.experiments._latent_claims import FLOW, GUIDED, LATENT, LONGER, latent_claims
 from irlkit.lab.experiments._latent_sizes import SIZES as SIZES
 from irlkit.lab.experiments._latent_sizes import LatentSize
+from irlkit.lab.experiments._latent_space import decoded_path as decoded_path
+from irlkit.lab.experiments._latent_space import interpolate as interpolate
+from irlkit.lab.experiments._latent_space import latent_map as latent_map
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.denovo import _GAP_TARGET, _TUNING_SEED, DeNovoReinforcement
-from irlkit.lab.plots._geometry import _element_data
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.latent_diffusion import LatentDiffusion
-from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.progress import progress_bar
 
 _SECONDS = ["rollout_seconds", "reward_seconds", "update_seconds"]
@@ -115,7 +113,7 @@ class GeneratorComparison(Measured):
                 rows[name]["seconds"] = per_seed.sum()
         return pd.DataFrame.from_dict(rows, orient="index")
 
-    def at_equal(self) -> dict[str, dict[str, str]]:
+    def _at_equal(self) -> dict[str, dict[str, str]]:
         """Return "rewards" and "seconds" -> generator -> the variant to compare."""
         equal = {"rewards": dict.fromkeys(self.experiments, REINFORCED)}
         longer = {
@@ -140,10 +138,10 @@ class GeneratorComparison(Measured):
         experiment, budget = self.experiments[name], float(seconds.max())
         parts = [experiment.history]
         for seed in self.size.seeds:
-            folder = experiment.folder(LONGER, seed)
+            folder = experiment._folder(LONGER, seed)
             if not (folder / "checkpoint.pt").exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(experiment.folder(REINFORCED, seed) / "checkpoint.pt", folder / "part")
+                shutil.copy(experiment._folder(REINFORCED, seed) / "checkpoint.pt", folder / "part")
                 (folder / "part").rename(folder / "checkpoint.pt")
             trainer = experiment.trainer(LONGER, seed)
             with progress_bar(total=round(budget), disable=not self.progress, unit="s") as bar:
@@ -158,7 +156,7 @@ class GeneratorComparison(Measured):
         self._collect()
         return name
 
-    def guided(
+    def _guided(
         self, n: int, seed: int, guidance: float, target: float = _GAP_TARGET
     ) -> CrystalBatch:
         """Generate with the latent diffusion, told a band gap, on the CPU.
@@ -185,7 +183,7 @@ class GeneratorComparison(Measured):
         """
         experiment, rows = self.experiments[LATENT], []
         for guidance in self.size.guidances:
-            made = self.guided(self.size.n_structures, _TUNING_SEED, guidance)
+            made = self._guided(self.size.n_structures, _TUNING_SEED, guidance)
             table = experiment.measure(made, relax=False).table
             good = table["on_target"].astype(bool) & table["unique"]
             shares = table[["on_target", "valid", "unique"]].astype(float).mean()
@@ -193,7 +191,7 @@ class GeneratorComparison(Measured):
         found = pd.DataFrame(rows)
         best = float(found["guidance"].iloc[int(found["unique and on target"].argmax())])
         for seed in self.size.seeds:
-            made = self.guided(self.size.n_structures, seed, best)
+            made = self._guided(self.size.n_structures, seed, best)
             experiment.metrics[GUIDED, seed] = experiment.measure(made)
         self._collect()
         return found.round(3)
@@ -212,107 +210,8 @@ class GeneratorComparison(Measured):
     def claims(self) -> list[Claim]:
         """Check what reinforcement and guidance should have done; see `latent_claims`."""
         measured = {name for name, _ in self.metrics}
-        return latent_claims(self.samples, measured, self.at_equal(), self.judge is not None)
+        return latent_claims(self.samples, measured, self._at_equal(), self.judge is not None)
 
     def __repr__(self) -> str:
         parts = "\n".join(f"  {name}: {e}" for name, e in self.experiments.items())
         return f"GeneratorComparison(\n{parts}\n)"
-
-
-# --- the latent space ---
-
-
-_FAMILIES = {
-    "oxides": "O",
-    "halides": "F Cl Br I",
-    "chalcogenides": "S Se Te",
-    "pnictides": "N P As Sb Bi",
-    "hydrides": "H",
-    "borides to germanides": "B C Si Ge",
-}
-_METALS = "metals alone"
-
-
-@torch.no_grad()
-def latent_map(model: LatentDiffusion, crystals: CrystalBatch) -> pd.DataFrame:
-    """Project mean latents of structures on their two principal components.
-
-    Args:
-        model: whose autoencoder encodes.
-        crystals: B structures.
-
-    Returns:
-        A row per structure: first, second, formula, and its class by the most electronegative
-        element that is no metal; `attrs["explained"]` has the components' shares of the variance.
-    """
-    mean, _ = model.autoencoder.encode(crystals.to(next(model.parameters()).device))
-    of_atoms = mean.cpu().double()
-    sums = of_atoms.new_zeros(len(crystals), mean.shape[1])
-    latents = sums.index_add(0, crystals.batch, of_atoms) / crystals.n_atoms[:, None]
-    centred = latents - latents.mean(0)
-    _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
-    first, second = (centred @ axes[:2].T).T.numpy()
-    columns = {"first": first, "second": second, "formula": crystals.reduced_formulas()}
-    table = pd.DataFrame({**columns, "class": _families(crystals)})
-    table.attrs["explained"] = (spread[:2] ** 2 / (spread**2).sum()).tolist()
-    return table
-
-
-def _families(crystals: CrystalBatch) -> list[str]:
-    """What chemists call each structure by its most electronegative element (Pauling)."""
-    family = {atomic_numbers[s]: name for name, of in _FAMILIES.items() for s in of.split()}
-    scale = torch.as_tensor(_element_data()[1]).nan_to_num()
-    scale[[z for z in range(len(scale)) if z not in family]] = 0.0
-    of_atoms = scale[crystals.species]
-    highest = of_atoms.new_zeros(len(crystals)).scatter_reduce(0, crystals.batch, of_atoms, "amax")
-    here = of_atoms == highest[crystals.batch]
-    best = crystals.species.new_zeros(len(crystals))
-    best[crystals.batch[here]] = crystals.species[here]
-    return [family.get(z, _METALS) for z in best.tolist()]
-
-
-@torch.no_grad()
-def interpolate(
-    model: LatentDiffusion, first: CrystalBatch, second: CrystalBatch, n_points: int = 6
-) -> CrystalBatch:
-    """Decode points on the line between the latents of two crystals.
-
-    Atoms of the second go to those of the first so that the line is shortest.
-
-    Args:
-        model: whose autoencoder encodes and decodes.
-        first, second: one structure each, of equally many atoms.
-        n_points: with both ends, at least 2.
-
-    Raises:
-        ValueError: other numbers of structures or atoms, or fewer points.
-    """
-    if not len(first) == len(second) == 1 or not torch.equal(first.n_atoms, second.n_atoms):
-        raise ValueError(
-            "first and second must be one structure each, of equally many atoms, got "
-            f"{first.n_atoms.tolist()} and {second.n_atoms.tolist()}"
-        )
-    if n_points < 2:
-        raise ValueError(f"n_points must be at least 2, got {n_points}")
-    start, end = (model.autoencoder.encode(crystals)[0] for crystals in (first, second))
-    _, order = linear_sum_assignment(torch.cdist(start, end).cpu().numpy())
-    weights = torch.linspace(0, 1, n_points)[:, None, None].to(start)
-    line = torch.lerp(start, end[torch.as_tensor(order)], weights)
-    return model.autoencoder.crystals(line.flatten(0, 1), first.n_atoms.repeat(n_points))
-
-
-def decoded_path(
-    model: LatentDiffusion, trajectory: Trajectory, structure: int, n_frames: int = 13
-) -> list[CrystalBatch]:
-    """Decode the latents of one structure on its way from noise.
-
-    Args:
-        model: that generated.
-        trajectory: with its states.
-        structure: which.
-        n_frames: states, spread over all.
-    """
-    path = trajectory.select(torch.tensor([structure])).states["latent"]
-    kept = torch.linspace(0, len(path) - 1, min(n_frames, len(path))).round().long()
-    n_atoms = cast(torch.Tensor, trajectory.request.n_atoms)[[structure]]
-    return [model.latents_to_crystals(path[i], n_atoms).to("cpu") for i in kept]
