@@ -10,6 +10,7 @@ from irlkit import rewards
 from irlkit.crystals import CrystalBatch
 from irlkit.data import load
 from irlkit.evaluate.hull import Hull, HullResult
+from irlkit.potentials import relax
 from irlkit.rewards.diversity import composition_features, mmd_contributions
 from irlkit.rewards.ray import _Worker
 from irlkit.rl import GRPOTrainer
@@ -105,6 +106,24 @@ def test_stability(relax_steps):
     assert not np.signbit(result.values[2]) or result.values[2] == 0
     with pytest.raises(ValueError, match="hull must be of the potential's energies"):
         rewards.StabilityReward(FakeHull("other"), LennardJonesToy())
+
+
+def test_a_relaxed_energy_is_the_relaxation_s_alone():
+    """Each valid structure is computed once per step and once at first, never besides."""
+    batch = batch_of(
+        cubic("Ne", 3.0), rock_salt("Ne", "Ar", 5.1), cubic("Ne", 0.2), cubic("Kr", 3.0)
+    )
+    potential = LennardJonesToy(breaks=[36])
+    found = rewards.StabilityReward(FakeHull(), potential, relax_steps=3)(batch).info
+    seen = len(potential.seen)
+    expected = relax(batch[[0, 1]], LennardJonesToy(), max_steps=3)
+    assert not expected.converged.any()
+    energies = found["energy_per_atom"]
+    assert np.array_equal(energies[:2], expected.energy_per_atom) and np.isnan(energies[2:]).all()
+    assert found["valid"].tolist() == [True, True, False, True]
+    alone = LennardJonesToy()
+    rewards.StabilityReward(FakeHull(), alone, relax_steps=3)(batch[[0, 1, 2]])
+    assert len(alone.seen) == 3 * (3 + 1) < seen
 
 
 # --- diversity ------------------------------------------------------------------------------------

@@ -28,6 +28,12 @@ def test_the_interval_decides(interval, target, verdict):
     assert Estimate(*interval).verdict(target) == verdict
 
 
+def test_as_text():
+    estimate = Estimate(12.34, 9.96, np.inf)
+    assert (str(estimate), f"{estimate:.2f}") == ("12.3 (10.0 to inf)", "12.34 (9.96 to inf)")
+    assert [str(Estimate.of(value)) for value in (np.nan, 0.25, 99.96)] == ["", "0.250", "100.0"]
+
+
 @pytest.mark.parametrize("target", ["0.97", "== 1", ">= much", "> nan", "< inf", ""])
 def test_targets_that_are_none(target):
     with pytest.raises(ValueError, match="target must be like"):

@@ -11,11 +11,12 @@ from irlkit import data as datasets
 from irlkit.evaluate.metrics import MatchPool, evaluate
 from irlkit.flows.base_distribution import BaseDistribution
 from irlkit.flows.interpolants import Interpolant
-from irlkit.flows.schedules import LinearAnnealing
+from irlkit.flows.schedules import ConstantNoise, LinearAnnealing
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import PRETRAINED
 from irlkit.pretraining import KINDS
+from irlkit.rl.policies import VelocityPolicy
 from tests.tiny_omatg import write_model
 from tests.toys import integrate
 
@@ -29,6 +30,13 @@ def model():
         BaseDistribution((1.5, 1.5, 1.7), (0.2, 0.2, 0.2)),
         {"name": "tiny"},
     )
+
+
+def test_what_json_cannot_hold_is_not_saved(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match=r"metadata .* must be what JSON can hold"):
+        VelocityPolicy(model, noise={"cell": ConstantNoise(1.0)}).save(path, {"bad": object()})
+    assert not path.exists()
 
 
 def test_saved_model_computes_the_same(model, small_batch, tmp_path):

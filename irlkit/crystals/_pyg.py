@@ -12,6 +12,8 @@ from torch import Tensor
 def from_data(data: Any) -> dict[str, Tensor]:
     """Return species, pos, cell and n_atoms of one `Data`, a `Batch` or a list of `Data`.
 
+    Their shapes are (n,), (n, 3), (B, 3, 3) in Å, and (B,), as in `CrystalBatch`.
+
     Raises:
         ValueError: an attribute is missing or does not fit.
     """
@@ -45,7 +47,14 @@ def from_data(data: Any) -> dict[str, Tensor]:
 
 
 def to_data(species: Tensor, pos: Tensor, cell: Tensor, n_atoms: Tensor) -> Any:
-    """Return a `Batch` with attributes `species`, `pos`, `cell`, `n_atoms` and `batch`."""
+    """Return a `Batch` with attributes `species`, `pos`, `cell`, `n_atoms` and `batch`.
+
+    Args:
+        species: atomic numbers, shape (n,).
+        pos: fractional, shape (n, 3).
+        cell: lattice vectors as rows, Å, shape (B, 3, 3).
+        n_atoms: of each structure, shape (B,).
+    """
     from torch_geometric.data import Batch, Data
 
     sizes = n_atoms.tolist()

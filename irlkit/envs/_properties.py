@@ -84,7 +84,7 @@ class Density(Property):
         return Values(density, reasons, [{}] * len(batch))
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Return exp(-(p - target)² / target)."""
+        """Return exp(-(p - target)² / target), values p in g/cm³, shape (B,)."""
         return np.exp(-np.square(values - target) / target)
 
     def settings(self, backend: Backend) -> str:
@@ -103,7 +103,7 @@ class BandGap(Property):
         return Values(found.values, dict(found.reasons), [{}] * len(batch))
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Return exp(-(p - target)²)."""
+        """Return exp(-(p - target)²), values p in eV, shape (B,)."""
         return np.exp(-np.square(values - target))
 
     def check(self, backend: Backend) -> None:
@@ -198,7 +198,7 @@ class BulkModulus(Property):
         return result
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Return -|p - target| / target, at least -5."""
+        """Return -|p - target| / target, at least -5, values p in GPa, shape (B,)."""
         return np.maximum(-np.abs(values - target) / target, -5.0)
 
     def settings(self, backend: Backend) -> str:

@@ -77,7 +77,10 @@ class SiteFilling(Process):
         return State(request, self.fields, values)
 
     def advance(self, state: State, moves: Mapping[str, Tensor], step: int) -> State:
-        """Fill the site whose turn it is, in structures that have one left."""
+        """Fill the site whose turn it is, in structures that have one left.
+
+        The move "element", shape (B,), counts the elements from 0: hydrogen.
+        """
         placed = moves["element"][state.request.batch] + 1
         species = torch.where(state["order"] == step, placed, state["species"])
         return state.moved_to({**state.values, "species": species, "element": moves["element"]})

@@ -60,7 +60,10 @@ class EnergyAboveHull(Property):
         return result
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Return 0 up to the target, -(p - target) above it, at least -1."""
+        """Return 0 up to the target, -(p - target) above it, at least -1.
+
+        Values p, in eV/atom, and rewards have shape (B,).
+        """
         return -np.clip(values - target, 0.0, 1.0)
 
     def check(self, backend: Backend) -> None:
@@ -89,7 +92,10 @@ class ValidComposition(Property):
         return Values(is_valid_composition(batch).astype(np.float64), {}, [{}] * len(batch))
 
     def closeness(self, values: np.ndarray, target: float) -> np.ndarray:
-        """Return -|p - target|: with a target of 1, 0 for what is valid and -1 for the rest."""
+        """Return -|p - target|: with a target of 1, 0 for what is valid and -1 for the rest.
+
+        Values p, 0 or 1, and rewards have shape (B,).
+        """
         return -np.abs(values - target)
 
     def settings(self, backend: Backend) -> str:

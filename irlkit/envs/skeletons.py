@@ -31,7 +31,7 @@ Elements = str | Sequence[str]
 
 @checked
 def atomic_numbers(elements: Elements) -> np.ndarray:
-    """Return the atomic numbers of a set of elements, int64, in the order of the actions.
+    """Return the atomic numbers of a set of n elements, int64, shape (n,), in the actions' order.
 
     >>> atomic_numbers(["Na", "Cl"]).tolist()
     [11, 17]

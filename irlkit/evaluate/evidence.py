@@ -33,8 +33,11 @@ class Estimate:
 
     >>> Estimate(0.2, 0.1, 0.3).verdict("> 0"), Estimate(0.2, -0.1, 0.5).verdict("> 0")
     ('holds', 'undecided')
-    >>> print(Estimate(0.2, 0.1, 0.3))
-    0.200 (0.100 to 0.300)
+
+    It is written with three digits, with one from 10 on, or as a number's format says.
+
+    >>> print(Estimate(0.2, 0.1, 0.3), f"{Estimate(0.2, 0.1, 0.3):+.1f}", sep=", ")
+    0.200 (0.100 to 0.300), +0.2 (+0.1 to +0.3)
     """
 
     value: float
@@ -57,11 +60,15 @@ class Estimate:
         high = np.quantile(np.nan_to_num(found, nan=np.inf), 1 - tail, method="higher")
         return cls(float(value), float(low), float(high))
 
-    def __str__(self) -> str:
+    def __format__(self, spec: str) -> str:
         if math.isnan(self.value):
             return ""
-        ends = f" ({self.low:.3f} to {self.high:.3f})" if self.low < self.high else ""
-        return f"{self.value:.3f}{ends}"
+        spec = spec or (".3f" if abs(self.value) < 10 else ".1f")
+        ends = f" ({self.low:{spec}} to {self.high:{spec}})" if self.low < self.high else ""
+        return f"{self.value:{spec}}{ends}"
+
+    def __str__(self) -> str:
+        return format(self)
 
     def verdict(self, target: str) -> str:
         """Judge by the whole interval: "holds", "fails", or "undecided".

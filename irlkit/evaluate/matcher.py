@@ -124,7 +124,7 @@ class RmsdMatcher:
     def rmsds(
         self, structures: Sequence[PreparedStructure], reference: PreparedStructure
     ) -> np.ndarray:
-        """Return displacements between several structures and one reference.
+        """Return displacements between several structures and one reference, over (V/N)^⅓.
 
         Args:
             structures: With the same atomic numbers in the same order.

@@ -125,7 +125,10 @@ class UnmaskingStep:
         return self._restricted(nothing if self.action is None else self.action)
 
     def given(self, action: Tensor) -> UnmaskingStep:
-        """Return the step with divergences and entropies as they are when ``action`` is taken."""
+        """Return the step with divergences and entropies as they are when ``action`` is taken.
+
+        The action has shape (n,), a class for each atom.
+        """
         return replace(self, action=action) if self.rules.counted else self
 
     def _restricted(self, action: Tensor) -> Categorical:

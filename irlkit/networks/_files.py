@@ -32,6 +32,9 @@ def write(
     """Write weights and description, whose "format" is one of `KINDS`, to a file.
 
     Weights whose name begins with `leave_out` are not written: the description says where they are.
+
+    Raises:
+        ValueError: the description, or the metadata in it, is nothing that JSON can hold.
     """
     from safetensors.torch import save
 
@@ -40,7 +43,13 @@ def write(
         for name, value in model.state_dict().items()
         if not name.startswith(leave_out)
     }
-    write_atomically(path, save(tensors, metadata={"irlkit": json.dumps(description)}))
+    try:
+        header = json.dumps(description)
+    except TypeError as error:
+        raise ValueError(
+            f"metadata (a model's info) must be what JSON can hold: {error}"
+        ) from error
+    write_atomically(path, save(tensors, metadata={"irlkit": header}))
 
 
 def shipped(path: str | os.PathLike[str], folder: str) -> Path:

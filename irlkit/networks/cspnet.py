@@ -150,7 +150,7 @@ class CSPLayer(nn.Module):
         return _maps(self.edge_mlp)[0].weight[:, -6 * self.n_freqs :]
 
     def grids(self) -> Tensor:
-        """Return `grid_values` of the coefficients, kept while frozen weights stay.
+        """Return `grid_values` of the coefficients, shape (3 points, H), kept while frozen.
 
         The weights themselves are compared: a version counter misses what goes through ``.data``.
         """

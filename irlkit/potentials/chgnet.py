@@ -134,7 +134,13 @@ class _Network:
         ]
 
     def energies(self, batch: CrystalBatch, neighbors: Neighbors, vectors: Tensor) -> Tensor:
-        """Energies of structures, eV, float64, shape (B,)."""
+        """Return energies of structures, eV, float64, shape (B,).
+
+        Args:
+            batch: structures, float64.
+            neighbors: all P pairs below `cutoff`.
+            vectors: of the pairs, Å, shape (P, 3).
+        """
         w = self.weights
         first, second = neighbors.first, neighbors.second
         lengths = vectors.norm(dim=1)

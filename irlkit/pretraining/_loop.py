@@ -61,7 +61,7 @@ class TrainingState:
     def losses(
         self, model: Any, batch: CrystalBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the losses of a model with gradient; "loss" is their weighted sum."""
+        """Return the losses of a model, scalars with gradient; "loss" is their weighted sum."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class TrainingState:
         return {f"validation_{name}": value for name, value in sums.items()}
 
     def next_indices(self) -> Tensor:
-        """Return the next minibatch; the order is drawn anew once all structures were used."""
+        """Return indices of a minibatch, shape (batch_size,); an order is drawn per epoch."""
         size = min(self.config.batch_size, self.n_train)
         while len(self.order) < size:
             epoch = torch.randperm(self.n_train, generator=self.generator)

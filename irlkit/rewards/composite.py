@@ -106,7 +106,7 @@ class CompositeReward(Reward):
 
 
 def scaled(values: Tensor) -> Tensor:
-    """Return (v - min)/(max - min) over the finite values; 0 where all are equal.
+    """Return (v - min)/(max - min) over the finite values, shape (B,); 0 where all are equal.
 
     >>> scaled(torch.tensor([1.0, 3.0, torch.nan, 2.0]))
     tensor([0.0000, 1.0000,    nan, 0.5000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
 from irlkit.evaluate.hull import Hull
 from irlkit.potentials import Potential, relax
 from irlkit.rewards.base import RewardResult
@@ -66,14 +66,17 @@ class StabilityReward(_PotentialReward):
             ValueError: an element that the potential does not know.
         """
         batch = batch.to("cpu")
-        measured = self.potential(batch)
-        energy = measured.energy_per_atom
-        rows = np.flatnonzero(np.isfinite(energy))
-        if self.relax_steps and len(rows):
-            chosen = batch[torch.from_numpy(rows)]
-            relaxed = relax(chosen, self.potential, max_steps=self.relax_steps)
-            energy = energy.copy()
-            energy[rows] = np.where(relaxed.failed, np.nan, relaxed.energy_per_atom)
+        if self.relax_steps:
+            # It begins with the energies as generated.
+            self.potential.check(batch)
+            valid = validity.check(batch).valid
+            energy, rows = np.full(len(batch), np.nan), np.flatnonzero(valid)
+            if len(rows):
+                relaxed = relax(batch[rows], self.potential, max_steps=self.relax_steps)
+                energy[rows] = relaxed.energy_per_atom
+        else:
+            measured = self.potential(batch)
+            energy, valid = measured.energy_per_atom, measured.valid
         found = self.hull.energy_above_hull(batch, energy)
         above = np.where(found.covered, found.value, np.nan)
         cost = np.clip(np.nan_to_num(above, nan=np.inf), 0.0, self.limit)
@@ -82,6 +85,6 @@ class StabilityReward(_PotentialReward):
             "metastable": np.nan_to_num(above, nan=np.inf) <= 0.1,
             "covered": np.asarray(found.covered),
             "energy_per_atom": energy,
-            "valid": measured.valid,
+            "valid": valid,
         }
         return RewardResult(torch.from_numpy(-cost), info)

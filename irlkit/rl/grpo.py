@@ -173,8 +173,8 @@ class GRPOLoss:
     """A loss and its parts.
 
     Attributes:
-        total: weighted sum to be minimised, with gradient.
-        terms: "{field}_{term}" -> detached mean over steps and structures, for the terms
+        total: weighted sum to be minimised, a scalar with gradient.
+        terms: "{field}_{term}" -> mean over steps and structures, a detached scalar, for the terms
             policy_loss, kl, distillation, clip_fraction, ratio, approx_kl (an estimate of the KL
             from the old policy per event, never negative: the mean of q - 1 - ln q), entropy (of
             the actions), drift_change and drift_reference (squares of b_theta - b_ref and b_ref).

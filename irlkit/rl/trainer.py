@@ -266,7 +266,7 @@ class GRPOTrainer:
 
     @property
     def average(self) -> dict[str, Tensor] | None:
-        """Name -> averaged parameter; None where no average is kept."""
+        """Name -> averaged parameter, of the parameter's shape; None where no average is kept."""
         return None if self._average is None else self._average.values
 
     def restore_best(self) -> Policy:

@@ -18,8 +18,8 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     A file of a few long tensors is written many times faster than one of hundreds of short ones.
 
     Returns:
-        The tree with plain data for tensors, and the joined tensors, which share no memory with
-        those of the tree.
+        The tree with plain data for tensors, and by name of the dtype the joined tensors, shape
+        (numbers of that dtype,), which share no memory with those of the tree.
 
     >>> plain, joined = pack({"a": torch.ones(2), "b": [torch.zeros(1)]})
     >>> joined, unpack(plain, joined)["b"]
@@ -42,7 +42,11 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unpack(tree: Any, joined: Mapping[str, Tensor]) -> Any:
-    """Undo ``pack``.
+    """Undo ``pack``: return the tree with its tensors, each of the shape that it had.
+
+    Args:
+        tree: with plain data for tensors.
+        joined: by name of the dtype, shape (numbers of that dtype,).
 
     Raises:
         ValueError: the tensors are more or fewer than the tree has a place for.

@@ -58,7 +58,7 @@ def atom_changes(
 
 
 def nearest_distances(crystal: CrystalBatch) -> np.ndarray:
-    """The distance (Å) of each atom of one structure to the nearest one, images included."""
+    """The distance (Å) of each atom of one structure to the nearest one, images too, shape (n,)."""
     structure: Structure = crystal.to_structures()[0]
     lattice = structure.lattice
     distances = lattice.get_all_distances(structure.frac_coords, structure.frac_coords)

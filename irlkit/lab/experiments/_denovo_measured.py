@@ -86,7 +86,7 @@ class Measured:
             known = self.pooled(variant)
             there = [m for m in chosen if m in known or m == "composition_diversity"]
             estimates = {m: Estimate.of(self.samples(m, variant)) for m in there}
-            rows[variant] = {_METRICS.get(m, m): _text(e) for m, e in estimates.items()}
+            rows[variant] = {_METRICS.get(m, m): str(e) for m, e in estimates.items()}
         return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
     def pooled(self, variant: str) -> pd.DataFrame:
@@ -181,9 +181,3 @@ _PARTS = {
 
 def _file_name(variant: str, seed: int) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '_', variant.lower())}_seed_{seed}"
-
-
-def _text(estimate: Estimate) -> str:
-    digits = 3 if abs(estimate.value) < 10 else 1
-    value, low, high = (f"{x:.{digits}f}" for x in vars(estimate).values())
-    return value if estimate.low == estimate.high else f"{value} ({low} to {high})"

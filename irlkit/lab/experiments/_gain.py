@@ -95,7 +95,10 @@ class Gains:
         return {k: rows[k].to_numpy().reshape(-1, 1, self.n_structures) for k in self.kinds}
 
     def pairs(self, policy: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Energies before and after, nan for structures that lack one of any kind."""
+        """Energies before and after, nan for structures that lack one of any kind.
+
+        Shape (n_training, 1, n_structures).
+        """
         before, after = self.energies(policy, BEFORE), self.energies(policy, AFTER)
         both = np.broadcast_arrays(*before.values(), *after.values())
         there = np.isfinite(both).all(0)
@@ -104,7 +107,7 @@ class Gains:
         return dict(zip(self.kinds, first, strict=True)), dict(zip(self.kinds, last, strict=True))
 
     def gains(self, policy: str) -> dict[str, np.ndarray]:
-        """Energies before minus those after, of what has all of them."""
+        """Energies before minus after, of what has all, shape (n_training, 1, n_structures)."""
         before, after = self.pairs(policy)
         return {kind: before[kind] - after[kind] for kind in self.kinds}
 

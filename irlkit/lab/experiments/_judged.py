@@ -93,6 +93,8 @@ class JudgedExperiment(EnergyExperiment[EnergyPreset]):
     def gains(self, name: str) -> dict[str, np.ndarray]:
         """Return what each structure has gained (eV/atom) with a policy, all training seeds.
 
+        By kind of energy, shape (training seeds * structures,).
+
         Args:
             name: of a policy of the main comparison.
 

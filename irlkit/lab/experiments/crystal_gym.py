@@ -201,7 +201,7 @@ class SkeletonFilling:
         for task in tasks or self.comparisons:
             for algorithm in self.comparisons[task].episodes["algorithm"].unique():
                 found = {m: Estimate.of(self._metric(m, task, algorithm)) for m in _METRICS}
-                rows[task, algorithm] = {_METRICS[m]: _text(e) for m, e in found.items()}
+                rows[task, algorithm] = {_METRICS[m]: str(e) for m, e in found.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def unseen(self, task: str) -> pd.DataFrame:
@@ -256,7 +256,7 @@ class SkeletonFilling:
                     property = envs.PROPERTIES["valid_composition"]()
                     table["valid"] = property.values(crystals, self.backend).values
                 self.relaxed[task, algorithm] = table
-                shares = {m: _text(Estimate.of(self._share(m, task, algorithm)))
+                shares = {m: str(Estimate.of(self._share(m, task, algorithm)))
                           for m in ("covered", "metastable", "valid") if m in table}  # fmt: skip
                 median = float(np.nanmedian(placed.value)) if placed.covered.any() else np.nan
                 rows[task, algorithm] = {
@@ -391,11 +391,3 @@ def _on_target(rows: pd.DataFrame, target: float) -> float:
 
 def _remembered(rows: pd.DataFrame, target: float) -> float:
     return float(rows.groupby("skeleton")["reward"].max().mean())
-
-
-def _text(estimate: Estimate) -> str:
-    if not np.isfinite(estimate.value):
-        return ""
-    digits = 3 if abs(estimate.value) < 10 else 0
-    value, low, high = (f"{x:.{digits}f}" for x in vars(estimate).values())
-    return value if estimate.low == estimate.high else f"{value} ({low} to {high})"

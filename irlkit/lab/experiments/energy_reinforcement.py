@@ -328,7 +328,10 @@ class EnergyReinforcement(JudgedExperiment):
         return ANNEALED if self._schedule == "learned" else PRETRAINED
 
     def energies(self) -> dict[str, np.ndarray]:
-        """Return energies above the reference (eV/atom) of the first seed, nan where missing."""
+        """Return energies above the reference of the first seed.
+
+        By policy, in eV/atom, shape (structures,); nan where missing.
+        """
         table, seed = self.structures, self.preset.seeds[0]
         few = table[(table["n_steps"] == self.preset.n_steps) & (table["seed"] == seed)]
         few = few[few["training_seed"].isin((seed, np.nan))]

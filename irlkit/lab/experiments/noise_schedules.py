@@ -263,6 +263,8 @@ class NoiseSchedules(EnergyExperiment[NoisePreset]):
     def energies(self, integration: str, noise: str = "square root") -> dict[str, np.ndarray]:
         """Return energies above the reference (eV/atom) of the first seed, without noise and with.
 
+        By scale of the noise, shape (structures,) each.
+
         Args:
             integration: "SDE" or "perturbed ODE", of the first model.
             noise: kind of the schedule.

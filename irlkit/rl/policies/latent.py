@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -34,7 +33,10 @@ class DenoisedLatents(Process):
         self.model = model
 
     def grid(self, n_steps: int, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> Tensor:
-        """Return the diffusion times, which fall; the last is that of the step without noise."""
+        """Return the diffusion times, which fall, shape (n_steps + 1,).
+
+        The last is that of the step without noise.
+        """
         return self.model.times(n_steps).to(device, dtype)
 
     def initial(self, request: Requests, generator: torch.Generator) -> State:
@@ -161,10 +163,6 @@ class LatentPolicy(Policy):
         Raises:
             ValueError: Metadata that JSON cannot hold.
         """
-        try:
-            json.dumps(metadata and dict(metadata))
-        except TypeError as error:
-            raise ValueError(f"metadata must be what JSON can hold: {error}") from error
         model = self.model
         info = {**model.info, **(metadata or {}), "policy": self._description()}
         LatentDiffusion(model.autoencoder, self.network, model.scale, info).save(path)

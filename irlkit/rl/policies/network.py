@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -87,10 +86,6 @@ class NetworkPolicy(FlowPolicy):
         Raises:
             ValueError: metadata that JSON cannot hold.
         """
-        try:
-            json.dumps(metadata and dict(metadata))
-        except TypeError as error:
-            raise ValueError(f"metadata must be what JSON can hold: {error}") from error
         network = copy.copy(self.network)
         network.info = {**getattr(self.network, "info", {}), **(metadata or {})}
         network.info["policy"] = self._description()
