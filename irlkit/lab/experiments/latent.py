@@ -213,5 +213,4 @@ class GeneratorComparison(Measured):
         return latent_claims(self.samples, measured, self._at_equal(), self.judge is not None)
 
     def __repr__(self) -> str:
-        parts = "\n".join(f"  {name}: {e}" for name, e in self.experiments.items())
-        return f"GeneratorComparison(\n{parts}\n)"
+        return f"GeneratorComparison({FLOW} and {LATENT}; {self.experiments[FLOW]})"
