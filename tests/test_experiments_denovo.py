@@ -1,5 +1,6 @@
 """The experiment of notebook 07, tiny; and its claims with a policy that learned nothing."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,8 @@ def test_a_run_its_tables_figures_and_files(model, tmp_path):
     claims = experiment.claims()
     paths = experiment.write_results(claims, {}, {})
     assert all(path.exists() for path in paths)
+    assert "start_seed_0.parquet" in {path.name for path in paths}
+    assert all(re.fullmatch(r"[\w./-]+", str(path.relative_to(tmp_path))) for path in paths)
     assert "Pb" in experiment.elements()
 
 

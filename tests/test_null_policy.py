@@ -7,6 +7,7 @@ import pytest
 from irlkit.lab import experiments
 from tests import test_experiments as annealing
 from tests import test_experiments_energy as energy
+from tests import test_experiments_noise as noise
 from tests.tiny_experiments import write_files
 from tests.toy_potentials import LennardJonesToy
 
@@ -23,6 +24,17 @@ def check(claims, n_measured):
     controlled = [claim for claim in claims if claim.control is not None]
     assert len(controlled) >= n_measured
     assert all(claim.value in (None, pytest.approx(claim.control)) for claim in controlled)
+
+
+def test_noise_and_annealing_that_do_nothing(files):
+    """Nothing is learned in notebook 02: what it claims of noise and annealing is taken away."""
+    preset = replace(noise.TINY, scales=(1e-12, 2e-12), candidates=((0.0, 0.0),))
+    experiment = noise.make(files, files / "results", preset)
+    experiment.scan()
+    experiment.sweep_reference()
+    experiment.compare_annealing()
+    assert experiment.evaluation["match_rate"].gt(0).any()
+    check(experiment.claims(), 8)
 
 
 def test_annealing_that_learned_nothing(files):

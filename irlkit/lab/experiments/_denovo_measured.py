@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from irlkit.evaluate.denovo import DeNovoMetrics
 from irlkit.evaluate.diversity import composition_diversity
 from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.lab.experiments._denovo_claims import START
+from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import Claim, _verdicts_in_words
 from irlkit.lab.experiments.records import write_records
 from irlkit.lab.plots._denovo import novelty_and_stability, reward_parts
@@ -120,7 +120,7 @@ class Measured:
         """Write tables, structures, networks, claims and figures; return the files."""
         tables, paths = {}, []
         for (variant, seed), found in self.metrics.items():
-            name = _file_name(variant, seed)
+            name = f"{file_name(variant)}_seed_{seed}"
             tables[name] = found.table
             paths.append(
                 write(
@@ -129,7 +129,7 @@ class Measured:
                 )
             )
         for (variant, seed), policy in self.policies.items():
-            path = self.out_dir / f"{_file_name(variant, seed)}.safetensors"
+            path = self.out_dir / f"{file_name(variant)}_seed_{seed}.safetensors"
             policy.save(path)
             paths.append(path)
         return paths + write_records(
@@ -177,7 +177,3 @@ _PARTS = {
     "species_entropy": "entropy of the species",
 }
 """Columns of histories that are drawn."""
-
-
-def _file_name(variant: str, seed: int) -> str:
-    return f"{re.sub(r'[^a-z0-9]+', '_', variant.lower())}_seed_{seed}"
