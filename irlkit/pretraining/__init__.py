@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ from irlkit.flows.interpolants import (
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining._denovo import denovo_evaluation as denovo_evaluation
-from irlkit.pretraining._loop import TrainingState, check_dataset, run
-from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.pretraining._loop import LoopConfig, TrainingState, check_dataset, run
+from irlkit.utils.checks import check_count, checked
 from irlkit.utils.settings import torch_settings
 
 #: Interpolants of the two kinds of model that the package ships; gamma is that of OMatG's
@@ -53,9 +53,9 @@ KINDS |= dict.fromkeys(SPECIES, KINDS["linear-ode"])
 
 
 @checked
-@dataclass(frozen=True)
-class PretrainingConfig:
-    """Settings of `pretrain`.
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig(LoopConfig):
+    """Settings of `pretrain` beside `LoopConfig`'s.
 
     Attributes:
         kind: one of `KINDS`.
@@ -63,19 +63,10 @@ class PretrainingConfig:
         n_layers: layers of the network.
         n_freqs: frequencies of the pair features.
         time_dim: size of the time embedding.
-        iterations: optimiser steps.
-        batch_size: structures per step.
-        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
-        weight_decay: of AdamW.
-        warmup: steps of linear increase to the peak.
-        ema_decay: decay of the exponential moving average of the weights, per step.
-        max_grad_norm: gradient-norm clip.
         cell_weight: weight of the cell's losses against the positions'.
         denoiser_weight: weight of the denoiser's losses against the velocities'.
         species_weight: weight of the species' cross-entropy, for kinds that generate them.
         pairing: shift and reorder base positions towards the data (`pair_with_data`).
-        validate_every: steps between validations.
-        seed: of weights, data order and draws.
     """
 
     kind: str = "linear-ode"
@@ -84,33 +75,21 @@ class PretrainingConfig:
     n_freqs: int = 16
     time_dim: int = 128
     iterations: int = 45_000
-    batch_size: int = 64
     learning_rate: float = 3e-3
-    weight_decay: float = 0.01
     warmup: int = 500
-    ema_decay: float = 0.9995
-    max_grad_norm: float = 1.0
     cell_weight: float = 0.02
     denoiser_weight: float = 0.1
     species_weight: float = 0.2
     pairing: bool = True
     validate_every: int = 2500
-    seed: int = 0
+
+    _sizes: ClassVar[tuple[str, ...]] = ("hidden_dim", "n_layers", "n_freqs", "time_dim")
+    _weights: ClassVar[tuple[str, ...]] = ("cell_weight", "denoiser_weight", "species_weight")
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {sorted(KINDS)}, got {self.kind!r}")
-        sizes = ("hidden_dim", "n_layers", "n_freqs", "time_dim")
-        for name in ("iterations", "batch_size", "validate_every", *sizes):
-            check_count(name, getattr(self, name))
-        check_count("warmup", self.warmup, least=0)
-        for name in ("learning_rate", "max_grad_norm"):
-            check_finite(name, getattr(self, name), above=0)
-        weights = ("cell_weight", "denoiser_weight", "species_weight")
-        for name in ("weight_decay", "ema_decay", *weights):
-            check_finite(name, getattr(self, name), least=0)
-        if self.ema_decay >= 1:
-            raise ValueError(f"ema_decay must be below 1, got {self.ema_decay}")
+        super().__post_init__()
 
 
 def total_loss(losses: Mapping[str, Tensor], config: PretrainingConfig) -> Tensor:
@@ -243,8 +222,8 @@ def pretrain(
 
     Stopped in whatever way, SIGKILL included, it continues from its last checkpoint and ends with
     the bits (on a CPU) of a run that was never stopped. A checkpoint is written after every
-    iteration, beside the next one: at most one finished iteration is repeated. After a
-    KeyboardInterrupt, the model is returned as it is, with a warning.
+    iteration, or as `checkpoint_every` says, beside the next one: at most one finished iteration
+    is repeated. After a KeyboardInterrupt, the model is returned as it is, with a warning.
 
     Args:
         dataset: training structures.

@@ -10,9 +10,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
+from irlkit.utils.checks import check_count, check_finite
 from irlkit.utils.foreign import load_plain
 from irlkit.utils.packing import pack, unpack
 from irlkit.utils.system import FileWriter, check_writable, remove_leftovers, write_atomically
@@ -31,6 +32,50 @@ _WITH_STATE = ("model", "average", "optimizer")
 _PLAIN = ("iteration", "seconds", "history")
 _FREE = ("validate_every", "checkpoint_every")
 """Settings that may change when a run continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of any training; see a subclass for those of its network and losses.
+
+    Attributes:
+        iterations: optimiser steps.
+        batch_size: structures per step.
+        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
+        weight_decay: of AdamW.
+        warmup: steps of linear increase to the peak.
+        ema_decay: decay of the exponential moving average of the weights, per step.
+        max_grad_norm: gradient-norm clip.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints: so many are repeated after a kill.
+        seed: of weights, data order and draws.
+    """
+
+    iterations: int = 20_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 300
+    ema_decay: float = 0.9995
+    max_grad_norm: float = 1.0
+    validate_every: int = 1000
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    _sizes: ClassVar[tuple[str, ...]] = ()
+    _weights: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        counts = ("iterations", "batch_size", "validate_every", "checkpoint_every")
+        for name in (*counts, *self._sizes):
+            check_count(name, getattr(self, name))
+        check_count("warmup", self.warmup, least=0)
+        for name in ("learning_rate", "max_grad_norm"):
+            check_finite(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "ema_decay", *self._weights):
+            check_finite(name, getattr(self, name), least=0)
+        if self.ema_decay >= 1:
+            raise ValueError(f"ema_decay must be below 1, got {self.ema_decay}")
 
 
 class TrainingState:
@@ -44,8 +89,8 @@ class TrainingState:
         n_train: number of training structures.
     """
 
-    def __init__(self, model: nn.Module, config: Any, n_train: int) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, config: LoopConfig, n_train: int) -> None:
+        self.config: Any = config
         self.model: Any = model
         self.average: Any = copy.deepcopy(model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -243,7 +288,6 @@ def _train(
 ) -> None:
     """Take the iterations that are left, with checkpoints if there is a folder."""
     config = state.config
-    every = getattr(config, "checkpoint_every", 1)
     options = dict(desc=f"pretraining {name}", disable=not progress, mininterval=1.0)
     bar = tqdm(total=config.iterations, initial=state.iteration, **options)
     started = time.monotonic() - state.seconds
@@ -260,5 +304,5 @@ def _train(
             if state.iteration % config.validate_every == 0 or state.iteration == config.iterations:
                 validate(values)
             last = state.iteration == config.iterations
-            if folder is not None and (last or state.iteration % every == 0):
+            if folder is not None and (last or state.iteration % config.checkpoint_every == 0):
                 writer.write(folder / CHECKPOINT, state.to_bytes())

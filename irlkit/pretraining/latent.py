@@ -19,27 +19,20 @@ from irlkit.evaluate.novelty import TOLERANCES
 from irlkit.networks.autoencoder import Autoencoder, reconstruction_losses, shifted
 from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
 from irlkit.pretraining._denovo import shares_of_samples
-from irlkit.pretraining._loop import TrainingState, check_dataset, run
-from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.pretraining._loop import LoopConfig, TrainingState, check_dataset, run
+from irlkit.utils.checks import check_finite, checked
 
 
 @checked
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Settings of `pretrain_autoencoder`; the weights of the losses are Chemeleon2's.
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(LoopConfig):
+    """Settings of `pretrain_autoencoder` beside `LoopConfig`'s; weights of losses are Chemeleon2's.
 
     Attributes:
         width: channels.
         n_layers: layers of encoder and of decoder.
         n_heads: heads of the attention.
         latent_dim: numbers per atom.
-        iterations: optimiser steps.
-        batch_size: structures per step.
-        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
-        weight_decay: of AdamW.
-        warmup: steps of linear increase to the peak.
-        ema_decay: decay of the exponential moving average of the weights, per step.
-        max_grad_norm: gradient-norm clip.
         species_weight: of the cross-entropy of species.
         pos_weight: of the squared error of fractional coordinates.
         lengths_weight: of that of lengths over N^(1/3), Å.
@@ -47,22 +40,13 @@ class AutoencoderConfig:
         kl_weight: of the KL divergence from a standard normal.
         periodic: compare coordinates on the circle; see `reconstruction_losses`.
         augment: shift each structure by a random vector.
-        validate_every: steps between validations.
-        checkpoint_every: steps between checkpoints: so many are repeated after a kill.
-        seed: of weights, data order and draws.
     """
 
     width: int = 128
     n_layers: int = 4
     n_heads: int = 4
     latent_dim: int = 8
-    iterations: int = 20_000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 300
     ema_decay: float = 0.999
-    max_grad_norm: float = 1.0
     species_weight: float = 1.0
     pos_weight: float = 10.0
     lengths_weight: float = 1.0
@@ -70,29 +54,10 @@ class AutoencoderConfig:
     kl_weight: float = 1e-5
     periodic: bool = True
     augment: bool = True
-    validate_every: int = 1000
-    checkpoint_every: int = 1
-    seed: int = 0
 
-    _weights: ClassVar[tuple[str, ...]] = ("species", "pos", "lengths", "angles", "kl")
-
-    def __post_init__(self) -> None:
-        counts = ("width", "n_layers", "n_heads", "latent_dim")
-        _check_training(self, counts, [f"{name}_weight" for name in self._weights])
-
-
-def _check_training(config: Any, counts: tuple[str, ...], least_zero: list[str]) -> None:
-    """Raise a ValueError, naming the setting, unless a configuration can be trained with."""
-    more = ("iterations", "batch_size", "validate_every", "checkpoint_every")
-    for name in (*counts, *more):
-        check_count(name, getattr(config, name))
-    check_count("warmup", config.warmup, least=0)
-    for name in ("learning_rate", "max_grad_norm"):
-        check_finite(name, getattr(config, name), above=0)
-    for name in ("weight_decay", "ema_decay", *least_zero):
-        check_finite(name, getattr(config, name), least=0)
-    if config.ema_decay >= 1:
-        raise ValueError(f"ema_decay must be below 1, got {config.ema_decay}")
+    _sizes: ClassVar[tuple[str, ...]] = ("width", "n_layers", "n_heads", "latent_dim")
+    _parts: ClassVar[tuple[str, ...]] = ("species", "pos", "lengths", "angles", "kl")
+    _weights: ClassVar[tuple[str, ...]] = tuple(f"{part}_weight" for part in _parts)
 
 
 class _AutoencoderState(TrainingState):
@@ -105,7 +70,7 @@ class _AutoencoderState(TrainingState):
         if config.augment:
             batch = shifted(batch, generator)
         parts = reconstruction_losses(model, batch, generator, periodic=config.periodic)
-        weights = {name: getattr(config, f"{name}_weight") for name in config._weights}
+        weights = {name: getattr(config, f"{name}_weight") for name in config._parts}
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return {**parts, "loss": total}
 
@@ -195,48 +160,30 @@ def reconstruction_evaluation(
 
 
 @checked
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """Settings of `pretrain_diffusion`.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(LoopConfig):
+    """Settings of `pretrain_diffusion` beside `LoopConfig`'s.
 
     Attributes:
         width: channels.
         n_layers: layers.
         n_heads: heads of the attention.
-        iterations: optimiser steps.
-        batch_size: structures per step.
-        learning_rate: peak of AdamW's learning rate, which then follows a half cosine to zero.
-        weight_decay: of AdamW.
-        warmup: steps of linear increase to the peak.
-        ema_decay: decay of the exponential moving average of the weights, per step.
-        max_grad_norm: gradient-norm clip.
         augment: shift each structure by a random vector before it is encoded; else it is learned
             where the data have it.
         drop_target: share of the structures whose property the network is not told, so that it
             learns to do without.
-        validate_every: steps between validations.
-        checkpoint_every: steps between checkpoints: so many are repeated after a kill.
-        seed: of weights, data order and draws.
     """
 
     width: int = 128
     n_layers: int = 6
     n_heads: int = 4
-    iterations: int = 20_000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 300
-    ema_decay: float = 0.9995
-    max_grad_norm: float = 1.0
     augment: bool = False
     drop_target: float = 0.2
-    validate_every: int = 1000
-    checkpoint_every: int = 1
-    seed: int = 0
+
+    _sizes: ClassVar[tuple[str, ...]] = ("width", "n_layers", "n_heads")
 
     def __post_init__(self) -> None:
-        _check_training(self, ("width", "n_layers", "n_heads"), [])
+        super().__post_init__()
         check_finite("drop_target", self.drop_target, least=0)
         if self.drop_target > 1:
             raise ValueError(f"drop_target must be at most 1, got {self.drop_target}")
