@@ -1,8 +1,8 @@
-"""Makes the embedded data set from nothing: enumerate, relax with CHGNet, filter, label, split.
+"""Makes an embedded data set from nothing: enumerate, relax with CHGNet, filter, label, split.
 
 Run ``irlkit prototypes --help``. Relaxations are appended to a JSON-lines
 file, so that a run that was stopped continues where it ended; the parquet file is made from it in
-seconds.
+minutes. The set `prototypes` is relaxed with ASE one by one, the set `complex` in batches.
 """
 
 from __future__ import annotations
@@ -13,22 +13,32 @@ import multiprocessing
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from irlkit.data.loading import split_of
+from irlkit.data.loading import load, split_of
+from irlkit.lab.prototypes._complex_candidates import enumerate_complex, split_of_complex
 from irlkit.lab.prototypes.candidates import enumerate_candidates
-from irlkit.lab.prototypes.structure_types import STRUCTURE_TYPES
+from irlkit.lab.prototypes.structure_types import COMPLEX_TYPES, STRUCTURE_TYPES, StructureType
 from irlkit.utils.system import available_cores
 
 FMAX = 0.05  # eV/Å, forces and stress times volume per atom
 MAX_STEPS = 120
 ENERGY_WINDOW = 0.3  # eV/atom above the best of the composition
+_HULL_WINDOW = 0.3  # eV/atom above the hull of both sets, for `complex`
 BROKEN_CONTACT = 1.7  # nearest neighbour over the sum of covalent radii
 SYMPREC = 0.01
+
+_BATCH_STEPS = 200
+"""Of batched relaxations, at most."""
+
+_Candidate: TypeAlias = tuple[str, tuple[str, ...]]
+"""Name of a structure type, and the elements or ions for its labels."""
 
 _calculator: Any = None
 
@@ -47,7 +57,7 @@ def _start_worker() -> None:
     )
 
 
-def _relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
+def _relax_candidate(candidate: _Candidate) -> dict[str, Any]:
     """Relax positions and cell of one candidate; on success, the record has what came of it.
 
     Species, fractional positions, cell (Å) and energy per atom (eV).
@@ -76,32 +86,68 @@ def _relax_candidate(candidate: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     return record
 
 
-def _relax_all(raw: Path, workers: int) -> None:
-    """Relax every candidate that `raw` does not hold yet, appending to it."""
+def _relax_chunk(candidates: list[_Candidate]) -> list[dict[str, Any]]:
+    """Relax candidates of the set `complex` together, in single precision."""
+    from irlkit.crystals import CrystalBatch
+    from irlkit.potentials import CHGNetPotential, relax
+
+    records: list[dict[str, Any]] = [
+        {"prototype": name, "elements": list(ions)} for name, ions in candidates
+    ]
+    started = [COMPLEX_TYPES[name].build(ions) for name, ions in candidates]
+    result = relax(
+        CrystalBatch.from_structures(started),
+        CHGNetPotential(),
+        max_steps=_BATCH_STEPS,
+        force_tolerance=FMAX,
+    )
+    for i, (record, crystal) in enumerate(zip(records, result.crystals, strict=True)):
+        record["converged"] = bool(result.converged[i])
+        if i in result.reasons:
+            record["error"] = result.reasons[i][:200]
+            continue
+        record |= {
+            "n_steps": int(result.n_steps[i]),
+            "max_force": round(float(result.max_force[i]), 4),
+            "species": crystal.species.tolist(),
+            "pos": np.round(crystal.pos.double().numpy(), 6).tolist(),
+            "cell": np.round(crystal.cell.double().numpy(), 5).reshape(3, 3).tolist(),
+            "energy_per_atom": float(result.energy_per_atom[i]),
+        }
+    return records
+
+
+def _relax_one(candidates: list[_Candidate]) -> list[dict[str, Any]]:
+    return [_relax_candidate(candidate) for candidate in candidates]
+
+
+def _relax_all(raw: Path, workers: int, recipe: _Recipe, most: int | None) -> None:
+    """Relax every candidate, or the first ones, that `raw` does not hold yet, appending to it."""
     from tqdm.auto import tqdm
 
-    candidates = enumerate_candidates()
     done = {_key(record) for record in _read(raw)} if raw.exists() else set()
-    todo = [candidate for candidate in candidates if candidate not in done]
+    todo = [candidate for candidate in recipe.enumerate()[:most] if candidate not in done]
+    chunks = [todo[i : i + recipe.chunk] for i in range(0, len(todo), recipe.chunk)]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     # Unlike multiprocessing.Pool, an executor says so when a worker dies instead of waiting.
     with (
         ProcessPoolExecutor(workers, context, initializer=_start_worker) as executor,
         raw.open("a") as out,
+        tqdm(total=len(todo), desc="relaxing", mininterval=30) as bar,
     ):
-        futures = [executor.submit(_relax_candidate, candidate) for candidate in todo]
-        results = as_completed(futures)
-        for future in tqdm(results, total=len(todo), desc="relaxing", mininterval=30):
-            out.write(json.dumps(future.result()) + "\n")
+        for future in as_completed([executor.submit(recipe.relax, chunk) for chunk in chunks]):
+            records = future.result()
+            out.write("".join(json.dumps(record) + "\n" for record in records))
             out.flush()
+            bar.update(len(records))
 
 
 def _read(raw: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in raw.read_text().splitlines()]
 
 
-def _key(record: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _key(record: dict[str, Any]) -> _Candidate:
     return record["prototype"], tuple(record["elements"])
 
 
@@ -116,26 +162,36 @@ def _is_broken(structure: Any) -> bool:
     return bool(contact.max() > BROKEN_CONTACT)
 
 
-def _label(structure: Any, record: dict[str, Any], number: int, matcher: Any) -> str:
+def _label(
+    structure: Any,
+    record: dict[str, Any],
+    number: int,
+    types: Mapping[str, StructureType],
+    matcher: Any,
+) -> str:
     """Structure type after relaxation: the start if the symmetry held, else one that matches."""
-    start = STRUCTURE_TYPES[record["prototype"]]
+    start = types[record["prototype"]]
     if start.space_group == number:
         return start.name
-    for entry in STRUCTURE_TYPES.values():
+    elements = [ion.rstrip("+-0123456789") for ion in record["elements"]]
+    # Types of both sets: a relaxed structure may have more symmetry than any of its own set.
+    for entry in {**types, **STRUCTURE_TYPES}.values():
         if (
             entry.space_group == number
             and entry.n_atoms == len(structure)
             and sorted(entry.stoichiometry) == sorted(start.stoichiometry)
-            and matcher.fit_anonymous(
-                structure, entry.build(record["elements"][: len(entry.stoichiometry)])
-            )
+            and matcher.fit_anonymous(structure, entry.build(elements))
         ):
             return entry.name
     return "other"
 
 
-def _build_table(raw: Path) -> tuple[Any, dict[str, int]]:
+def _build_table(
+    raw: Path, name: str = "prototypes", most: int | None = None
+) -> tuple[Any, dict[str, int]]:
     """Filter, deduplicate, label and split the relaxed candidates in a file of `_relax_all`.
+
+    Of all in it, or of those among the first `most` candidates.
 
     Returns a row per kept structure, and how many candidates each filter dropped.
     """
@@ -145,31 +201,40 @@ def _build_table(raw: Path) -> tuple[Any, dict[str, int]]:
     from tqdm.auto import tqdm
 
     warnings.filterwarnings("ignore")
+    recipe = _RECIPES[name]
     dropped: dict[str, int] = defaultdict(int)
     records = sorted(_read(raw), key=_key)
+    if most is not None:
+        first = set(recipe.enumerate()[:most])
+        records = [record for record in records if _key(record) in first]
     groups = _sound_structures(records, dropped)
     duplicates = StructureMatcher()  # pymatgen's own tolerances: what it calls the same structure
     rows: list[dict[str, Any]] = []
     compositions = []
     for formula, members in tqdm(sorted(groups.items()), desc="filtering", mininterval=10):
-        for structure, record in _distinct(members, duplicates, dropped):
+        for structure, record in _distinct(members, recipe.types, duplicates, dropped):
             number = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_number()
             compositions.append(structure.composition)
             rows.append(
                 {
-                    "material_id": f"irl-{len(rows):05d}",
                     "formula": formula,
-                    "prototype": _label(structure, record, number, duplicates),
+                    "prototype": _label(structure, record, number, recipe.types, duplicates),
                     "spacegroup": number,
                     "energy_per_atom": record["energy_per_atom"],
                     "species": np.array([site.specie.Z for site in structure], np.uint8),
                     "pos": (structure.frac_coords % 1).astype(np.float32).ravel(),
                     "cell": structure.lattice.matrix.astype(np.float32).ravel(),
-                    "split": split_of(formula),
+                    "split": recipe.split_of(formula),
                 }
             )
     table = pd.DataFrame(rows)
-    table["e_above_hull"] = _energies_above_hull(compositions, table["energy_per_atom"])
+    table["e_above_hull"] = _energies_above_hull(compositions, table["energy_per_atom"], recipe)
+    far = table["e_above_hull"] > recipe.hull_window
+    if far.any():
+        dropped["too far above the hull"] = int(far.sum())
+        table = table[~far].reset_index(drop=True)
+    ids = [f"{recipe.prefix}-{row:05d}" for row in range(len(table))]
+    table.insert(0, "material_id", ids)
     return table, {**dropped, "candidates": len(records), "kept": len(table)}
 
 
@@ -195,10 +260,13 @@ def _sound_structures(
 
 
 def _distinct(
-    members: list[tuple[Any, dict[str, Any]]], matcher: Any, dropped: dict[str, int]
+    members: list[tuple[Any, dict[str, Any]]],
+    types: Mapping[str, StructureType],
+    matcher: Any,
+    dropped: dict[str, int],
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Polymorphs of one composition that are low in energy and differ, as reduced cells."""
-    order = {name: rank for rank, name in enumerate(STRUCTURE_TYPES)}
+    order = {name: rank for rank, name in enumerate(types)}
     best = min(record["energy_per_atom"] for _, record in members)
     members = sorted(members, key=lambda m: (len(m[0]), order[m[1]["prototype"]], m[1]["elements"]))
     kept: list[tuple[Any, dict[str, Any]]] = []
@@ -215,7 +283,9 @@ def _distinct(
     return kept
 
 
-def _energies_above_hull(compositions: list[Any], energy_per_atom: Any) -> list[float]:
+def _energies_above_hull(
+    compositions: list[Any], energy_per_atom: Any, recipe: _Recipe
+) -> list[float]:
     """Energies above the hull of all entries, eV/atom; nan where an element has none."""
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from tqdm.auto import tqdm
@@ -227,6 +297,10 @@ def _energies_above_hull(compositions: list[Any], energy_per_atom: Any) -> list[
     systems = [frozenset(element.symbol for element in c) for c in compositions]
     for system, entry in zip(systems, entries, strict=True):
         by_system[system].append(entry)
+    for formula, energy in recipe.more_entries():
+        entry = PDEntry(formula, energy)
+        entry = PDEntry(formula, energy * entry.composition.num_atoms)
+        by_system[frozenset(e.symbol for e in entry.composition)].append(entry)
     diagrams: dict[frozenset[str], PhaseDiagram | None] = {}
     energies = []
     for system, entry in tqdm(list(zip(systems, entries, strict=True)), desc="hulls"):
@@ -239,15 +313,58 @@ def _energies_above_hull(compositions: list[Any], energy_per_atom: Any) -> list[
     return energies
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """What a data set is made with.
+
+    Attributes:
+        enumerate: Lists candidates.
+        types: Structure types by name.
+        relax: Relaxes a chunk of candidates.
+        chunk: Their number.
+        prefix: Of `material_id`.
+        split_of: Split by reduced formula.
+        hull_window: Structures further above the hull are dropped, eV/atom.
+        more_entries: Formulas and energies per atom that the hull has besides the set's own.
+    """
+
+    enumerate: Callable[[], list[_Candidate]]
+    types: Mapping[str, StructureType]
+    relax: Callable[[list[_Candidate]], list[dict[str, Any]]]
+    chunk: int
+    prefix: str
+    split_of: Callable[[str], str] = split_of
+    hull_window: float = float("inf")
+    more_entries: Callable[[], list[tuple[str, float]]] = list
+
+
+def _prototypes() -> list[tuple[str, float]]:
+    table = load("prototypes", progress=False).table
+    return list(zip(table["formula"], table["energy_per_atom"], strict=True))
+
+
+_RECIPES = {
+    "prototypes": _Recipe(enumerate_candidates, STRUCTURE_TYPES, _relax_one, 1, "irl"),
+    "complex": _Recipe(
+        enumerate_complex,
+        COMPLEX_TYPES,
+        _relax_chunk,
+        24,
+        "irc",
+        split_of_complex,
+        _HULL_WINDOW,
+        _prototypes,
+    ),
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="irlkit prototypes", description=__doc__)
-    parser.add_argument("--raw", type=Path, default=Path("prototypes_raw.jsonl"))
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[2] / "data" / "prototypes" / "prototypes.parquet",
-    )
+    parser.add_argument("--set", choices=list(_RECIPES), default="prototypes", help="which to make")
+    parser.add_argument("--raw", type=Path, help="file of relaxations: SET_raw.jsonl")
+    parser.add_argument("--out", type=Path, help="table: that of the package")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N candidates")
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--skip-relaxation", action="store_true", help="only rebuild the table")
     parser.add_argument(
@@ -260,12 +377,15 @@ def main(argv: list[str] | None = None) -> None:
         from irlkit.lab.prototypes import _virtual
 
         return _virtual.write(arguments.virtual_from)
+    name: str = arguments.set
+    raw = arguments.raw or Path(f"{name}_raw.jsonl")
     if not arguments.skip_relaxation:
-        _relax_all(arguments.raw, arguments.workers)
-    table, dropped = _build_table(arguments.raw)
-    table.to_parquet(arguments.out, compression="zstd", index=False)
+        _relax_all(raw, arguments.workers, _RECIPES[name], arguments.first)
+    table, dropped = _build_table(raw, name, arguments.first)
+    out = arguments.out or Path(__file__).parents[2] / "data" / name / f"{name}.parquet"
+    table.to_parquet(out, compression="zstd", index=False)
     print(json.dumps(dropped, indent=2))
-    print(f"{arguments.out}: {len(table)} structures, {arguments.out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {len(table)} structures, {out.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

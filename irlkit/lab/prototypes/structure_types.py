@@ -1,15 +1,22 @@
-"""The structure types of the embedded data set, as space group, axis ratios and occupied sites.
+"""The structure types of the set `prototypes`, as space group, axis ratios and occupied sites.
 
 Every type is written for a formula whose sites are labelled A, B, X in the order of its
-stoichiometry. Coordinates are conventional-cell fractional coordinates in the setting that pymatgen
-gives a space-group number; free parameters carry typical values, which relaxation then changes.
+stoichiometry, which is that of the alphabet. Coordinates are conventional-cell fractional
+coordinates in the setting that pymatgen gives a space-group number; free parameters carry typical
+values, which relaxation then changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from irlkit.lab.prototypes._complex_types import COMPLEX_TABLE
+from irlkit.lab.prototypes._radii import shannon_radius
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +36,7 @@ class StructureType:
         sites: (label index, fractional coordinates), one entry per Wyckoff orbit.
         b_over_a: Second axis ratio.
         c_over_a: Third axis ratio.
+        beta: Angle between the first and the third axis, degrees.
     """
 
     name: str
@@ -38,46 +46,71 @@ class StructureType:
     sites: tuple[tuple[int, tuple[float, float, float]], ...]
     b_over_a: float = 1.0
     c_over_a: float = 1.0
+    beta: float = 90.0
 
     def build(self, elements: Sequence[str]) -> Structure:
-        """Build the primitive cell at a volume estimated from covalent radii.
+        """Build the primitive cell at a volume estimated from radii.
 
         Args:
-            elements: Element symbols for the labels A, B, X.
+            elements: Element symbols for the labels, or ions, such as "Al3+".
 
         Returns:
-            Structure with `n_atoms` sites whose closest contact equals the sum of the two covalent
-            radii.
+            Structure of elements with `n_atoms` sites. Of elements, the closest contact equals the
+            sum of the two covalent radii. Of ions, the contacts of cations with their nearest
+            anion equal the sum of Shannon's radii in the mean.
 
         Raises:
             ValueError: the number of elements differs from the number of labels.
         """
         from ase.data import atomic_numbers, covalent_radii
-        from pymatgen.core import Lattice, Structure
+        from pymatgen.core import Structure, get_el_sp
 
         if len(elements) != len(self.stoichiometry):
             raise ValueError(
                 f"elements: {self.name} has {len(self.stoichiometry)} labels, got {list(elements)}"
             )
-        hexagonal = 143 <= self.space_group <= 194
-        lattice = Lattice.from_parameters(
-            5, 5 * self.b_over_a, 5 * self.c_over_a, 90, 90, 120 if hexagonal else 90
+        species = [get_el_sp(element) for element in elements]
+        template, labels = _template(self)
+        structure = Structure(
+            template.lattice, [species[i].symbol for i in labels], template.frac_coords
         )
-        structure = Structure.from_spacegroup(
-            self.space_group,
-            lattice,
-            [elements[label] for label, _ in self.sites],
-            [coordinates for _, coordinates in self.sites],
-        ).get_primitive_structure()
-        if len(structure) != self.n_atoms:
-            raise AssertionError(f"{self.name}: {len(structure)} atoms instead of {self.n_atoms}")
-        radii = [covalent_radii[atomic_numbers[site.specie.symbol]] for site in structure]
+        radii = np.array([covalent_radii[atomic_numbers[s.symbol]] for s in species])[labels]
+        charges = np.array([getattr(s, "oxi_state", 0) for s in species])[labels]
+        if charges.any():
+            radii = np.array([shannon_radius(s.symbol, int(s.oxi_state)) for s in species])[labels]
         first, second, _, distance = structure.get_neighbor_list(8.0)
-        ratio = min(
-            d / (radii[i] + radii[j]) for i, j, d in zip(first, second, distance, strict=True)
-        )
-        structure.scale_lattice(structure.volume / ratio**3)
+        ratio = distance / (radii[first] + radii[second])
+        scale = ratio.min()
+        if charges.any():
+            bonds = (charges[first] > 0) & (charges[second] < 0)
+            nearest = np.full(len(structure), np.inf)
+            np.minimum.at(nearest, first[bonds], ratio[bonds])
+            scale = nearest[charges > 0].mean()
+        structure.scale_lattice(structure.volume / scale**3)
         return structure
+
+
+@cache
+def _template(entry: StructureType) -> tuple[Structure, np.ndarray]:
+    """Primitive cell of some size, and the number of the label of each site."""
+    from pymatgen.core import Lattice, Structure
+
+    hexagonal = 143 <= entry.space_group <= 194
+    lattice = Lattice.from_parameters(
+        5, 5 * entry.b_over_a, 5 * entry.c_over_a, 90, entry.beta, 120 if hexagonal else 90
+    )
+    structure = Structure.from_spacegroup(
+        entry.space_group,
+        lattice,
+        [_PLACEHOLDERS[label] for label, _ in entry.sites],
+        [coordinates for _, coordinates in entry.sites],
+    ).get_primitive_structure()
+    if len(structure) != entry.n_atoms:
+        raise AssertionError(f"{entry.name}: {len(structure)} atoms instead of {entry.n_atoms}")
+    return structure, np.array([_PLACEHOLDERS.index(site.specie.symbol) for site in structure])
+
+
+_PLACEHOLDERS = ("Na", "Cl", "Ti", "O", "F")
 
 
 _TABLE = """
@@ -151,28 +184,34 @@ K2PtCl6       | 225 | 2 1 6 |  9 | 1    | 1     | A 0.25 0.25 0.25, B 0 0 0, X 0
 """  # noqa: E501
 
 
+def _read_table(text: str) -> dict[str, StructureType]:
+    lines = [line for line in text.splitlines() if "|" in line and line[0] != "#"]
+    return {entry.name: entry for entry in map(_read, lines)}
+
+
 def _read(line: str) -> StructureType:
-    name, group, stoichiometry, n_atoms, b, c, sites = (part.strip() for part in line.split("|"))
+    name, group, stoichiometry, n_atoms, b, c, *beta, sites = map(str.strip, line.split("|"))
+    places = [site.split() for site in sites.split(",")]
+    labels = sorted({label for label, *_ in places})
     return StructureType(
         name,
         int(group),
         tuple(map(int, stoichiometry.split())),
         int(n_atoms),
-        tuple(_read_site(*site.split()) for site in sites.split(",")),
+        tuple((labels.index(label), _read_site(*x)) for label, *x in places),
         float(b),
         float(c),
+        *map(float, beta),
     )
 
 
-def _read_site(label: str, *coordinates: str) -> tuple[int, tuple[float, float, float]]:
+def _read_site(*coordinates: str) -> tuple[float, float, float]:
     x, y, z = (float(Fraction(number)) for number in coordinates)
-    return "ABX".index(label), (x, y, z)
+    return x, y, z
 
 
-STRUCTURE_TYPES = {
-    entry.name: entry
-    for entry in map(
-        _read, (line for line in _TABLE.splitlines() if "|" in line and line[0] != "#")
-    )
-}
+STRUCTURE_TYPES = _read_table(_TABLE)
 """All types by name, simple ones first."""
+
+COMPLEX_TYPES = _read_table(COMPLEX_TABLE)
+"""Those of the set `complex`."""
