@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from irlkit.crystals import CrystalBatch
+from irlkit.crystals import CrystalBatch, validity
 from irlkit.crystals.batch import wrap_positions
 from irlkit.data import CrystalDataset, load
+from irlkit.networks import composition
 from irlkit.networks._transformer import Slots
 from irlkit.networks.autoencoder import Autoencoder, reconstruction_losses, shifted
 from irlkit.networks.flow_model import FlowModel
@@ -379,6 +380,20 @@ def test_a_file_may_name_the_autoencoder_that_comes_with_the_package(tmp_path):
         assert value.dtype == torch.float32
         tolerance = {} if name.startswith("autoencoder") else {"rtol": 2e-3, "atol": 1e-4}
         torch.testing.assert_close(value, exact.state_dict()[name], **tolerance)
+
+
+def test_the_shipped_model_generates_what_it_learned():
+    """Most are valid in few steps, and those that are told a band gap are nearer to it."""
+    model = LatentDiffusion.load("chemeleon-dit")
+    assert model.info["iterations"] == 20_000 and model.network.sizes["max_atoms"] == 12
+    gap = composition.load("band-gap")
+    request = torch.randint(2, 9, (48,), generator=draws())
+    free, told = (
+        model.generate(request, 9, generator=draws(1), target=target, guidance=3.0)
+        for target in (None, 3.0)
+    )
+    assert float(validity.check(free).valid.mean()) > 0.8
+    assert float(gap(told).median()) > float(gap(free).median()) + 1
 
 
 def test_checkpoints_of_the_other_family_are_told_apart(tmp_path):

@@ -315,6 +315,12 @@ class LatentDiffusion(nn.Module):
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is no latent diffusion of this package, or its tensors do not fit.
+
+        >>> model = LatentDiffusion.load("chemeleon-dit")
+        >>> draws, n_atoms = torch.Generator().manual_seed(0), torch.tensor([2, 5])
+        >>> made = model.generate(n_atoms, 20, generator=draws, target=3.0, guidance=2.0)
+        >>> made.n_atoms.tolist(), made.pos.shape
+        ([2, 5], torch.Size([7, 3]))
         """
 
         def build(description: dict[str, Any]) -> LatentDiffusion:
