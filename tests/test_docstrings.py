@@ -11,7 +11,7 @@ from tests.test_house import MODULES
 
 PUBLIC = [name for name in MODULES if not any(p.startswith("_") for p in name.split("."))]
 MOST_PUBLIC_NAMES = {
-    "crystals": 36, "data": 23, "envs": 22, "evaluate": 56, "flows": 79, "lab": 229,
+    "crystals": 36, "data": 23, "envs": 22, "evaluate": 56, "flows": 79, "lab": 230,
     "networks": 53, "potentials": 19, "pretraining": 12, "rewards": 42, "rl": 145, "utils": 38,
 }  # fmt: skip
 """Of each folder. What only the package uses is private; a new system brings its own."""

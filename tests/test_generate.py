@@ -28,12 +28,20 @@ def test_textbook_structures_are_found(tmp_path, capsys):
 
 
 def test_several_formula_units_and_no_relaxation():
-    found, table, _ = generate(["MgO"], 3, z=(1, 2), annealing="rule", n_steps=5, relax=False)
-    assert sorted(found.n_atoms.tolist()) == [2, 2, 2, 4, 4, 4]
+    found, table, _ = generate(["MgO"], 5, z=(1, 2), annealing="rule", n_steps=5, relax=False)
+    assert sorted(found.n_atoms.tolist()) == [2, 2, 2, 4, 4]
     assert (table["z"] * 2).tolist() == found.n_atoms.tolist()
     assert not table["converged"].any()
-    again, _, _ = generate(["MgO"], 3, z=(1, 2), annealing="rule", n_steps=5, relax=False)
+    again, _, _ = generate(["MgO"], 5, z=(1, 2), annealing="rule", n_steps=5, relax=False)
     assert found.cell.equal(again.cell) and found.pos.equal(again.pos)
+
+
+def test_formula_units_are_those_that_the_model_knows():
+    """It was trained on cells of up to 12 atoms."""
+    options = {"annealing": "rule", "n_steps": 2, "relax": False}
+    _, table, _ = generate(["MgO", "SrTiO3", "LiFePO4"], 4, **options)
+    units = table.groupby("formula")["z"].agg(lambda z: sorted(z)).to_dict()
+    assert units == {"MgO": [1, 1, 2, 4], "SrTiO3": [1, 1, 2, 2], "LiFePO4": [1] * 4}
 
 
 @pytest.mark.parametrize(

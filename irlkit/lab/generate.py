@@ -36,7 +36,7 @@ def generate(
     formulas: Sequence[str],
     n_structures: int = 20,
     *,
-    z: Sequence[int] = (1,),
+    z: Sequence[int] | None = None,
     model: str = "linear-ode",
     annealing: str = "learned",
     n_steps: int = 10,
@@ -50,8 +50,8 @@ def generate(
 
     Args:
         formulas: such as "SrTiO3".
-        n_structures: per formula and number of formula units.
-        z: numbers of formula units per cell.
+        n_structures: per formula, shared evenly among the numbers of formula units.
+        z: numbers of formula units per cell; None: ``polymorphs.formula_units``.
         model: what ``load_pretrained`` takes.
         annealing: "learned" (with 10 steps, for linear-ode), "rule" (``EndpointAnnealing``),
             "none", or the path of one.
@@ -75,14 +75,19 @@ def generate(
     """
     named = isinstance(potential, str)
     energies = potentials.get(potential, **({"device": device} if named else {}))
-    cells = [compositions.from_formula(formula, k) for formula in formulas for k in z]
-    asked = CrystalBatch.concatenate(cells)
-    energies.check(asked)
-    names = np.repeat([formula for formula in formulas for _ in z], n_structures)
-    units = np.tile(np.repeat(list(z), n_structures), len(formulas))
     network = load_pretrained(model, device)
+    pairs = [
+        (formula, k, n_structures // len(tried) + (i < n_structures % len(tried)))
+        for formula in formulas
+        for tried in [list(z or polymorphs.formula_units(network, formula))]
+        for i, k in enumerate(tried)
+    ]
+    asked = CrystalBatch.concatenate([compositions.from_formula(f, k) for f, k, _ in pairs])
+    energies.check(asked)
     polymorphs.warn_beyond(network, asked)
-    requested = asked.repeat(n_structures)
+    names, units, counts = (np.array(column) for column in zip(*pairs, strict=True))
+    names, units = names.repeat(counts), units.repeat(counts)
+    requested = asked[np.arange(len(asked)).repeat(counts)]
     generator = torch.Generator().manual_seed(seed)
     found = Dynamics(network, _annealing(annealing)).generate(
         requested.to(device, network.dtype), n_steps, generator=generator, progress=progress
@@ -120,8 +125,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="irlkit generate", description=__doc__)
     parser.add_argument("formulas", nargs="+", help="such as NaCl MgO SrTiO3")
-    parser.add_argument("-n", type=int, default=20, help="structures per formula and z")
-    parser.add_argument("-z", type=int, nargs="+", default=[1], help="formula units per cell")
+    parser.add_argument("-n", type=int, default=20, help="structures per formula")
+    parser.add_argument(
+        "-z",
+        type=int,
+        nargs="+",
+        help="formula units per cell, which share the structures; by itself, those of 1, 2 and 4 "
+        "whose cells are not larger than what the model was trained on",
+    )
     parser.add_argument("-o", "--out", type=Path, default=Path("generated"), help="folder")
     parser.add_argument("--relax", action="store_true", help="relax with the potential")
     parser.add_argument("--model", default="linear-ode", help="name or path")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from irlkit import data, potentials
 from irlkit.crystals import CrystalBatch
+from irlkit.crystals.compositions import from_formula
 from irlkit.crystals.symmetry import conventional
 from irlkit.data import CrystalDataset
 from irlkit.data.loading import EMBEDDED
@@ -67,7 +68,7 @@ def ranked(table: pd.DataFrame) -> np.ndarray:
 
 
 def known_structures(
-    compositions: CrystalBatch, potential: Potential | None = None, dataset: str = "prototypes"
+    compositions: CrystalBatch, potential: Potential | None = None, dataset: str | None = None
 ) -> CrystalDataset:
     """Find the structures of some compositions in all splits of a data set; none, if it has none.
 
@@ -78,14 +79,17 @@ def known_structures(
         compositions: structures of these reduced formulas are taken.
         potential: to relax them with, so that their energies compare with those of others; None:
             they and their energies stay what they are in the data set.
-        dataset: name or path.
+        dataset: name or path; None: both embedded sets.
 
     Returns:
         The lowest energy of each formula first.
     """
-    whole = data.load(dataset)
-    known = whole[whole.table["formula"].isin(compositions.reduced_formulas())]
-    table = known.table
+    formulas = compositions.reduced_formulas()
+    parts = [data.load(name) for name in ([dataset] if dataset else EMBEDDED)]
+    parts = [part[part.table["formula"].isin(formulas)] for part in parts]
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    crystals = CrystalBatch.concatenate([part.batch for part in parts])
+    known = CrystalDataset(dataset or "known", None, crystals, table)
     if potential is not None and len(known):
         relaxed, energy = relax_known(known.batch, potential)
         table = table.assign(energy_per_atom=energy)
@@ -192,12 +196,9 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
         them, and "beyond them", what of it no training structure has: elements, so many atoms, so
         many elements; empty where there is nothing.
     """
-    name = model.info.get("dataset")
-    limits, splits = model.info.get("seen"), None
+    name, limits, splits = model.info.get("dataset"), _limits(model), None
     if name in EMBEDDED:
-        whole = data.load(name)
-        splits = whole.table.groupby("formula")["split"].agg(["first", "size"])
-        limits = whole[whole.table["split"] == "train"].limits()
+        splits = data.load(name).table.groupby("formula")["split"].agg(["first", "size"])
     rows = {}
     names = zip(compositions.formulas(), compositions.reduced_formulas(), strict=True)
     for (cell, formula), one in zip(names, compositions, strict=True):
@@ -210,6 +211,22 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
             said = f"{size} structures" if split == "train" else f"not among them, but in {split}"
         rows[cell] = (said, _beyond(one, limits))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["training data", "beyond them"])
+
+
+def _limits(model: FlowModel) -> dict[str, Any] | None:
+    """What a model was trained on had at most; None where that is not known."""
+    name = model.info.get("dataset")
+    return data.load(name, "train").limits() if name in EMBEDDED else model.info.get("seen")
+
+
+def formula_units(model: FlowModel, formula: str) -> list[int]:
+    """Return those of 1, 2 and 4 formula units that make no larger cell than the model has seen.
+
+    At least 1, and 1 alone where it is not known what the model was trained on.
+    """
+    limits, n_atoms = _limits(model), len(from_formula(formula).species)
+    most = limits["max_atoms"] if limits else 0
+    return [k for k in (1, 2, 4) if k == 1 or k * n_atoms <= most]
 
 
 def warn_beyond(model: FlowModel, compositions: CrystalBatch) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from irlkit.data.dataset import CrystalDataset
 from irlkit.data.loading import load, split_of
 from irlkit.lab.prototypes._complex_candidates import enumerate_complex, split_of_complex
 from irlkit.lab.prototypes.candidates import enumerate_candidates
@@ -208,11 +209,19 @@ def _build_table(
         first = set(recipe.enumerate()[:most])
         records = [record for record in records if _key(record) in first]
     groups = _sound_structures(records, dropped)
+    other = load(recipe.besides, progress=False) if recipe.besides else None
+    known: dict[str, list[Any]] = defaultdict(list)
+    if other is not None:
+        shared = other[other.table["formula"].isin(list(groups))]
+        for formula, structure in zip(shared.table["formula"], shared.structures, strict=True):
+            known[formula].append(structure)
     duplicates = StructureMatcher()  # pymatgen's own tolerances: what it calls the same structure
     rows: list[dict[str, Any]] = []
     compositions = []
     for formula, members in tqdm(sorted(groups.items()), desc="filtering", mininterval=10):
-        for structure, record in _distinct(members, recipe.types, duplicates, dropped):
+        for structure, record in _distinct(
+            members, known[formula], recipe.types, duplicates, dropped
+        ):
             number = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_number()
             compositions.append(structure.composition)
             rows.append(
@@ -228,7 +237,7 @@ def _build_table(
                 }
             )
     table = pd.DataFrame(rows)
-    table["e_above_hull"] = _energies_above_hull(compositions, table["energy_per_atom"], recipe)
+    table["e_above_hull"] = _energies_above_hull(compositions, table["energy_per_atom"], other)
     far = table["e_above_hull"] > recipe.hull_window
     if far.any():
         dropped["too far above the hull"] = int(far.sum())
@@ -261,11 +270,15 @@ def _sound_structures(
 
 def _distinct(
     members: list[tuple[Any, dict[str, Any]]],
+    known: list[Any],
     types: Mapping[str, StructureType],
     matcher: Any,
     dropped: dict[str, int],
 ) -> list[tuple[Any, dict[str, Any]]]:
-    """Polymorphs of one composition that are low in energy and differ, as reduced cells."""
+    """Polymorphs of one composition that are low in energy and differ, as reduced cells.
+
+    From one another and from those that are known.
+    """
     order = {name: rank for rank, name in enumerate(types)}
     best = min(record["energy_per_atom"] for _, record in members)
     members = sorted(members, key=lambda m: (len(m[0]), order[m[1]["prototype"]], m[1]["elements"]))
@@ -278,16 +291,22 @@ def _distinct(
         structure = structure.get_reduced_structure(reduction_algo="niggli")
         if any(matcher.fit(structure, other) for other, _ in kept):
             dropped["duplicate"] += 1
+        elif any(matcher.fit(structure, other) for other in known):
+            dropped["in the other set"] += 1
         else:
             kept.append((structure, record))
     return kept
 
 
 def _energies_above_hull(
-    compositions: list[Any], energy_per_atom: Any, recipe: _Recipe
+    compositions: list[Any], energy_per_atom: Any, other: CrystalDataset | None
 ) -> list[float]:
-    """Energies above the hull of all entries, eV/atom; nan where an element has none."""
+    """Energies above the hull of all entries, eV/atom; nan where an element has none.
+
+    Those of another set are part of it.
+    """
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
     from tqdm.auto import tqdm
 
     by_system: dict[frozenset[str], list[PDEntry]] = defaultdict(list)
@@ -297,10 +316,11 @@ def _energies_above_hull(
     systems = [frozenset(element.symbol for element in c) for c in compositions]
     for system, entry in zip(systems, entries, strict=True):
         by_system[system].append(entry)
-    for formula, energy in recipe.more_entries():
-        entry = PDEntry(formula, energy)
-        entry = PDEntry(formula, energy * entry.composition.num_atoms)
-        by_system[frozenset(e.symbol for e in entry.composition)].append(entry)
+    if other is not None:
+        for formula, energy in other.table[["formula", "energy_per_atom"]].itertuples(index=False):
+            composition = Composition(formula)
+            system = frozenset(element.symbol for element in composition)
+            by_system[system].append(PDEntry(composition, energy * composition.num_atoms))
     diagrams: dict[frozenset[str], PhaseDiagram | None] = {}
     energies = []
     for system, entry in tqdm(list(zip(systems, entries, strict=True)), desc="hulls"):
@@ -325,7 +345,7 @@ class _Recipe:
         prefix: Of `material_id`.
         split_of: Split by reduced formula.
         hull_window: Structures further above the hull are dropped, eV/atom.
-        more_entries: Formulas and energies per atom that the hull has besides the set's own.
+        besides: Another set: its energies are part of the hull, its structures are not repeated.
     """
 
     enumerate: Callable[[], list[_Candidate]]
@@ -335,12 +355,7 @@ class _Recipe:
     prefix: str
     split_of: Callable[[str], str] = split_of
     hull_window: float = float("inf")
-    more_entries: Callable[[], list[tuple[str, float]]] = list
-
-
-def _prototypes() -> list[tuple[str, float]]:
-    table = load("prototypes", progress=False).table
-    return list(zip(table["formula"], table["energy_per_atom"], strict=True))
+    besides: str | None = None
 
 
 _RECIPES = {
@@ -353,7 +368,7 @@ _RECIPES = {
         "irc",
         split_of_complex,
         _HULL_WINDOW,
-        _prototypes,
+        "prototypes",
     ),
 }
 
