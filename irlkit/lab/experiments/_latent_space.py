@@ -86,11 +86,13 @@ def interpolate(
         )
     if n_points < 2:
         raise ValueError(f"n_points must be at least 2, got {n_points}")
-    start, end = (model.autoencoder.encode(crystals)[0] for crystals in (first, second))
+    ends = (crystals.to(next(model.parameters()).device) for crystals in (first, second))
+    start, end = (model.autoencoder.encode(crystals)[0] for crystals in ends)
     _, order = linear_sum_assignment(torch.cdist(start, end).cpu().numpy())
     weights = torch.linspace(0, 1, n_points)[:, None, None].to(start)
     line = torch.lerp(start, end[torch.as_tensor(order)], weights)
-    return model.autoencoder.crystals(line.flatten(0, 1), first.n_atoms.repeat(n_points))
+    n_atoms = first.n_atoms.repeat(n_points).to(start.device)
+    return model.autoencoder.crystals(line.flatten(0, 1), n_atoms).to("cpu")
 
 
 def decoded_path(
