@@ -2,8 +2,10 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
+import re
 
 import pytest
 
@@ -79,6 +81,26 @@ def test_public_names_are_not_too_many():
                 totals[folder] += 1 + sum(not name.startswith("_") for name in names)
     too_many = {name: n for name, n in totals.items() if n > MOST_PUBLIC_NAMES[name]}
     assert not too_many, too_many
+
+
+SHAPES = re.compile(
+    r"(?i:\bshapes?\b|\bscalars?\b)|\((?:\d|B|n|m|k|len|steps)[\w *+()]*,[\w *+.,-]*\)"
+    r"|see ``\w+``|as for `"
+)
+"""A shape in words or as a tuple, or where it is said."""
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_shapes_are_said_where_tensors_go_in_or_out(module):
+    loaded = importlib.import_module(module) if module != "irlkit.__main__" else None
+    unsaid = []
+    for name, node in documented(module):
+        hints = [getattr(part, "annotation", None) for part in ast.walk(node.args)]
+        words = " ".join(ast.unparse(hint) for hint in (*hints, node.returns) if hint)
+        said = inspect.getdoc(functools.reduce(getattr, name.split("."), loaded)) or ""
+        if re.search(r"\bTensor\b|\bndarray\b", words) and not SHAPES.search(said):
+            unsaid.append(f"{name}: {said.splitlines()[0] if said else ''}")
+    assert not unsaid, "\n".join(unsaid)
 
 
 def test_every_public_function_has_a_docstring():

@@ -228,9 +228,9 @@ def reconstruction_losses(
             where 0.01 and 0.99 are far apart.
 
     Returns:
-        "species": cross-entropy per atom; "pos", "lengths", "angles": mean squared errors of
-        coordinates, of lengths over N^(1/3), Å, and of angles, radians; "kl": KL divergence from a
-        standard normal, summed over an atom's latents, mean over atoms.
+        Scalars. "species": cross-entropy per atom; "pos", "lengths", "angles": mean squared errors
+        of coordinates, of lengths over N^(1/3), Å, and of angles, radians; "kl": KL divergence from
+        a standard normal, summed over an atom's latents, mean over atoms.
     """
     mean, std = model.encode(crystals)
     noise = torch.randn(mean.shape, generator=generator).to(mean)

@@ -146,7 +146,7 @@ class LatentDiffusion(nn.Module):
         self.info = dict(info or {})
 
     def check(self, n_atoms: Tensor) -> None:
-        """Raise a ValueError if structures have more atoms than the model has seen."""
+        """Raise a ValueError if structures, n_atoms of shape (B,), are larger than those seen."""
         largest = self.network.sizes["max_atoms"]
         if len(n_atoms) and int(n_atoms.max()) > largest:
             raise ValueError(

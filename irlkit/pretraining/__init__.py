@@ -93,7 +93,7 @@ class PretrainingConfig(LoopConfig):
 
 
 def total_loss(losses: Mapping[str, Tensor], config: PretrainingConfig) -> Tensor:
-    """Return the weighted sum of what `interpolant_losses` returns.
+    """Return the weighted sum of what `interpolant_losses` returns, a scalar.
 
     >>> losses = {"velocity_pos": torch.tensor(1.0), "velocity_cell": torch.tensor(10.0)}
     >>> total_loss(losses, PretrainingConfig(cell_weight=0.1))
@@ -123,9 +123,9 @@ def interpolant_losses(
         pairing: pair base positions with the data (`interpolants.pair_with_data`).
 
     Returns:
-        "velocity_{field}" and, for fields with latent noise, "denoiser_{field}" -> mean squared
-        error, with gradient; "crossentropy_species", the mean over all atoms, where species are
-        generated.
+        Scalars: "velocity_{field}" and, for fields with latent noise, "denoiser_{field}" -> mean
+        squared error, with gradient; "crossentropy_species", the mean over all atoms, where species
+        are generated.
     """
     device, dtype, size = x_1.device, x_1.dtype, len(x_1)
     strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size

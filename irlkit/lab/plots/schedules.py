@@ -100,7 +100,7 @@ def noise_schedules(
     """Draw sigma(t) of noise schedules, a line each (Eqs. 7, 13).
 
     Args:
-        schedules: name -> noise schedule.
+        schedules: name -> noise schedule, of times of shape (n_points,) to as many scales.
         label: of the ordinate, with the unit of the field if there is one.
         n_points: times between 1e-3 and 1 - 1e-3.
 
