@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("irlkit.lab.train", "train an annealing with GRPO, on one machine or several"),
     "pretrain": ("irlkit.pretraining.__main__", "train a flow model on a data set"),
     "download": ("irlkit.networks.omatg.download", "fetch published models"),
-    "prototypes": ("irlkit.lab.prototypes.generate", "make the embedded data set again"),
+    "prototypes": ("irlkit.lab.prototypes.generate", "make an embedded data set again"),
 }
 """Name -> module, whose ``main`` takes the arguments after the name, and what it does."""
 

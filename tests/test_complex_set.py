@@ -1,7 +1,12 @@
 """The embedded set of larger cells: its structure types, its candidates, and what it promises."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from pymatgen.core import Composition, Species
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
@@ -11,6 +16,14 @@ from irlkit.lab.prototypes import _complex_candidates, generate
 from irlkit.lab.prototypes._complex_candidates import HELD_OUT, TEXTBOOK, enumerate_complex
 from irlkit.lab.prototypes._radii import shannon_radius
 from irlkit.lab.prototypes.structure_types import COMPLEX_TYPES
+from irlkit.potentials import CHGNetPotential
+
+FILE = Path(generate.__file__).parents[2] / "data" / "complex" / "complex.parquet"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return pd.read_parquet(FILE)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +131,98 @@ def test_chunks_are_relaxed_and_a_bad_one_fails_alone(monkeypatch, tmp_path):
     # Experiment: 96.4 Å^3 in the hexagonal cell, of three times the atoms.
     assert 31 < abs(np.linalg.det(good["cell"])) < 35
     assert not bad["converged"] and "too dense" in bad["error"]
+
+
+def test_what_the_other_set_has_and_what_is_far_from_the_hull_is_dropped(tmp_path, candidates):
+    def record(name, ions, energy):
+        structure = COMPLEX_TYPES[name].build(ions.split())
+        return {
+            "prototype": name,
+            "elements": ions.split(),
+            "converged": True,
+            "species": [site.specie.Z for site in structure],
+            "pos": structure.frac_coords.tolist(),
+            "cell": structure.lattice.matrix.tolist(),
+            "energy_per_atom": energy,
+        }
+
+    raw = tmp_path / "raw.jsonl"
+    records = [
+        record("alpha-NaFeO2", "Li+ Co3+ O2-", -6.37),
+        record("spinel", "Mg2+ Al3+ O2-", -7.49),
+        record("LiFePO4", "Li+ Fe2+ P5+ O2-", -5.0),
+    ]
+    raw.write_text("\n".join(map(json.dumps, records)))
+    table, dropped = generate._build_table(raw, "complex")
+    assert table[["material_id", "formula", "prototype", "split"]].to_numpy().tolist() == [
+        ["irc-00000", "MgAl2O4", "spinel", "test"]
+    ]
+    assert table["e_above_hull"].tolist() == [0.0]
+    assert dropped == {
+        "in the other set": 1, "too far above the hull": 1, "candidates": 3, "kept": 1
+    }  # fmt: skip
+    few = 1 + candidates.index(("spinel", ("Mg2+", "Al3+", "O2-")))
+    assert generate._build_table(raw, "complex", few)[1] == {"candidates": 1, "kept": 1}
+
+
+# --- the data ---
+
+
+def test_size_and_variety(table):
+    assert len(table) >= 3000 and FILE.stat().st_size < 3_000_000
+    assert len(set(table["prototype"]) & set(COMPLEX_TYPES)) >= 70
+    assert table["species"].map(len).max() == 28
+    n_elements = table["species"].map(lambda s: len(set(s)))
+    assert (n_elements == 4).sum() >= 1000 and n_elements.max() == 4
+    assert (table["prototype"] == "other").mean() < 0.05
+    assert table["formula"].nunique() >= 2000
+    assert (table["material_id"] == [f"irc-{i:05d}" for i in range(len(table))]).all()
+
+
+def test_energies(table):
+    assert np.isfinite(table["energy_per_atom"]).all()
+    best = table.groupby("formula")["energy_per_atom"].transform("min")
+    assert (table["energy_per_atom"] - best).max() <= generate.ENERGY_WINDOW + 1e-6
+    hull = table["e_above_hull"].dropna()
+    assert len(hull) > 0.9 * len(table) and -1e-6 < hull.min() and hull.max() <= 0.3
+
+
+def test_energies_and_forces_are_those_of_the_potential():
+    data = load("complex", progress=False).select(range(0, 3000, 250))
+    result = CHGNetPotential()(data.batch, forces=True)
+    energy = data.table["energy_per_atom"].to_numpy()
+    np.testing.assert_allclose(result.energy_per_atom, energy, atol=2e-4)
+    assert np.linalg.norm(result.forces, axis=1).max() < 1.1 * generate.FMAX
+
+
+def test_splits_keep_polymorphs_together_here_and_in_both_sets(table):
+    assert (table.groupby("formula")["split"].nunique() == 1).all()
+    other = load("prototypes", progress=False).table.set_index("formula")["split"]
+    shared = table[table["formula"].isin(other.index)]
+    assert len(shared) > 50
+    assert (shared["split"] == shared["formula"].map(other.groupby(level=0).first())).all()
+    parts = table["split"].value_counts(normalize=True)
+    assert abs(parts["train"] - 0.8) < 0.04 and min(parts["val"], parts["test"]) > 0.08
+    sizes = {s: len(load("complex", s, progress=False)) for s in ("train", "val", "test")}
+    assert sizes == table["split"].value_counts().to_dict()
+
+
+def test_textbook_compounds_are_there_as_the_types_that_name_them(table):
+    for formula, split in HELD_OUT.items():
+        assert set(table.loc[table["formula"] == formula, "split"]) == {split}
+    lowest = table.sort_values("energy_per_atom").groupby("formula")["prototype"].first()
+    types = {
+        "MgAl2O4": "spinel", "LiFePO4": "LiFePO4", "Cs2AgBiBr6": "elpasolite", "ZrSiO4": "zircon",
+        "TiFeO3": "ilmenite", "Y2Ti2O7": "pyrochlore", "GdFeO3": "GdFeO3", "Al2O3": "corundum",
+        "ZnCu2SnS4": "kesterite", "CaCO3": "calcite", "Mg2SiO4": "olivine",
+        "LiNbO3": "LiNbO3", "MgSiO3": "clinopyroxene",
+    }  # fmt: skip
+    assert lowest[list(types)].to_dict() == types
+
+
+def test_structures_are_sound():
+    data = load("complex", progress=False)
+    assert not data.skipped
+    assert data.batch.n_atoms.max() == 28
+    per_atom = data.batch.volume / data.batch.n_atoms
+    assert torch.all((per_atom > 4) & (per_atom < 70))

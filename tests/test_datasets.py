@@ -255,7 +255,7 @@ def test_dataset_checks_its_table(small_batch):
 def test_missing_file_and_unknown_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data file .*nothing\.csv \(looked in"):
         data.load(tmp_path / "nothing.csv")
-    with pytest.raises(ValueError, match="unknown data set 'mp21'; known sets: prototypes"):
+    with pytest.raises(ValueError, match="'mp21'; known sets: complex, prototypes"):
         data.load("mp21")
 
 

@@ -35,7 +35,8 @@ from irlkit.utils.checks import check_count, checked
 from irlkit.utils.settings import torch_settings
 
 EMBEDDED: dict[str, tuple[Path, Reader]] = {
-    "prototypes": (Path(__file__).parent / "prototypes" / "prototypes.parquet", read_parquet)
+    name: (Path(__file__).parent / name / f"{name}.parquet", read_parquet)
+    for name in ("prototypes", "complex")
 }
 """File and reader of each set that comes with the package."""
 
@@ -69,7 +70,7 @@ def load(
 
     | what | which |
     |---|---|
-    | `prototypes` | the embedded data set |
+    | `prototypes`, `complex` | embedded: up to 3 elements and 12 atoms; up to 4 and 28 |
     | `.csv` | table with a column `cif` or `structure`, as CDVAE has them |
     | `.lmdb` | OMatG's data sets; their pickles execute nothing |
     | `.parquet` | column `cif` or `structure`, or ColabFit's arrays |
