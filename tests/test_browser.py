@@ -534,7 +534,7 @@ def test_a_formula_is_typed_and_a_wrong_one_answered_in_words(browser, folder, l
         assert "Traceback" not in "".join(answers())
 
     try_formula("Xx2", "'Xx' is no element")
-    try_formula("NaCl500", "501 atoms, more than the 20")
+    try_formula("NaCl500", "501 atoms, more than the 28")
     try_formula("", 'formula must be a text such as "NaCl"')
     try_formula("CaF2", "Ca1 F2")
     page.wait_for_selector(".jp-RenderedPlotly.js-plotly-plot")

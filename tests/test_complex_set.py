@@ -207,6 +207,17 @@ def test_splits_keep_polymorphs_together_here_and_in_both_sets(table):
     assert sizes == table["split"].value_counts().to_dict()
 
 
+def test_both_sets_together(table):
+    both = load("prototypes+complex", "val", progress=False)
+    sizes = [len(load(name, "val", progress=False)) for name in ("prototypes", "complex")]
+    assert len(both) == sum(sizes) and both.name == "prototypes+complex"
+    assert both.table["material_id"].is_unique
+    assert both.batch.n_atoms[: sizes[0]].max() == 12 and both.limits()["max_atoms"] == 28
+    assert both.batch.reduced_formulas() == both.table["formula"].tolist()
+    with pytest.raises(ValueError, match="unknown data set"):
+        load("prototypes+nothing")
+
+
 def test_textbook_compounds_are_there_as_the_types_that_name_them(table):
     for formula, split in HELD_OUT.items():
         assert set(table.loc[table["formula"] == formula, "split"]) == {split}

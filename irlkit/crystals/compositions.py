@@ -23,7 +23,7 @@ def element_counts(batch: CrystalBatch) -> torch.Tensor:
 
 @checked
 def from_formula(
-    formula: str, n_formula_units: int = 1, max_atoms: int = 20, dtype: torch.dtype = torch.float32
+    formula: str, n_formula_units: int = 1, max_atoms: int = 28, dtype: torch.dtype = torch.float32
 ) -> CrystalBatch:
     """Return one composition to generate structures for, atoms sorted by atomic number.
 

@@ -71,6 +71,7 @@ def load(
     | what | which |
     |---|---|
     | `prototypes`, `complex` | embedded: up to 3 elements and 12 atoms; up to 4 and 28 |
+    | `prototypes+complex` | both |
     | `.csv` | table with a column `cif` or `structure`, as CDVAE has them |
     | `.lmdb` | OMatG's data sets; their pickles execute nothing |
     | `.parquet` | column `cif` or `structure`, or ColabFit's arrays |
@@ -117,8 +118,30 @@ def load(
         return _load_formulas(*formulas, max_atoms, dtype)
     if z is not None:
         raise ValueError(f"z is for formulas only, got z={z!r} for {source!r}")
-    path, reader = _find(source)  # type: ignore[arg-type]
     split = split and _common_split(split)
+    names = str(source).split("+")
+    together = len(names) > 1 and set(names) <= set(EMBEDDED)
+    parts = [
+        _load_file(part, split, max_atoms, niggli, cache, progress, dtype)  # type: ignore[arg-type]
+        for part in (names if together else [source])
+    ]
+    if not together:
+        return parts[0]
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    batch = CrystalBatch.concatenate([part.batch for part in parts])
+    return CrystalDataset(str(source), split, batch, table)
+
+
+def _load_file(
+    source: str | os.PathLike[str],
+    split: str | None,
+    max_atoms: int | None,
+    niggli: bool,
+    cache: bool,
+    progress: bool,
+    dtype: torch.dtype,
+) -> CrystalDataset:
+    path, reader = _find(source)
     batch, table, skipped = _parsed(path, reader, niggli, cache, progress)
     _warn_about(skipped, len(skipped) + len(batch), path)
     dataset = _dataset(path, split, batch, table, skipped, dtype)

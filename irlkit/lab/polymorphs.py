@@ -197,7 +197,7 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
         many elements; empty where there is nothing.
     """
     name, limits, splits = model.info.get("dataset"), _limits(model), None
-    if name in EMBEDDED:
+    if name and set(name.split("+")) <= set(EMBEDDED):
         splits = data.load(name).table.groupby("formula")["split"].agg(["first", "size"])
     rows = {}
     names = zip(compositions.formulas(), compositions.reduced_formulas(), strict=True)
@@ -216,7 +216,9 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
 def _limits(model: FlowModel) -> dict[str, Any] | None:
     """What a model was trained on had at most; None where that is not known."""
     name = model.info.get("dataset")
-    return data.load(name, "train").limits() if name in EMBEDDED else model.info.get("seen")
+    if name and set(name.split("+")) <= set(EMBEDDED):
+        return data.load(name, "train").limits()
+    return model.info.get("seen")
 
 
 def formula_units(model: FlowModel, formula: str) -> list[int]:
