@@ -31,7 +31,14 @@ from irlkit.pretraining.latent import (
     sample_evaluation,
 )
 
-SETTINGS = ("iterations", "batch_size", "learning_rate", "validate_every", "seed")
+SETTINGS = (
+    "iterations",
+    "batch_size",
+    "learning_rate",
+    "validate_every",
+    "checkpoint_every",
+    "seed",
+)
 CONFIGS = {
     **dict.fromkeys(KINDS, PretrainingConfig),
     "autoencoder": AutoencoderConfig,
@@ -56,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         kind = type(getattr(PretrainingConfig, name))
         said = "default: that of the kind"
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=said)
+    parser.add_argument("--width", type=int, help="channels; default: those of the kind")
     said = "of latent-diffusion: name, or path of a file"
     parser.add_argument("--autoencoder", default="chemeleon-vae", help=said)
     parser.add_argument(
@@ -71,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(arguments.threads)
     given = {name: getattr(arguments, name) for name in SETTINGS}
     settings: dict[str, Any] = {**LARGE[arguments.kind]} if arguments.large else {}
+    given["hidden_dim" if arguments.kind in KINDS else "width"] = arguments.width
     settings |= {name: value for name, value in given.items() if value is not None}
     model, total = _train(arguments, settings)
     done = model.info["iterations"]
