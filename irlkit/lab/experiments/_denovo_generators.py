@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from ase.data import chemical_symbols
@@ -27,10 +27,12 @@ class Generator(Protocol):
     Attributes:
         device: of the model.
         grpo: settings of the loss that suit its policies.
+        updates: settings of a trainer's gradient steps that do.
     """
 
     device: torch.device
     grpo: GRPOConfig
+    updates: ClassVar[dict[str, Any]]
 
     def policy(self, temperature: float = 1.0) -> Policy:
         """Return an untrained policy; a temperature below 1 makes what is common more common."""
@@ -51,6 +53,7 @@ class _OfSpecies:
     """Policies of a flow of species: the temperature is that of their distribution."""
 
     grpo = GRPOConfig(clip_eps=0.2, normalization="per_atom_surrogate")
+    updates: ClassVar = {"n_ppo_epochs": 2}
 
     def __init__(self, model: FlowModel) -> None:
         if model.species is None:
@@ -84,6 +87,7 @@ class _OfLatents:
     """Policies of a latent diffusion: the temperature is a factor of the noise of all steps."""
 
     grpo = GRPOConfig(clip_eps=0.2, normalization="per_atom_surrogate")
+    updates: ClassVar = {"n_ppo_epochs": 2, "minibatch_updates": 4, "step_fraction": 0.5}
 
     def __init__(self, model: LatentDiffusion, training: CrystalDataset) -> None:
         self.model, self.device = model, next(model.parameters()).device

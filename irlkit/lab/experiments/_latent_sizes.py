@@ -19,8 +19,8 @@ class LatentSize(DeNovoSize):
     """
 
     ablations: tuple[str, ...] = ()
-    latent_steps: int = 29
-    latent_learning_rate: float = 1e-4
+    latent_steps: int = 24
+    latent_learning_rate: float = 2e-4
     guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
 
     def of_latents(self) -> LatentSize:
@@ -44,8 +44,8 @@ SIZES = {
         latent_steps=8,
         guidances=(2.0,),
     ),
-    "laptop": LatentSize(200, 10, 10, 10, group_size=32, temperatures=(0.7, 0.85)),
-    "long": LatentSize(1000, 40, 25, 25, seeds=(0, 1, 2), latent_steps=49),
+    "laptop": LatentSize(150, 10, 10, 8, group_size=32, temperatures=(0.85, 0.95)),
+    "long": LatentSize(1000, 60, 25, 40, seeds=(0, 1, 2)),
     "paper": LatentSize(
         10_000, 300, 100, 100, seeds=(0, 1, 2), group_size=128, n_steps=100, latent_steps=99
     ),

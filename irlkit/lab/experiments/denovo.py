@@ -112,7 +112,7 @@ class DeNovoReinforcement(Measured):
             n_groups=size.n_groups,
             group_size=size.group_size,
             n_steps=size.n_steps,
-            n_ppo_epochs=2,
+            **self.generator.updates,
             learning_rate=size.learning_rate,
             max_batch=160,
             validate_every=1_000_000,  # What is kept is the end: scaled rewards are no measure.
