@@ -15,13 +15,13 @@ class LatentSize(DeNovoSize):
         ablations: none is trained here.
         latent_steps: from noise to latents, before the last one, which has no noise.
         latent_learning_rate: of Adam, for latent diffusion.
-        guidances: among which that of guidance to a band gap is chosen.
+        guidances: among which that of guidance to a band gap is chosen; 0 is no guidance.
     """
 
     ablations: tuple[str, ...] = ()
     latent_steps: int = 24
     latent_learning_rate: float = 2e-4
-    guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
+    guidances: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
 
     def of_latents(self) -> LatentSize:
         """Return the size of latent diffusion's part."""
