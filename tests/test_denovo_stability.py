@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from irlkit.crystals import CrystalBatch
 from irlkit.data import load
 from irlkit.evaluate.denovo import denovo
-from irlkit.evaluate.hull import POTENTIAL, VIRTUAL_ENTRIES, Hull, _shift_of_elements
+from irlkit.evaluate.hull import POTENTIAL, VIRTUAL_ENTRIES, Hull, _prototypes, _shift_of_elements
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES
 from irlkit.potentials.base import Computed, Potential
@@ -126,6 +126,8 @@ def test_virtual_entries_of_the_judge_are_shifted(tmp_path, monkeypatch):
     table = pd.DataFrame({"formula": ["Mg3O", "MgZn7"], "formation_energy_per_atom": [-9.0, -9.0]})
     table.to_parquet(tmp_path / VIRTUAL_ENTRIES.name)
     monkeypatch.setattr("irlkit.evaluate.hull.VIRTUAL_ENTRIES", tmp_path / VIRTUAL_ENTRIES.name)
+    # Neither a hull of other tests' nor one that they would be given.
+    monkeypatch.setattr("irlkit.evaluate.hull._prototypes", _prototypes.__wrapped__)
     batch = CrystalBatch.from_formulas(["Mg3O", "MgZn7"])
     lowest = []
     for name in (POTENTIAL, "7net-0"):
