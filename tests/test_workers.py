@@ -111,10 +111,14 @@ def alive(process):
 
 
 BUSY = """
-import os, threading
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Also where tests begin with it ignored.
 def busy():
     os.write(1, f"worker {os.getpid()}\\n".encode())  # At once: both workers write to one pipe.
-    return lambda item: [None for _ in iter(int, 1)]
+    def forever(item):  # Nothing is kept: a worker that is not ended takes no memory.
+        while True:
+            pass
+    return forever
 WorkerPool(busy, 2).map([1, 2])
 """
 
