@@ -64,6 +64,7 @@ def read(
     build: Callable[[dict[str, Any]], M],
     device: str | torch.device = "cpu",
     writer: str = "FlowModel.save",
+    left_out: Callable[[dict[str, Any]], str] = lambda description: "-",
 ) -> M:
     """Read a model that `write` wrote, in evaluation mode; half-precision weights become float32.
 
@@ -73,6 +74,7 @@ def read(
         build: makes the model of its description, with any weights but those that were left out.
         device: where to put the weights.
         writer: what writes such files, for messages.
+        left_out: how the names of weights begin that a file of this description does not have.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -106,8 +108,8 @@ def read(
     try:
         dtype = next(iter(tensors.values())).dtype if tensors else None
         model.to(torch.float32 if dtype == torch.float16 else dtype)
-        left_out = description.get("left_out", "-")
-        kept = {k: v for k, v in model.state_dict().items() if k.startswith(left_out)}
+        elsewhere = left_out(description)
+        kept = {k: v for k, v in model.state_dict().items() if k.startswith(elsewhere)}
         model.load_state_dict({**kept, **tensors})
     except RuntimeError as error:
         raise ValueError(

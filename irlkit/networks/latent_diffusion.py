@@ -289,7 +289,6 @@ class LatentDiffusion(nn.Module):
             autoencoder: Name of the one that comes with the package, if it is this model's: the
                 file then names it and has the transformer's weights alone.
         """
-        left_out = {"left_out": "autoencoder."} if autoencoder else {}
         description = {
             "format": FORMAT,
             "autoencoder": autoencoder or self.autoencoder.sizes,
@@ -297,9 +296,8 @@ class LatentDiffusion(nn.Module):
             "autoencoder_info": self.autoencoder.info,
             "scale": self.scale,
             "info": self.info,
-            **left_out,
         }
-        _files.write(path, self, description, *left_out.values())
+        _files.write(path, self, description, _left_out(description))
 
     @classmethod
     @checked
@@ -335,7 +333,12 @@ class LatentDiffusion(nn.Module):
             return cls(autoencoder, network, description["scale"], description["info"])
 
         file = _files.shipped(path, "latent")
-        return _files.read(file, FORMAT, build, device, "LatentDiffusion.save")
+        return _files.read(file, FORMAT, build, device, "LatentDiffusion.save", _left_out)
+
+
+def _left_out(description: Mapping[str, Any]) -> str:
+    """How the names of weights begin that a file has not: those of an autoencoder that it names."""
+    return "autoencoder." if isinstance(description["autoencoder"], str) else "-"
 
 
 def signal(t: Tensor) -> Tensor:
