@@ -356,12 +356,12 @@ def test_errors(tmp_path, dataset):
         told.generate(torch.tensor([2]), generator=draws(), target=torch.ones(2))
     with pytest.raises(ValueError, match="guidance must be a finite number of at least 0"):
         told.generate(torch.tensor([2]), generator=draws(), target=1.0, guidance=-1.0)
-    with pytest.raises(ValueError, match="eta must be at most 1, got 2"):
+    with pytest.raises(ValueError, match=r"eta must be .* at most 1, got 2"):
         told.generate(torch.tensor([2]), generator=draws(), eta=2.0)
     for target in (torch.ones(6), torch.ones(2), torch.full((6,), torch.nan)):
         with pytest.raises(ValueError, match=r"target must have a number for each of 6"):
             pretrain_diffusion(dataset, autoencoder().float(), target=target)
-    with pytest.raises(ValueError, match="drop_target must be at most 1"):
+    with pytest.raises(ValueError, match=r"drop_target must be .* at most 1"):
         DiffusionConfig(drop_target=1.5)
     with pytest.raises(ValueError, match="two structures or more, got 1"):
         pretrain_autoencoder(dataset.select([0]))

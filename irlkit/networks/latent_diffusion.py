@@ -239,9 +239,7 @@ class LatentDiffusion(nn.Module):
                 trained with a property.
         """
         self.check(request)
-        check_finite("eta", eta, least=0)
-        if eta > 1:
-            raise ValueError(f"eta must be at most 1, got {eta}")
+        check_finite("eta", eta, least=0, most=1)
         check_finite("guidance", guidance, least=0)
         targets = self._targets(target, len(request))
         like, made = self.network.out.weight, []

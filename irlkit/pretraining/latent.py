@@ -184,9 +184,7 @@ class DiffusionConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite("drop_target", self.drop_target, least=0)
-        if self.drop_target > 1:
-            raise ValueError(f"drop_target must be at most 1, got {self.drop_target}")
+        check_finite("drop_target", self.drop_target, least=0, most=1)
 
 
 class _DiffusionState(TrainingState):

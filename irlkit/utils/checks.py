@@ -98,14 +98,26 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def check_finite(
-    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> None:
-    """Raise a ValueError unless a value is a finite number, above a bound, or not below one."""
+    """Raise a ValueError unless a value is a finite number within bounds, `above` not included.
+
+    >>> check_finite("eta", 2.0, least=0, most=1)
+    Traceback (most recent call last):
+    ValueError: eta must be a finite number of at least 0 and at most 1, got 2.0
+    """
     check_kind(name, value, float)
-    if not (math.isfinite(value) and value > above and value >= least):
-        bounds = {f" above {above:g}": above, f" of at least {least:g}": least}
-        words = "".join(text for text, bound in bounds.items() if bound > -math.inf)
-        raise ValueError(f"{name} must be a finite number{words}, got {value!r}")
+    if not (math.isfinite(value) and above < value and least <= value <= most):
+        bounds = {f"above {above:g}": above, f"of at least {least:g}": least}
+        words = [text for text, bound in bounds.items() if bound > -math.inf]
+        words += [f"at most {most:g}"] if most < math.inf else []
+        said = f" {' and '.join(words)}" if words else ""
+        raise ValueError(f"{name} must be a finite number{said}, got {value!r}")
 
 
 def as_numbers(name: str, values: Any, length: int | None = None) -> np.ndarray:

@@ -103,9 +103,7 @@ class LatentPolicy(Policy):
         reduction: Literal["mean", "sum"] = "mean",
         reference: Literal["pretrained", "rollout"] = "pretrained",
     ) -> None:
-        check_finite("eta", eta, above=0)
-        if eta > 1:
-            raise ValueError(f"eta must be at most 1, got {eta}")
+        check_finite("eta", eta, above=0, most=1)
         super().__init__(DenoisedLatents(model))
         # In a tuple, so that the frozen model is neither trained nor stored with the policy.
         self._frozen = (model,)
