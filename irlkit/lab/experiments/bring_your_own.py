@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from irlkit import data
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
 from irlkit.data.writers import write
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.claims import Claim, _paired_change
 from irlkit.lab.experiments.quickstart import Size
 
 SIZES = {"quick": Size(12, 12, 4), "laptop": Size(32, 30, 4), "paper": Size(64, 200, 16)}
@@ -120,11 +119,11 @@ def own_claims(table: pd.DataFrame, read_back: float, n_skipped: int = 0) -> lis
         read_back: of ``share_read_back``.
         n_skipped: formulas that could not be read.
     """
-    means = table.groupby("set")["reward"].mean()
-    gain = means.get("after", math.nan) - means.get("before", math.nan)
+    sets = [table.loc[table["set"] == name, "reward"].to_numpy() for name in ("before", "after")]
+    gain = _paired_change(*sets)
     check, judged = Claim.check, float(table["reward"].notna().mean())
     return [
-        check("mean reward, after minus before", gain, "> 0", "aim", 0.0),
+        check("mean change of the reward", gain, "> 0", "aim", 0.0),
         check(
             "share of the written CIF files that are read back alike", read_back, ">= 1", "guard"
         ),

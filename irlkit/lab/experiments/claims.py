@@ -152,6 +152,17 @@ def _verdicts_in_words(claims: Sequence[Claim]) -> str:
     return " ".join(parts)
 
 
+def _paired_change(before: np.ndarray, after: np.ndarray) -> Estimate:
+    """The mean change of a number where it is there before and after; of two structures or more.
+
+    Its interval is from a bootstrap over structures, each of which begins with the same noise.
+    """
+    change = (after - before)[np.isfinite(before) & np.isfinite(after)]
+    if len(change) < 2:
+        return Estimate.of(math.nan)
+    return Estimate.of(Bootstrap([str(i) for i in range(len(change))]).mean(change))
+
+
 def _with_range(values: pd.Series) -> str:
     """The mean as text, with the range where there are several numbers."""
     values = values.dropna()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from irlkit.crystals import CrystalBatch, compositions
-from irlkit.lab.experiments.claims import Claim
+from irlkit.lab.experiments.claims import Claim, _paired_change
 
 NEAR = 0.05
 """Structures that lie less above the lowest energy, in eV/atom, count as near it."""
@@ -131,21 +131,18 @@ def verdict(
         unit: of it.
         sign: 1 if more is better, -1 if less.
     """
-    both = np.isfinite(before) & np.isfinite(after)
     lost = int(np.isfinite(before).sum() - np.isfinite(after).sum())
     fewer = f" {lost} structures fewer have one at all." if lost > 0 else ""
-    n = int(both.sum())
+    n = int((np.isfinite(before) & np.isfinite(after)).sum())
+    change = _paired_change(before, after)
     if n < 2:
         return f"**Learning cannot be judged**: {n} structures have both {what} values.{fewer}"
-    change = (after - before)[both]
-    mean, half = change.mean(), 1.96 * change.std(ddof=1) / n**0.5
-    gain, words = sign * mean, "has no clear effect"
-    if abs(gain) > half:
-        words = "has helped" if gain > 0 else "has made it worse"
+    words = {"holds": "has helped", "fails": "has made it worse"}
+    said = words.get(change.verdict("> 0" if sign > 0 else "< 0"), "has no clear effect")
     return (
-        f"**Learning {words}**: the {what} changes by {mean:+.3f}{unit} in the mean of the {n} "
-        f"structures that have one before and after (95 % interval {mean - half:+.3f} to "
-        f"{mean + half:+.3f}).{fewer}"
+        f"**Learning {said}**: the {what} changes by {change.value:+.3f}{unit} in the mean of the "
+        f"{n} structures that have one before and after (95 % interval {change.low:+.3f} to "
+        f"{change.high:+.3f}).{fewer}"
     ).replace("-", "−")
 
 
@@ -160,15 +157,14 @@ def energy_claims(
         above_known: energy of the best structure above that of the best known one, both relaxed,
             eV/atom; nan where none is known.
     """
-    table = energy_table({"before": before, "after": after})
-    found = float(np.isfinite(before).mean())
-    lower, more = (
-        of["after"] - of["before"] for of in (table["mean, eV/atom"], table["near the lowest"])
-    )
-    check, near = Claim.check, f"structures within {NEAR} eV/atom of the lowest, after minus before"
+    lowest = np.nanmin([*before, *after, np.inf])
+    near = [np.less(values, lowest + NEAR).astype(float) for values in (before, after)]
+    share = f"share of structures within {NEAR} eV/atom of the lowest, after minus before"
+    found, check = float(np.isfinite(before).mean()), Claim.check
+    lower = _paired_change(before, after)
     claims = [
-        check("mean energy per atom, after minus before, eV", lower, "< 0", "aim", 0.0),
-        check(near, more, "> 0", "aim", 0.0),
+        check("mean change of the energy per atom, eV", lower, "< 0", "aim", 0.0),
+        check(share, _paired_change(*near), "> 0", "aim", 0.0),
         check("share of generated structures with an energy", found, ">= 0.5", "guard"),
     ]
     if np.isfinite(above_known):
