@@ -6,6 +6,7 @@ import pytest
 from irlkit.__main__ import main as irlkit
 from irlkit.data import load
 from irlkit.lab.generate import generate
+from irlkit.networks.pretrained import load_pretrained
 
 
 def test_textbook_structures_are_found(tmp_path, capsys):
@@ -36,12 +37,40 @@ def test_several_formula_units_and_no_relaxation():
     assert found.cell.equal(again.cell) and found.pos.equal(again.pos)
 
 
-def test_formula_units_are_those_that_the_model_knows():
-    """It was trained on cells of up to 12 atoms."""
-    options = {"annealing": "rule", "n_steps": 2, "relax": False}
-    _, table, _ = generate(["MgO", "SrTiO3", "LiFePO4"], 4, **options)
-    units = table.groupby("formula")["z"].agg(lambda z: sorted(z)).to_dict()
-    assert units == {"MgO": [1, 1, 2, 4], "SrTiO3": [1, 1, 2, 2], "LiFePO4": [1] * 4}
+@pytest.mark.parametrize(
+    ("model", "units"),
+    [
+        ("linear-ode", {"MgO": [1, 1, 2, 4], "SrTiO3": [1, 1, 2, 2], "K2PtCl6": [1] * 4}),
+        ("auto", {"MgO": [1, 1, 2, 4], "SrTiO3": [1, 1, 2, 4], "K2PtCl6": [1, 1, 2, 2]}),
+    ],
+)
+def test_formula_units_are_those_that_the_model_knows(model, units):
+    """They were trained on cells of up to 12 and up to 28 atoms."""
+    _, table, _ = generate([*units], 4, model=model, n_steps=2, relax=False)
+    assert table.groupby("formula")["z"].agg(lambda z: sorted(z)).to_dict() == units
+    by = table.drop_duplicates("formula").set_index("formula")["model"].to_dict()
+    large = "linear-ode-28" if model == "auto" else "linear-ode"
+    assert by == {"MgO": "linear-ode", "SrTiO3": large, "K2PtCl6": large}
+
+
+def test_formulas_of_several_models_do_not_change_each_other():
+    """The structures of the first model's formulas, whatever else is asked for."""
+    options = {"n_steps": 3, "relax": False, "z": (1,)}
+    alone, _, _ = generate(["MgO", "ZnS"], 3, **options)
+    found, table, _ = generate(["LiFePO4", "MgO", "ZnS"], 3, **options)
+    assert table["formula"].tolist() == ["LiFePO4"] * 3 + ["MgO"] * 3 + ["ZnS"] * 3
+    assert table["model"].nunique() == 2
+    kept = found[(table["model"] == "linear-ode").to_numpy()]
+    assert kept.formulas() == alone.formulas()
+    assert kept.pos.equal(alone.pos) and kept.cell.equal(alone.cell)
+    assert table["z"].eq(1).all() and found[0].formulas() == ["Fe1 Li1 O4 P1"]
+
+
+def test_a_model_of_the_callers_own():
+    found, table, _ = generate(
+        ["MgO"], 2, model=load_pretrained("trig-sde-gamma"), n_steps=2, relax=False
+    )
+    assert set(table["model"]) == {"given"} and sorted(found.n_atoms.tolist()) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +90,11 @@ def test_mistakes_in_words(arguments, message, capsys):
 
 
 def test_an_earlier_run_is_kept_and_unseen_elements_are_said(tmp_path, capsys):
-    arguments = ["generate", "Dy", "-n", "2", "--annealing", "none", "-o", str(tmp_path)]
+    arguments = ["generate", "Dy", "-n", "2", "--model", "linear-ode", "-o", str(tmp_path)]
     irlkit(arguments)
-    assert "Dy1 is beyond the training data of the model: none has Dy" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "Dy1 is beyond the training data of the model linear-ode: none has Dy" in printed.err
+    assert "Dy: by linear-ode" in printed.out
     with pytest.raises(SystemExit):
         irlkit(arguments)
     assert "has structures of an earlier run" in capsys.readouterr().err

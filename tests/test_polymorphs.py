@@ -119,9 +119,21 @@ def test_what_the_model_has_seen(model, formula, said, beyond):
     composition = CrystalBatch.from_formulas([formula])
     row = polymorphs.seen(model, composition).iloc[0]
     assert (row["training data"], row["beyond them"]) == (said, beyond)
-    if beyond:
-        with pytest.warns(UserWarning, match=f"beyond the training data of the model: {beyond}"):
-            polymorphs.warn_beyond(model, composition)
+
+
+@pytest.mark.parametrize(
+    ("formulas", "units", "name"),
+    [
+        (["NaCl", "TiO2"], 4, "linear-ode"),
+        (["SrTiO3"], 4, "linear-ode-28"),
+        (["SrTiO3"], 2, "linear-ode"),
+        (["NaCl", "LiFePO4"], 1, "linear-ode-28"),
+        (["Dy2O3"], 2, "linear-ode-28"),
+        (["K2PtCl6"], 4, "linear-ode-28"),  # 36 atoms, more than any has seen
+    ],
+)
+def test_the_smallest_model_that_knows_such_cells_is_chosen(formulas, units, name):
+    assert polymorphs.choose_model(CrystalBatch.from_formulas(formulas), units) == name
 
 
 def test_models_of_others(model, monkeypatch):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import Annealing, EndpointAnnealing, NoAnnealing, load_annealing
 from irlkit.lab import polymorphs
 from irlkit.lab.experiments.finished import SHIPPED
+from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import Potential
 from irlkit.utils.settings import torch_settings
@@ -37,8 +39,8 @@ def generate(
     n_structures: int = 20,
     *,
     z: Sequence[int] | None = None,
-    model: str = "linear-ode",
-    annealing: str = "learned",
+    model: str | FlowModel = "auto",
+    annealing: str = "auto",
     n_steps: int = 10,
     relax: bool = True,
     potential: str | Potential = "chgnet",
@@ -52,9 +54,10 @@ def generate(
         formulas: such as "SrTiO3".
         n_structures: per formula, shared evenly among the numbers of formula units.
         z: numbers of formula units per cell; None: ``polymorphs.formula_units``.
-        model: what ``load_pretrained`` takes.
+        model: what ``load_pretrained`` takes; a model; or "auto", which is chosen for each formula
+            (``polymorphs.choose_model``).
         annealing: "learned" (with 10 steps, for linear-ode), "rule" (``EndpointAnnealing``),
-            "none", or the path of one.
+            "none", the path of one, or "auto": the learned one for linear-ode, else the rule.
         n_steps: integration steps.
         relax: relax positions and cells before they are ranked.
         potential: of the energies.
@@ -64,9 +67,10 @@ def generate(
 
     Returns:
         The structures, those of a formula together, as ``polymorphs.ranked``; and a row for each:
-        formula, rank, z, above_lowest (eV/atom, of its formula), what ``polymorphs.describe`` says,
-        converged, and known: which known structure of the embedded data set it matches, 0 being
-        that of the lowest energy; or -1. And those known structures, relaxed with the potential.
+        formula, rank, model, z, above_lowest (eV/atom, of its formula), what
+        ``polymorphs.describe`` says, converged, and known: which known structure of the embedded
+        data sets it matches, 0 being that of the lowest energy; or -1. And those known structures,
+        relaxed with the potential.
         What is beyond the training data of the model is a warning.
 
     Raises:
@@ -75,45 +79,92 @@ def generate(
     """
     named = isinstance(potential, str)
     energies = potentials.get(potential, **({"device": device} if named else {}))
-    network = load_pretrained(model, device)
+    names_of, networks = _networks(formulas, z, model, device)
     pairs = [
         (formula, k, n_structures // len(tried) + (i < n_structures % len(tried)))
         for formula in formulas
-        for tried in [list(z or polymorphs.formula_units(network, formula))]
+        for tried in [list(z or polymorphs.formula_units(networks[names_of[formula]], formula))]
         for i, k in enumerate(tried)
     ]
     asked = CrystalBatch.concatenate([compositions.from_formula(f, k) for f, k, _ in pairs])
     energies.check(asked)
-    polymorphs.warn_beyond(network, asked)
     names, units, counts = (np.array(column) for column in zip(*pairs, strict=True))
-    names, units = names.repeat(counts), units.repeat(counts)
+    chosen = np.array([names_of[formula] for formula in names])
+    _warn_beyond(asked, chosen, networks)
     requested = asked[np.arange(len(asked)).repeat(counts)]
-    generator = torch.Generator().manual_seed(seed)
-    found = Dynamics(network, _annealing(annealing)).generate(
-        requested.to(device, network.dtype), n_steps, generator=generator, progress=progress
-    )
+    names, chosen, units = (column.repeat(counts) for column in (names, chosen, units))
+    settings = {"n_steps": n_steps, "progress": progress}
+    found = _generated(requested, chosen, networks, annealing, seed, settings)
     if relax:
         relaxed = potentials.relax(found, energies, progress=progress)
-        found, values = relaxed.crystals, relaxed.energy_per_atom
-        converged = relaxed.converged
+        found, values, converged = relaxed.crystals, relaxed.energy_per_atom, relaxed.converged
     else:
-        values = energies(found).energy_per_atom
-        converged = np.zeros(len(found), dtype=bool)
+        values, converged = energies(found).energy_per_atom, np.zeros(len(found), dtype=bool)
     found = found.to("cpu", torch.float64)
     known = polymorphs.known_structures(asked, energies)
     table = polymorphs.describe(found, values).assign(formula=names)
-    table.insert(1, "z", units)
+    table.insert(1, "model", chosen)
+    table.insert(2, "z", units)
     table = table.assign(converged=converged, known=polymorphs.find_known(found, known))
-    parts = [table[table["formula"] == name] for name in dict.fromkeys(formulas)]
-    order = np.concatenate([part.index.to_numpy()[polymorphs.ranked(part)] for part in parts])
+    groups = [table[table["formula"] == name] for name in dict.fromkeys(formulas)]
+    order = np.concatenate([group.index.to_numpy()[polymorphs.ranked(group)] for group in groups])
     found, table = found[order], table.iloc[order].reset_index(drop=True)
-    groups = table.groupby("formula", sort=False)["energy_per_atom"]
-    table.insert(1, "rank", groups.cumcount() + 1)
-    table.insert(4, "above_lowest", table["energy_per_atom"] - groups.transform("min"))
+    energy = table.groupby("formula", sort=False)["energy_per_atom"]
+    table.insert(1, "rank", energy.cumcount() + 1)
+    table.insert(5, "above_lowest", table["energy_per_atom"] - energy.transform("min"))
     return found, table, known
 
 
-def _annealing(name: str) -> Annealing:
+def _networks(
+    formulas: Sequence[str],
+    z: Sequence[int] | None,
+    model: str | FlowModel,
+    device: str,
+) -> tuple[dict[str, str], dict[str, FlowModel]]:
+    """Formula -> name of its model, and name -> model."""
+    if isinstance(model, FlowModel):
+        return dict.fromkeys(formulas, "given"), {"given": model}
+    names = dict.fromkeys(formulas, model)
+    if model == "auto":
+        most = max(z) if z else 4
+        names = {f: polymorphs.choose_model(compositions.from_formula(f), most) for f in formulas}
+    return names, {name: load_pretrained(name, device) for name in dict.fromkeys(names.values())}
+
+
+def _warn_beyond(
+    asked: CrystalBatch, chosen: np.ndarray, networks: Mapping[str, FlowModel]
+) -> None:
+    """Warn of compositions with what no structure had that their model was trained on."""
+    for name, network in networks.items():
+        table = polymorphs.seen(network, asked[chosen == name])
+        for cell, words in table.loc[table["beyond them"] != "", "beyond them"].items():
+            said = f"{cell} is beyond the training data of the model {name}: {words}"
+            warnings.warn(said, stacklevel=4)
+
+
+def _generated(
+    requested: CrystalBatch,
+    chosen: np.ndarray,
+    networks: Mapping[str, FlowModel],
+    annealing: str,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> CrystalBatch:
+    """Structures of compositions, each by the network of its name, in their order."""
+    parts = []
+    for name, network in networks.items():
+        generator = torch.Generator().manual_seed(seed)  # whatever else is asked for
+        batch = requested[chosen == name].to(network.device, network.dtype)
+        dynamics = Dynamics(network, _annealing(annealing, name))
+        made = dynamics.generate(batch, generator=generator, **settings)
+        parts.append(made.to("cpu", torch.float64))
+    order = np.concatenate([np.flatnonzero(chosen == name) for name in networks])
+    return CrystalBatch.concatenate(parts)[np.argsort(order)]
+
+
+def _annealing(name: str, model: str) -> Annealing:
+    if name == "auto":
+        name = "learned" if model == "linear-ode" else "rule"
     if name == "learned":
         return load_annealing(SHIPPED / "schedule_seed_0.safetensors")
     if name == "rule":
@@ -135,9 +186,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, default=Path("generated"), help="folder")
     parser.add_argument("--relax", action="store_true", help="relax with the potential")
-    parser.add_argument("--model", default="linear-ode", help="name or path")
     parser.add_argument(
-        "--annealing", default="learned", help=f"one of {', '.join(ANNEALINGS)}, or a path"
+        "--model",
+        default="auto",
+        help="name or path; by itself, for each formula the smallest of the package's models that "
+        "knows such cells",
+    )
+    parser.add_argument(
+        "--annealing",
+        default="auto",
+        help=f"one of {', '.join(ANNEALINGS)}, or a path; by itself, the one learned for "
+        "linear-ode with that model, else the rule",
     )
     parser.add_argument("--steps", dest="n_steps", type=int, default=10, help="integration steps")
     parser.add_argument("--potential", default="chgnet", help="of the energies")
@@ -165,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     energies = table.loc[best, "energy_per_atom"].to_numpy()
     names = ["generated"] * int(best.sum())
     print(polymorphs.compare(found[best], energies, known, names).to_string())
+    for name, part in table.groupby("model", sort=False):
+        print(f"{', '.join(dict.fromkeys(part['formula']))}: by {name}")
     print(f"{len(table)} structures, the best of each formula first, in {out}")
 
 

@@ -17,8 +17,11 @@ from irlkit.data import CrystalDataset
 from irlkit.data.loading import EMBEDDED
 from irlkit.evaluate.matching import MatchPool
 from irlkit.networks.flow_model import FlowModel
+from irlkit.networks.pretrained import load_pretrained
 from irlkit.potentials import Potential
 
+_MODELS = ("linear-ode", "linear-ode-28")
+"""Models of the package that predict structures of compositions, the one that knows less first."""
 SAME_ENERGY = 1e-3
 """eV/atom."""
 ANGLES = {"alpha": "α, °", "beta": "β, °", "gamma": "γ, °"}
@@ -209,7 +212,7 @@ def seen(model: FlowModel, compositions: CrystalBatch) -> pd.DataFrame:
         if splits is not None and formula in splits.index:
             split, size = splits.loc[formula]
             said = f"{size} structures" if split == "train" else f"not among them, but in {split}"
-        rows[cell] = (said, _beyond(one, limits))
+        rows[cell] = (said, _beyond(one.species.tolist(), limits))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["training data", "beyond them"])
 
 
@@ -219,6 +222,29 @@ def _limits(model: FlowModel) -> dict[str, Any] | None:
     if name and set(name.split("+")) <= set(EMBEDDED):
         return data.load(name, "train").limits()
     return model.info.get("seen")
+
+
+def choose_model(compositions: CrystalBatch, units: int = 4) -> str:
+    """Choose a model of the package for some compositions: the smallest that knows such cells.
+
+    >>> choose_model(CrystalBatch.from_formulas(["NaCl"]))
+    'linear-ode'
+    >>> choose_model(CrystalBatch.from_formulas(["LiFePO4"]))
+    'linear-ode-28'
+
+    Args:
+        compositions: one or more.
+        units: how often a cell may hold each.
+
+    Returns:
+        A name of `_MODELS`; the last, if none knows them all.
+    """
+    every = [one.species.tolist() * units for one in compositions]
+    for name in _MODELS[:-1]:
+        limits = _limits(load_pretrained(name))
+        if limits and not any(_beyond(species, limits) for species in every):
+            return name
+    return _MODELS[-1]
 
 
 def formula_units(model: FlowModel, formula: str) -> list[int]:
@@ -231,21 +257,14 @@ def formula_units(model: FlowModel, formula: str) -> list[int]:
     return [k for k in (1, 2, 4) if k == 1 or k * n_atoms <= most]
 
 
-def warn_beyond(model: FlowModel, compositions: CrystalBatch) -> None:
-    """Warn of compositions with what no structure had that a model was trained on."""
-    table = seen(model, compositions)
-    for cell, words in table.loc[table["beyond them"] != "", "beyond them"].items():
-        warnings.warn(f"{cell} is beyond the training data of the model: {words}", stacklevel=3)
-
-
-def _beyond(composition: CrystalBatch, limits: Mapping[str, Any]) -> str:
-    """What of one composition is beyond the limits of training data."""
+def _beyond(species: Sequence[int], limits: Mapping[str, Any]) -> str:
+    """What of one composition, the atomic number of each atom, is beyond the training data."""
     from ase.data import chemical_symbols
 
-    species = sorted(set(composition.species.tolist()))
-    missing = [chemical_symbols[z] for z in species if z not in limits["elements"]]
+    kinds = sorted(set(species))
+    missing = [chemical_symbols[z] for z in kinds if z not in limits["elements"]]
     parts = [f"none has {', '.join(missing)}"] if missing else []
-    for n, what in ((len(composition.species), "atoms"), (len(species), "elements")):
+    for n, what in ((len(species), "atoms"), (len(kinds), "elements")):
         if n > (most := limits[f"max_{what}"]):
             parts.append(f"{n} {what}: they have at most {most}")
     return "; ".join(parts)

@@ -20,7 +20,7 @@ def pretrained_names() -> list[str]:
     """List the names of the models that come with the package.
 
     >>> pretrained_names()
-    ['denovo-mask', 'linear-ode', 'trig-sde-gamma']
+    ['denovo-mask', 'linear-ode', 'linear-ode-28', 'trig-sde-gamma']
     """
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
