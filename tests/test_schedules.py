@@ -35,6 +35,7 @@ ANNEALINGS = {
     "double": LearnedAnnealing(8, 1).double(),
     "positive": LearnedAnnealing(8, 1, positive=True),
     "frequencies": LearnedAnnealing(8, 1, condition_on_dt=True, n_frequencies=3),
+    "on a rule": LearnedAnnealing(8, 1, positive=True, rule=EndpointAnnealing(4.0, 1.2)),
 }
 
 
@@ -47,6 +48,24 @@ def randomised(annealing, seed=0):
                 0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             )
     return annealing
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_a_learned_annealing_may_start_as_a_rule(positive):
+    """Before training it is the rule, at every number of steps; then factors are multiplied."""
+    rule = EndpointAnnealing(4.0, 0.9)
+    annealing = LearnedAnnealing(8, 1, positive=positive, rule=rule)
+    for n_steps in (3, 10):
+        times = time_grid(n_steps)
+        t, dt = times[:-1], times.diff()
+        for field, s in annealing(t, dt).items():
+            torch.testing.assert_close(s, rule(t, dt)[field].float(), rtol=0, atol=1e-6)
+    randomised(annealing)
+    alone = LearnedAnnealing(8, 1, positive=positive)
+    alone.load_state_dict(annealing.state_dict())
+    for field, s in annealing(t, dt).items():
+        product = (1.0 + rule(t, dt)[field].float()) * (1.0 + alone(t, dt)[field])
+        torch.testing.assert_close(1.0 + s, product)
 
 
 def test_time_grid():

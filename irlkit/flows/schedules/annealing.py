@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class LearnedAnnealing(nn.Module):
             Shapes with a bend are then learned in fewer iterations than from t alone.
         generator: draws the initial weights (of all but the last layer, which is zero); without
             one they are those of seed 0.
+        rule: schedule whose factor is multiplied by that of the perceptron, and with which the
+            training begins, such as ``EndpointAnnealing``; None: no annealing.
 
     Raises:
         ValueError: ``hidden_dim`` < 1, ``n_hidden_layers`` < 0 or ``n_frequencies`` < 0.
@@ -90,13 +92,16 @@ class LearnedAnnealing(nn.Module):
         positive: bool = False,
         n_frequencies: int = 0,
         generator: torch.Generator | None = None,
+        rule: Annealing | None = None,
     ) -> None:
         super().__init__()
         counts = check_sizes(
             hidden_dim=hidden_dim, n_hidden_layers=n_hidden_layers, n_frequencies=n_frequencies
         )
         switches = {"condition_on_dt": condition_on_dt, "positive": positive}
-        self.arguments = {"shared_trunk": shared_trunk, **counts, **switches}
+        self.rule = rule
+        self.arguments: dict[str, Any] = {"shared_trunk": shared_trunk, **counts, **switches}
+        self.arguments |= {} if rule is None else {"rule": rule}
         n_inputs = (2 if condition_on_dt else 1) + 2 * n_frequencies
         sizes = [n_inputs] + [hidden_dim] * (n_hidden_layers + 1)
         generator = generator or torch.Generator().manual_seed(0)
@@ -123,10 +128,13 @@ class LearnedAnnealing(nn.Module):
         for k in range(1, self.arguments["n_frequencies"] + 1):
             inputs += [torch.sin(math.pi * k * t), torch.cos(math.pi * k * t)]
         features = self.trunk(torch.stack(inputs, dim=-1).to(next(self.parameters())))
-        raw = {field: head(features).squeeze(-1) for field, head in self.heads.items()}
+        s = {field: head(features).squeeze(-1) for field, head in self.heads.items()}
         if self.arguments["positive"]:
-            return {field: torch.expm1(value) for field, value in raw.items()}
-        return raw
+            s = {field: torch.expm1(value) for field, value in s.items()}
+        if self.rule is None:
+            return s
+        rule = self.rule(t, dt)
+        return {field: (1.0 + rule[field].to(s[field])) * (1.0 + s[field]) - 1.0 for field in s}
 
 
 def annealing_on_grid(annealing: Annealing, times: Tensor) -> dict[str, Tensor]:

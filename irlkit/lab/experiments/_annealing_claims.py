@@ -11,15 +11,19 @@ def annealing_claims(
 ) -> list[Claim]:
     """The paper's claims about learned annealing (section 4.3, Appendix H), and the rule.
 
-    The control is the annealing that the training begins with, none. `smallest_factor` is the
-    smallest 1 + s(t) of the learned schedules.
+    The control is the annealing that the training begins with, none or the rule.
+    `smallest_factor` is the smallest 1 + s(t) of the learned schedules.
     """
     few, many, fewest = preset.n_steps, preset.reference_steps, preset.evaluation_steps[0]
 
     def learned(k: int) -> _Group:
-        none = _Group(f"no annealing, {k} steps", {"schedule": "none", "n_steps": k})
+        labels = {"schedule": preset.start, "n_steps": k}
+        if preset.start == "rule":
+            start = _Group(f"the rule for {few} steps, {k} steps", {**labels, "tuned_at": few})
+        else:
+            start = _Group(f"no annealing, {k} steps", labels)
         labels = {"schedule": "learned", "n_steps": k}
-        return _Group(f"the learned annealing, {k} steps", labels, none)
+        return _Group(f"the learned annealing, {k} steps", labels, start)
 
     def tuned(schedule: str, at: int) -> _Group:
         labels = {"schedule": schedule, "tuned_at": at, "n_steps": at}

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from irlkit.data import CrystalDataset
-from irlkit.flows.schedules import ConstantNoise, LearnedAnnealing
+from irlkit.flows.schedules import Annealing, ConstantNoise, LearnedAnnealing
 from irlkit.lab import runs as run_folders
 from irlkit.lab.tracking import log_lines
 from irlkit.networks.flow_model import FlowModel
@@ -74,17 +74,21 @@ def file_name(name: str) -> str:
 
 
 def annealing_policy(
-    model: FlowModel, schedule: Mapping[str, Any], noise: Mapping[str, float], seed: int
+    model: FlowModel,
+    schedule: Mapping[str, Any],
+    noise: Mapping[str, float],
+    seed: int,
+    rule: Annealing | None = None,
 ) -> AnnealingPolicy:
     """A policy that learns the annealing of a model.
 
-    `schedule` are arguments of ``LearnedAnnealing``, whose initial weights are of this seed, and
-    `noise` the scales of the constant exploration noise by field.
+    `schedule` are arguments of ``LearnedAnnealing``, whose initial weights are of this seed and
+    which starts from `rule`; `noise` are the scales of the constant exploration noise by field.
     """
     generator = torch.Generator().manual_seed(seed)
     return AnnealingPolicy(
         model,
-        LearnedAnnealing(**schedule, generator=generator),
+        LearnedAnnealing(**schedule, generator=generator, rule=rule),
         {field: ConstantNoise(scale) for field, scale in noise.items()},
     )
 

@@ -142,6 +142,8 @@ class AnnealingPreset(Settings):
         iterations: of GRPO, per seed.
         grpo: further settings of ``TrainerConfig``.
         annealing: arguments of ``LearnedAnnealing``.
+        start: what the learned annealing begins as: "none", as in the paper, or "rule", with the
+            constants that are best for n_steps.
         noise: field -> constant noise scale of rollouts (no unit for "pos", Å for "cell").
         few_step_sweep: trials and validation structures of the handcrafted sweep at n_steps.
         noise_scales: ascending, of the scan of the noise (Fig. 7); each for either field.
@@ -161,6 +163,7 @@ class AnnealingPreset(Settings):
     annealing: Mapping[str, Any] = field(
         default_factory=lambda: {"positive": True, "n_frequencies": 3}
     )
+    start: str = "none"
     noise: Mapping[str, float] = field(default_factory=lambda: {"pos": 0.4, "cell": 0.1})
     few_step_sweep: tuple[int, int] = (24, 256)
     noise_scales: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -169,6 +172,8 @@ class AnnealingPreset(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_scales("noise_scales", self.noise_scales)
+        if self.start not in ("none", "rule"):
+            raise ValueError(f"start must be 'none' or 'rule', got {self.start!r}")
         if not self.train_at_n_steps and not self.train_steps:
             raise ValueError("train_steps must not be empty if train_at_n_steps is False")
         self.config(0)  # Checks the settings of GRPO.

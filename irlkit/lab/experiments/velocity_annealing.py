@@ -68,8 +68,13 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         }
 
     def policy(self, seed: int) -> AnnealingPolicy:
-        """Make the policy that a training with this seed begins with."""
-        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed)
+        """Make the policy that a training with this seed begins with; seeks the rule if need be."""
+        few, rule = self.preset.n_steps, None
+        if self.preset.start == "rule":
+            if few not in self.rule_sweeps:
+                self.sweep_rule(few)
+            rule = self.best_rule(few)
+        return annealing_policy(self.model, self.preset.annealing, self.preset.noise, seed, rule)
 
     def reward(self) -> CRMSEReward:
         """Make the reward of the training: closeness to a reference of the composition."""
