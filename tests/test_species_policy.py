@@ -77,9 +77,10 @@ def every_path(policy, n_atoms=2, n_steps=STEPS):
         with torch.no_grad():
             inputs = policy.observe(inputs)
         action = paths[:, i + 1].flatten()[None]
-        step = policy.steps(inputs)["species"].given(action)
-        log_probs.append(step.policy.log_prob(action))
-        kl = kl + step.policy.kl(step.reference)[0].unflatten(0, (-1, n_atoms)).sum(1)
+        step = policy.steps(inputs)["species"]
+        ours, reference = step.policy.given(action), step.reference.given(action)
+        log_probs.append(ours.log_prob(action))
+        kl = kl + ours.kl(reference)[0].unflatten(0, (-1, n_atoms)).sum(1)
         moves = policy.moves({"species": action}, inputs, None)
         state = process.advance(state, moves, i)
         states.append(state.values)

@@ -32,6 +32,10 @@ class Categorical:
         """Draw a class per event, int64, shape (k, events)."""
         return self.at_quantile(uniform(self.logits[..., :1], draws)[..., 0])
 
+    def given(self, action: Tensor) -> Categorical:
+        """Return itself, whatever action is taken."""
+        return self
+
     def at_quantile(self, u: Tensor) -> Tensor:
         """Return the class of each event where its cumulative probability exceeds u in [0, 1).
 

@@ -125,9 +125,10 @@ class UnmaskingStep:
         return self._restricted(nothing if self.action is None else self.action)
 
     def given(self, action: Tensor) -> UnmaskingStep:
-        """Return the step with divergences and entropies as they are when ``action`` is taken.
+        """Return the step with divergences and entropies as they are when an action is taken.
 
-        The action has shape (n,), a class for each atom.
+        Args:
+            action: species after the step, shape (k, n).
         """
         return replace(self, action=action) if self.rules.counted else self
 
@@ -231,3 +232,7 @@ class JumpStep:
     def entropy(self) -> Tensor:
         """Return the entropy of each atom's species after the step in nats, shape (k, n)."""
         return Categorical(self.kernel).entropy()
+
+    def given(self, action: Tensor) -> JumpStep:
+        """Return itself, whatever action is taken."""
+        return self

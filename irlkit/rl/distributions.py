@@ -30,9 +30,16 @@ class ActionDistribution(Protocol):
     def entropy(self) -> Tensor:
         """Return the entropy of each event, shape (k, events)."""
 
+    def given(self, action: Tensor) -> Self:
+        """Return it as it is when an action (k, events, ...) is taken.
+
+        Only distributions whose events draw one after the other depend on it.
+        """
+        return self
+
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(ActionDistribution):
     """Independent normal numbers that form events.
 
     Attributes:

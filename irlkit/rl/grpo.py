@@ -6,7 +6,7 @@ Everything here is a pure function of a trajectory; ``irlkit.rl.trainer`` iterat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -235,7 +235,8 @@ def grpo_loss(
     inputs = trajectory.inputs(policy, index, mixed_precision)
     for field, step in policy.steps(inputs).items():
         action = trajectory.actions[field][index]
-        step = step.given(action)
+        ours, reference = (d.given(action) for d in (step.policy, step.reference))
+        step = replace(step, policy=ours, reference=reference)
         log_ratio = step.policy.log_prob(action) - trajectory.log_probs[field][index]
         clip_eps = of_field(config.clip_eps, field, 0.3)
         mode = config.normalization

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,17 +76,6 @@ class FieldStep:
     drift_change: Tensor | None = None
     drift_reference: Tensor | None = None
     n_events: Tensor | None = None
-
-    def given(self, action: Tensor) -> FieldStep:
-        """Return the step as it is when ``action`` (k, events, ...) is taken.
-
-        Only distributions whose events draw one after the other depend on it.
-        """
-        ours: Any = self.policy
-        theirs: Any = self.reference
-        if not hasattr(ours, "given"):
-            return self
-        return replace(self, policy=ours.given(action), reference=theirs.given(action))
 
 
 class Policy(nn.Module):

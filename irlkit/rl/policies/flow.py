@@ -90,12 +90,14 @@ class FlowPolicy(Policy):
         process: Process | None = None,
     ) -> None:
         process = CrystalFlow(model) if process is None else process
-        others = tuple(name for name in process.field_names if name not in FIELD_NAMES)
-        if not (noise or others) or set(noise) - set(FIELD_NAMES):
+        others = tuple(entry.name for entry in process.fields if entry.space == "categorical")
+        able = tuple(name for name in process.field_names if name not in others)
+        if not (noise or others) or set(noise) - set(able):
             raise ValueError(
-                f"noise must name one or more of the fields {FIELD_NAMES}, got {sorted(noise)}"
+                f"noise must name one or more of the fields {able}, got {sorted(noise)}"
             )
         super().__init__(process, (*others, *noise))
+        self._event_dims = {entry.name: entry.event_dims for entry in process.fields}
         self._ref_is_noise = ref_noise is None
         # The reference of a noise that is learned is how it began.
         ref_noise = copy.deepcopy(dict(noise)) if ref_noise is None else ref_noise

@@ -70,8 +70,8 @@ class ScorePolicy(NetworkPolicy):
                 distance = trained["denoiser"][field] - inputs.frozen["denoiser"][field]
                 distillation = distance.square().flatten(2).sum(-1)
             steps[field] = FieldStep(
-                Gaussian(means[0], std, ndim - 2),
-                Gaussian(means[1], ref_std, ndim - 2),
+                Gaussian(means[0], std, self._event_dims[field]),
+                Gaussian(means[1], ref_std, self._event_dims[field]),
                 scope=self.process.scopes[field],
                 distillation=distillation,
                 **self._drift_squares(trained["velocity"][field], inputs.frozen["velocity"][field]),

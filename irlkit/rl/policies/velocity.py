@@ -31,8 +31,8 @@ class VelocityPolicy(NetworkPolicy):
             std, ref_std = self._stds(field, inputs, ndim)
             mean = self._annealed(change, field, inputs) * inputs.dt(ndim)
             steps[field] = FieldStep(
-                Gaussian(mean, std, ndim - 2),
-                Gaussian(torch.zeros_like(mean), ref_std, ndim - 2),
+                Gaussian(mean, std, self._event_dims[field]),
+                Gaussian(torch.zeros_like(mean), ref_std, self._event_dims[field]),
                 scope=self.process.scopes[field],
                 **self._drift_squares(velocity[field], inputs.frozen["velocity"][field]),
             )
