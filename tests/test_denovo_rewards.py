@@ -162,6 +162,13 @@ def test_a_broken_structure_does_not_change_what_features_of_others_are(training
 # --- composition ----------------------------------------------------------------------------------
 
 
+def test_a_reference_without_structures_has_no_structure_features(training):
+    formulas = load(["NaCl", "MgO"])
+    with pytest.raises(ValueError, match="reference has compositions alone"):
+        rewards.DiversityReward(formulas, "structure")
+    rewards.DiversityReward(formulas, "composition")
+
+
 def test_band_gaps():
     batch = CrystalBatch.from_formulas(["Si2", "Na1 Cl1", "Ga2 N2"])
     result = rewards.BandGapReward(3.0)(batch)
@@ -203,6 +210,7 @@ def test_a_gate_decides_who_earns():
     for result in (reward(batch), reward.in_groups(batch, 2)):
         assert result.values.tolist() == [-9.0, -2.0, -5.0, -9.0]
         assert result.info["passes"].tolist() == [0.0, 1.0, 1.0, 0.0]
+        assert result.info["ungated"][:3].tolist() == [-1.0, -2.0, -5.0]
     half = rewards.GatedReward(judge, lambda batch: 0.5 * (batch.n_atoms == 5), least=-9.0)
     assert half(batch).values.tolist() == [-9.0, -9.0, -7.0, -9.0]
     assert rewards.CompoundReward(3)(batch).values.tolist() == [0.0, 0.0, 1.0, 0.0]

@@ -15,6 +15,7 @@ from irlkit.flows.interpolants import Interpolant
 from irlkit.flows.schedules import time_grid
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
+from irlkit.rl import SpeciesPolicy
 from irlkit.utils.draws import SharedDraws
 
 
@@ -338,6 +339,14 @@ def test_models_without_the_flow_say_so():
             species=DiscreteFlow(),
         )  # fmt: skip
     plain = FlowModel(CSPNet(16, 1, 4, 8), tiny_model().interpolants, tiny_model().base)
+    salt, bound = CrystalBatch.from_formulas(["NaCl"]), Constraints(exclude=["O"])
+    for model in (plain, tiny_model()):
+        with pytest.raises(ValueError, match="bind species that are generated; these are given"):
+            Dynamics(model, constraints=bound).generate(salt, 2, generator=generator())
+    with pytest.raises(ValueError, match="some are given"):
+        SpeciesPolicy(tiny_model(), constraints=bound).prepare(salt)
+    with pytest.raises(ValueError, match="sites must have finite coordinates"):
+        Constraints(sites=[("Ti", (torch.nan, 0, 0))])
     with pytest.raises(ValueError, match="does not generate species"):
         Dynamics(plain).generate(torch.tensor([2]), 2, generator=generator())
     for wrong in (torch.tensor([0]), torch.tensor([2.0]), torch.tensor([[2]])):

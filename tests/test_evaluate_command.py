@@ -9,6 +9,7 @@ import pytest
 from irlkit.__main__ import main
 from irlkit.data import load
 from irlkit.data.writers import write
+from tests.toy_potentials import LennardJonesToy
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,18 @@ def test_energies_with_an_own_hull(structures, capsys, tmp_path):
     table = pd.read_csv(out)
     assert (table["e_above_hull"][:2] > 90).all() and table["e_above_hull"][2:].isna().all()
     assert not table["metastable"].any() and np.isfinite(table["energy_per_atom"]).all()
+
+
+def test_energies_of_a_potential_without_a_hull(structures, capsys, monkeypatch):
+    """They are said, and that nothing is said of stability."""
+    monkeypatch.setattr("irlkit.potentials.get", lambda name: LennardJonesToy())
+    path = str(structures / "made.extxyz")
+    main(["evaluate", path, "--potential", "toy", "--judge", "toy", "--workers", "0"])
+    text = capsys.readouterr().out
+    name = LennardJonesToy().name
+    for option in ("--hull", "--judge-hull"):
+        assert f"no hull is known for {name}, so nothing is said of stability: {option}" in text
+    assert f"energies: {name}" in text
 
 
 @pytest.mark.parametrize(

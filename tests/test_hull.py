@@ -79,6 +79,11 @@ def test_virtual_entries_survey_systems_of_up_to_three_elements():
     assert result.covered.tolist() == [True, True, True, False]
     assert result.value[0] == pytest.approx(1.15 + 1.5)
     assert result.value[1] == pytest.approx(2.0 + (1.1 + 2.6 + 1.8) / 4)
+    for name in ("Na2Cl2", "ClNa"):  # The real entry counts, however the virtual one is written.
+        written = Hull(ENERGIES, "toy", {name: -9.0})
+        assert len(written) == len(Hull(ENERGIES, "toy"))
+        salt = CrystalBatch.from_formulas(["Na1 Cl1"])
+        assert written.energy_above_hull(salt, [ENERGIES["NaCl"]]).value == pytest.approx(0.0)
     own = Hull({**ENERGIES, "Br": -1.0, "KNaBrCl": -9.0}, "toy", surveyed=elements)
     assert own.covers(("Na", "K", "Br", "Cl"))
 
@@ -96,6 +101,13 @@ def test_entries_of_a_user(tmp_path):
         assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("text", ['{"entries": []}', "3", '{"data": 3}'])
+def test_a_file_without_a_list_of_entries(tmp_path, text):
+    (tmp_path / "hull.json").write_text(text)
+    with pytest.raises(ValueError, match=r"hull\.json must hold a list of entries"):
+        Hull.from_entries(tmp_path / "hull.json", "toy")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -109,8 +121,11 @@ def test_entries_of_a_user(tmp_path):
         (lambda: Hull.from_entries([{"Na": 1}], "toy"), r"entries\[0\] must be an entry"),
         (
             lambda: Hull(ENERGIES, "toy").check(CrystalBatch.from_formulas(["Na1 He1"])),
-            "no entry of the element He",
+            "no entry of the elements He, but of",
         ),
+        (lambda: Hull(ENERGIES, "toy", {"NaCl": np.nan}), r"virtual\['NaCl'\] must be finite"),
+        (lambda: Hull(ENERGIES, "toy").without("NaCl"), "a chemical system such as 'Na-Cl'"),
+        (lambda: Hull.prototypes(without=["NaCl"]), "without must be a chemical system"),
         (
             lambda: Hull(ENERGIES, "toy").energy_above_hull(
                 CrystalBatch.from_formulas(["Na1"]), [0.0, 1.0]

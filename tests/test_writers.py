@@ -154,6 +154,6 @@ def test_the_file_that_was_asked_for(tmp_path, small_batch):
     read = data.load(path, cache=False, niggli=False, progress=False)
     assert read.batch.formulas() == small_batch.formulas()
     assert read.table["material_id"].tolist() == [f"all-structure-{i}" for i in range(4)]
-    for name in ("a.vasp", "a.json", "a.cif.gz"):
+    for name in ("a.vasp", "a.json", "a.cif.gz", "POSCAR", "CONTCAR", "poscar_1"):
         with pytest.raises(ValueError, match="ends with none of"):
             writers.write(tmp_path / name, small_batch)

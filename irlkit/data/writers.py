@@ -57,8 +57,9 @@ def write(
             or provenance that is no JSON.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (*XYZ_SUFFIXES, ".parquet", ".cif", "") and not path.is_dir():
+    suffix, is_vasp = path.suffix.lower(), path.name.upper().startswith(("POSCAR", "CONTCAR"))
+    known = suffix in (*XYZ_SUFFIXES, ".parquet", ".cif", "") and not is_vasp
+    if not known and not path.is_dir():
         raise ValueError(
             f"path: {path.name!r} ends with none of .extxyz, .xyz, .parquet and .cif, and is no "
             "folder (for CIF files: a name without an ending)"
@@ -87,7 +88,7 @@ def write_trajectory(
 
     Args:
         path: File, `.extxyz` or `.xyz`.
-        states: From `Dynamics.generate(..., record=True)`, the base sample first.
+        states: From `Dynamics.generate(..., record=states)`, the base sample first.
         structure: Which structure of the batches.
         times: Time of each state; None leaves them out.
         provenance: What made them: anything JSON can hold.

@@ -16,7 +16,7 @@ from irlkit import potentials
 from irlkit.data import load
 from irlkit.evaluate.denovo import DeNovoMetrics, denovo
 from irlkit.evaluate.evidence import Estimate
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.hull import HULLS, Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES
 from irlkit.potentials import Potential
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = _evaluate(given)
         except (ImportError, OSError, ValueError) as error:
             parser.error(str(error))
-    print(_report(metrics))
+    print(_report(metrics, given))
     if given.out:
         _write(metrics, given.out)
         print(f"{len(metrics.table)} rows in {given.out}")
@@ -88,13 +88,15 @@ def _evaluate(given: argparse.Namespace) -> DeNovoMetrics:
 def _hull(file: str | None, potential: Potential | None) -> Hull | None:
     """The hull of a potential, from a file or of the embedded data set."""
     if file is None:
-        return None if potential is None else Hull.prototypes(potential=potential.name)
+        if potential is None or potential.name not in HULLS:
+            return None
+        return Hull.prototypes(potential=potential.name)
     if potential is None:
         raise ValueError(f"the hull {file} needs the potential of its energies: name it")
     return Hull.from_entries(file, potential.name)
 
 
-def _report(metrics: DeNovoMetrics) -> str:
+def _report(metrics: DeNovoMetrics, given: argparse.Namespace) -> str:
     table = metrics.table
     unread = int(table["formula"].isna().sum())
     lines = [
@@ -102,6 +104,9 @@ def _report(metrics: DeNovoMetrics) -> str:
     ]
     for name, of in (("energies", metrics.potential), ("judge", metrics.judge)):
         lines += [f"{name}: {of}"] if of else []
+    for option, of in (("hull", metrics.potential), ("judge-hull", metrics.judge)):
+        if of and of not in HULLS and not getattr(given, option.replace("-", "_")):
+            lines.append(f"no hull is known for {of}, so nothing is said of stability: --{option}")
     lines.append(f"{'':28}{'value':>10}   95 % interval")
     lines += [_line(name, found) for name, found in metrics.summary().items()]
     if table["valid_composition"].isna().all():

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +32,8 @@ VIRTUAL_ENTRIES = Path(__file__).parents[1] / "data" / "prototypes" / "virtual_e
 _PLAIN = re.compile(r"([A-Z][a-z]?)(\d*)")
 POTENTIAL = "chgnet-0.3.0"
 """Of the energies of the embedded data set."""
+HULLS = (POTENTIAL, "7net-0")
+"""Potentials whose energies of the embedded data set come with the package."""
 _SURVEYED_ORDER = 3
 """Virtual entries stand for all systems of so many elements."""
 
@@ -118,6 +120,10 @@ class Hull:
             of = _shares(name)
             if missing := sorted(set(of) - set(self._elements)):
                 raise ValueError(f"virtual[{name!r}] needs entries of the elements {missing}")
+            if not np.isfinite(energy):
+                raise ValueError(f"virtual[{name!r}] must be finite, in eV/atom, got {energy}")
+            if frozenset(of) in self._real:  # named as a real entry is, which then replaces it
+                name = Composition(name).reduced_formula
             self._virtual[frozenset(of)][name] = float(energy)
         self._found: dict[str, tuple[float, dict[str, float]]] = {}
 
@@ -168,7 +174,11 @@ class Hull:
         """
         if isinstance(entries, str | Path):
             content = json.loads(Path(entries).read_text(encoding="utf-8"))
-            rows: Sequence[Any] = content["data"] if isinstance(content, dict) else content
+            rows: Any = content.get("data") if isinstance(content, dict) else content
+            if not isinstance(rows, list):
+                raise ValueError(
+                    f'entries: {entries} must hold a list of entries, or one as its "data"'
+                )
         else:
             rows = entries
         return cls([_entry(i, entry) for i, entry in enumerate(rows)], potential)
@@ -194,13 +204,17 @@ class Hull:
                 shifted by what, element by element, formation energies of the two differ by.
 
         Raises:
-            ValueError: another potential.
+            ValueError: another potential, or a system of elements that are not in the data set.
         """
         return _prototypes(completed, frozenset(without), strict, potential)
 
     def without(self, system: str) -> Hull:
-        """Return a hull without the real entries of a chemical system such as "Na-Cl"."""
-        part = frozenset(system.split("-"))
+        """Return a hull without the real entries of a chemical system such as "Na-Cl".
+
+        Raises:
+            ValueError: that is none of the hull's elements.
+        """
+        (part,) = _systems("system", [system], self.elements)
         other = copy.copy(self)
         other._found = {}
         kept = {of: entries for of, entries in self._real.items() if of != part}
@@ -213,8 +227,8 @@ class Hull:
         used = {symbol for formula in set(batch.reduced_formulas()) for symbol in _shares(formula)}
         if missing := sorted(used - self.elements):
             raise ValueError(
-                f"hull has no entry of the element {missing[0]} (nor of {missing[1:]})"
-                f", but of {len(self._elements)} others; add one, or exclude the element"
+                f"hull has no entry of the elements {', '.join(missing)}, but of "
+                f"{len(self._elements)} others; add one, or exclude them"
             )
 
     def covers(self, elements: Iterable[str]) -> bool:
@@ -302,11 +316,12 @@ def _shift_of_elements(lowest: pd.DataFrame, potential: str) -> dict[str, float]
 def _prototypes(completed: bool, without: frozenset[str], strict: bool, potential: str) -> Hull:
     """`Hull.prototypes`, each made once."""
     dataset = load("prototypes", progress=False)
-    left_out = {frozenset(system.split("-")) for system in without}
     table = pd.DataFrame({"formula": dataset.batch.reduced_formulas()})
+    known_elements = {e for f in table["formula"].unique() for e in _shares(f)} if without else ()
+    left_out = _systems("without", without, known_elements)
     table[POTENTIAL] = dataset.table["energy_per_atom"]
     if potential != POTENTIAL:
-        if potential != "7net-0":
+        if potential not in HULLS:
             raise ValueError(
                 f"potential must be {POTENTIAL} or 7net-0, whose energies of the embedded data "
                 f"set are known, got {potential!r}; for others, see Hull.from_entries"
@@ -327,6 +342,18 @@ def _prototypes(completed: bool, without: frozenset[str], strict: bool, potentia
         for f in virtual:
             virtual[f] += sum(x * shift[e] for e, x in _shares(f).items())
     return Hull(kept, potential, virtual, surveyed, strict)
+
+
+def _systems(name: str, systems: Iterable[str], elements: Collection[str]) -> set[frozenset[str]]:
+    """Chemical systems such as "Na-Cl" as sets of elements, all of them known ones."""
+    found = {system: frozenset(system.split("-")) for system in systems}
+    for system, part in found.items():
+        if unknown := sorted(part - set(elements)):
+            raise ValueError(
+                f"{name} must be a chemical system such as 'Na-Cl', got {system!r}: there is no "
+                f"entry of an element {unknown[0]!r}"
+            )
+    return set(found.values())
 
 
 def _shares(formula: str) -> dict[str, float]:

@@ -5,11 +5,11 @@ Constraints are hard: they mask logits, so that what they forbid has probability
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
 
 import torch
 from torch import Tensor
@@ -117,6 +117,8 @@ class Constraints:
                 raise ValueError(
                     f"sites must be pairs of an element and three coordinates, got {site!r}"
                 )
+            if not all(math.isfinite(x) for x in site[1]):
+                raise ValueError(f"sites must have finite coordinates, got {site!r}")
             (number,) = _numbers("sites", (site[0],))
             found.append((number, tuple(float(x) for x in site[1])))
         return found
@@ -125,7 +127,7 @@ class Constraints:
         """Return what the number of atoms must be a multiple of."""
         if self.formula is not None:
             return len(parse_formula(self.formula))
-        return lcm(1, *(share.denominator for share in self._ratio().values()))
+        return math.lcm(1, *(share.denominator for share in self._ratio().values()))
 
     def least(self) -> int:
         """Return the smallest number of atoms that can meet the constraints."""

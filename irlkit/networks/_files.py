@@ -23,6 +23,10 @@ KINDS = {
 """Format -> what such a file is, for whoever reads it as another."""
 
 
+class _AnotherFile(ValueError):
+    """A file of this package that something else reads."""
+
+
 def write(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -93,13 +97,16 @@ def read(
     try:
         description = json.loads(header)
         if "annealing" in description:
-            raise ValueError("it is an annealing: load_annealing reads it")
+            other = f"path: {source} holds no network, it is an annealing: load_annealing reads it"
+            raise _AnotherFile(other)
         found = description["format"]
         if found != kind:
             named = KINDS.get(found) if isinstance(found, str) else None
             said = f"it is {named}" if named else f"format {found!r}"
             raise ValueError(f"{said}, expected {kind!r}")
         model = build(description)
+    except _AnotherFile:
+        raise
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"path: {source} is a safetensors file, but not a model of this package "

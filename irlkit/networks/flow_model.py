@@ -114,12 +114,15 @@ class FlowModel(nn.Module):
             given: In that case, atomic numbers that are given, 0 for others, shape (n,).
 
         Raises:
-            ValueError: the batch is empty, numbers of atoms for a model of given species, or
-                constraints that cannot be met.
+            ValueError: the batch is empty, numbers of atoms for a model of given species,
+                constraints that cannot be met, or constraints where species are given.
         """
         if not len(batch):
             raise ValueError("batch must hold at least one structure, got none")
+        bound = constraints is not None
         if isinstance(batch, CrystalBatch):
+            if bound:
+                raise ValueError("constraints bind species that are generated; these are given")
             return Conditioning(batch.species, PairTopology.from_n_atoms(batch.n_atoms))
         if self.species is None:
             raise ValueError("batch must hold compositions: this model does not generate species")
@@ -128,6 +131,8 @@ class FlowModel(nn.Module):
                 "batch of numbers of atoms must be an int64 tensor of shape (B,), all above 0, "
                 f"got {batch.dtype} of shape {tuple(batch.shape)}"
             )
+        if bound and given is not None and bool((given > 0).any()):
+            raise ValueError("constraints bind species that are generated; some are given")
         rules = self.species.rules(batch, self.network.sizes["n_species"], constraints)
         if given is not None:
             rules = replace(rules, given=torch.where(rules.given > 0, rules.given, given))

@@ -89,7 +89,8 @@ class DiversityReward(Reward):
         seed: of which ones.
 
     Raises:
-        ValueError: an empty reference, or unknown features.
+        ValueError: an empty reference, one without the structures that features need, or unknown
+            features.
     """
 
     compares_all = True
@@ -107,6 +108,11 @@ class DiversityReward(Reward):
             raise ValueError("reference must hold at least one structure, got none")
         if isinstance(features, str) and features not in FEATURES:
             raise ValueError(f"features must be one of {sorted(FEATURES)}, got {features!r}")
+        if features != "composition" and not reference.has_structures:
+            raise ValueError(
+                "reference has compositions alone, whose features would say nothing: give a data "
+                'set with structures, or features="composition"'
+            )
         chosen = reference.subset(min(size, len(reference)), seed).batch
         self._compute = FEATURES[features] if isinstance(features, str) else features
         try:

@@ -21,7 +21,8 @@ class GatedReward(CompositeReward):
     tensor([2., 0.], dtype=torch.float64)
 
     A structure that does not pass, g = 0, earns `least` whatever the reward says, even where that
-    is not finite. The result's `info` holds that of the reward, and `passes`, which is g.
+    is not finite. The result's `info` holds that of the reward, `passes`, which is g, and
+    `ungated`, which is r.
 
     Args:
         reward: a reward, or a function of a `CrystalBatch`.
@@ -49,4 +50,5 @@ class GatedReward(CompositeReward):
             raise ValueError(f"gate must give values from 0 to 1, got {passes.tolist()}")
         values = self.least + passes * (result.values - self.least)
         values = torch.where(passes > 0, values, self.least)
-        return RewardResult(values, {**result.info, "passes": passes.numpy()})
+        told = {"passes": passes.numpy(), "ungated": result.values.numpy()}
+        return RewardResult(values, {**result.info, **told})
