@@ -21,9 +21,10 @@ from tests.tiny_experiments import write_files
 
 WITHOUT_ACTIONS = {"train", "pretrain", "download", "prototypes"}
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+CARDS = [ROOT / "benchmarks" / "README.md", *(ROOT / "irlkit").rglob("README.md")]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *CARDS])
 INDEX = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def names_in(text: str) -> set[str]:
