@@ -6,9 +6,9 @@
 
 On the test split of both embedded sets, ten steps, all from the same base samples: no annealing,
 the rule with its constants tuned on validation, a schedule learned as in notebook 04, and the
-velocity reinforced for its energy as in notebook 03, on top of the rule. Settings are those of the
-presets `laptop`, but for those that are named here. Differences are paired, with 95 % intervals
-from a bootstrap over compositions and training seeds.
+velocity reinforced for its energy as in notebook 03, alone and on top of the rule. Settings are
+those of the presets `laptop`, but for those that are named here. Differences are paired, with 95 %
+intervals from a bootstrap over compositions and training seeds.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def make_experiment(options):
 
 
 def reinforced(options, experiment, rule, potential, seed):
-    """The velocity, reinforced for its energy on top of the rule."""
+    """The velocity, reinforced for its energy on top of a rule or of none."""
     preset = experiments.presets("energy")["laptop"]
     settings = {
         **preset.grpo,
@@ -66,7 +66,7 @@ def reinforced(options, experiment, rule, potential, seed):
         EnergyReward(potential, config.group_size),
         experiment.train,
         config,
-        out_dir=options.out_dir / f"energy_seed_{seed}",
+        out_dir=options.out_dir / f"energy_{'none' if rule is None else 'rule'}_seed_{seed}",
         resume=True,
     )
     trainer.run(options.energy_iterations - trainer.iteration, False)
@@ -113,7 +113,8 @@ def run(options):
     jobs["rule", 0] = Dynamics(experiment.model, rule)
     for seed in options.seeds:
         jobs["learned", seed] = Dynamics(experiment.model, experiment.learned[seed])
-        jobs["reinforced", seed] = reinforced(options, experiment, rule, potential, seed)
+        for name, start in (("reinforced", None), ("reinforced rule", rule)):
+            jobs[name, seed] = reinforced(options, experiment, start, potential, seed)
     parts = [
         measure(experiment, dynamics, potential, references, base).assign(
             policy=name, training_seed=seed
@@ -164,8 +165,18 @@ def describe(found):
     row |= {f"match rate, {name}": f"{100 * values(name, 'own').mean():.1f}" for name in policies}
     for what, of, pairs in (
         ("cRMSE", closest, (("rule", "none"), ("learned", "rule"))),
-        ("energy", energy, (("rule", "none"), ("learned", "rule"), ("reinforced", "rule"))),
-        ("METRe", matched, (("reinforced", "rule"),)),
+        (
+            "energy",
+            energy,
+            (
+                ("rule", "none"),
+                ("learned", "rule"),
+                ("reinforced", "none"),
+                ("reinforced", "rule"),
+                ("reinforced rule", "rule"),
+            ),
+        ),
+        ("METRe", matched, (("reinforced", "none"), ("reinforced rule", "rule"))),
     ):
         if what != "METRe":
             row |= {f"{what}, {name}": format(Estimate.of(v), ".3f") for name, v in of.items()}

@@ -575,6 +575,7 @@ def entries(kit):
             shared_trunk=True,
             condition_on_dt=False,
             positive=True,
+            rule=schedules.EndpointAnnealing(4.0, 1.2),
             n_frequencies=1,
             generator=k.draws,
         ),

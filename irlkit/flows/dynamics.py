@@ -162,6 +162,8 @@ class Dynamics:
             if isinstance(self.annealing, StateAnnealing):
                 raise ValueError("annealing sees compositions, which numbers of atoms do not have")
             return self._generate_species(batch, n_steps, generator, max_batch, progress)
+        if self.constraints is not None:
+            raise ValueError("constraints bind species that are generated; these are given")
         if generator is None and (x_0 is None or self.noise):
             raise ValueError(
                 "generator must be a torch.Generator unless x_0 is given without noise"

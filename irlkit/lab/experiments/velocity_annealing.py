@@ -412,7 +412,11 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
     def _claims(self) -> list[Claim]:
         curves = self.schedule_curves(*self.preset.evaluation_steps)
         smallest = float(curves.loc[curves["schedule"] == "learned", "factor"].min())
-        return annealing_claims(self._evidence(), self.preset, smallest)
+        start, times = 1.0, [time_grid(k) for k in self.preset.evaluation_steps]
+        if self.preset.start == "rule":
+            rule = self.best_rule(self.preset.n_steps)
+            start += min(float(s.min()) for t in times for s in annealing_on_grid(rule, t).values())
+        return annealing_claims(self._evidence(), self.preset, smallest, start)
 
     def _remark(self) -> str:
         size = int(self.evaluation["n_structures"].max())
