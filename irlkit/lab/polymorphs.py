@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -241,10 +242,16 @@ def choose_model(compositions: CrystalBatch, units: int = 4) -> str:
     """
     every = [one.species.tolist() * units for one in compositions]
     for name in _MODELS[:-1]:
-        limits = _limits(load_pretrained(name))
+        limits = _limits_of(name)
         if limits and not any(_beyond(species, limits) for species in every):
             return name
     return _MODELS[-1]
+
+
+@functools.cache
+def _limits_of(name: str) -> dict[str, Any] | None:
+    """`_limits` of a model of the package, which is read once for all formulas."""
+    return _limits(load_pretrained(name))
 
 
 def formula_units(model: FlowModel, formula: str) -> list[int]:
