@@ -69,7 +69,7 @@ def reinforced(options, experiment, rule, potential, seed):
         out_dir=options.out_dir / f"energy_{'none' if rule is None else 'rule'}_seed_{seed}",
         resume=True,
     )
-    trainer.run(options.energy_iterations - trainer.iteration, False)
+    trainer.run(progress=False)
     with trainer.averaged() as policy:
         return policy.deploy()
 
