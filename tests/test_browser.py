@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from irlkit.lab import notebooks
+from tests.notebook_results import check_results
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -592,11 +593,13 @@ def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, fol
     notebook = notebooks.read_notebook(path)
     for cell in notebook["cells"]:
         if "parameters" in cell["metadata"].get("tags", ()):
-            cell["source"] = [*cell["source"], '\npreset = "quick"', WRITE_STACKS]
+            out_dir = f'\nout_dir = "results/{path.stem}"'
+            cell["source"] = [*cell["source"], '\npreset = "quick"', out_dir, WRITE_STACKS]
     (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     page = open_notebook(browser, lab, path.name)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
     saved = run_and_save(page, folder / path.name)
+    check_results(path.stem, folder / "results" / path.stem)
     shown = page.query_selector_all(".jp-RenderedPlotly.js-plotly-plot")
     assert shown and len(shown) == len(figures_of(saved))
     for plot in shown:

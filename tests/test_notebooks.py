@@ -13,19 +13,10 @@ from irlkit.lab import notebooks
 from irlkit.lab.notebooks import _serving
 from irlkit.lab.notebooks.__main__ import main
 from irlkit.lab.notebooks._running import prepare_page
+from tests.notebook_results import check_results
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-KEYS = {"parameters", "environment", "dataset", "claims"}
-KEYS_OF = {
-    "02_noise_schedules": {"evaluation", "handcrafted_sweep", "noise_scales", "potential"},
-    "03_energy_reinforcement": {"evaluation", "training", "diversity", "potential"},
-    "04_velocity_annealing": {"evaluation", "handcrafted_sweep", "training"},
-    "06_bring_your_own": {"training", "structures"},
-}
-EVALUATION_KEYS = {
-    *("schedule", "n_steps", "seed", "metre", "crmse", "match_rate", "rmse", "n_structures"),
-}
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -347,14 +338,4 @@ def test_notebook_runs_and_writes_its_results(path, tmp_path):
         execution_timeout=600,
     )
 
-    results = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
-    assert (KEYS | KEYS_OF.get(path.stem, set())) <= set(results)
-    assert results["parameters"]["preset"] == "quick"
-    assert results["environment"] and results["dataset"] and results["claims"]
-    for claim in results["claims"]:
-        assert {"claim", "value", "low", "high", "control", "target", "kind"} <= set(claim)
-        assert claim["verdict"] in ("holds", "fails", "undecided")
-    for row in results.get("evaluation", []):
-        assert set(row) >= EVALUATION_KEYS
-        assert 0 <= row["metre"] <= 1 and row["n_structures"] > 0
-    assert list(out_dir.rglob("*.parquet"))
+    check_results(path.stem, out_dir)
