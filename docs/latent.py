@@ -1,10 +1,15 @@
 """Reinforce discrete flow and latent diffusion alike, as notebook 09 does, with several seeds.
 
     python docs/latent.py --out runs/latent [--iterations 25] [--structures 1000] [--seeds 0 1 2]
+    python docs/latent.py --only-latents --iterations 50 --group-size 64
+    python docs/latent.py --gradients 10 --group-size 64
 
 Prints what both cost, the table of metrics with 95 % intervals (formulas and training seeds drawn
 again), the scan of guidance, and the notebook's claims; writes tables, structures and networks.
-Trainings continue where they were stopped; measurements are made again. Some hours on two cores.
+With --only-latents: table and claims of notebook 07 for the latent diffusion alone; with
+--iterations 0 as well, of what needs no training. With --gradients: how alike gradients of so many
+batches are, at the start. Trainings continue where they were stopped;
+measurements are made again. Some hours on two cores.
 """
 
 import argparse
@@ -12,9 +17,11 @@ from dataclasses import replace
 
 import irlkit  # isort: skip (before torch: its idle threads then sleep)
 import pandas as pd
+import torch
 
 from irlkit.lab.experiments import claims_table, denovo, latent
 from irlkit.networks.latent_diffusion import LatentDiffusion
+from irlkit.rl import group_advantages, grpo_loss, rollout
 
 
 def main():
@@ -28,23 +35,36 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--group-size", type=int, default=laptop.group_size)
     parser.add_argument("--learning-rate", type=float, default=laptop.latent_learning_rate)
+    parser.add_argument("--steps", type=int, default=laptop.latent_steps)
+    parser.add_argument("--only-latents", action="store_true")
+    parser.add_argument("--gradients", type=int, help="batches")
+    parser.add_argument("--judge", default="auto", help="7net-0, auto or none")
+    parser.add_argument("--threads", type=int, help="of torch")
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     size = replace(
         laptop,
         n_structures=given.structures,
-        iterations=given.iterations,
+        iterations=max(given.iterations, 1),
         gap_iterations=given.gap_iterations,
         seeds=tuple(given.seeds),
         group_size=given.group_size,
         latent_learning_rate=given.learning_rate,
+        latent_steps=given.steps,
     )
     comparison = latent.GeneratorComparison(
         size,
         irlkit.load_pretrained("denovo-mask"),
         LatentDiffusion.load(given.checkpoint),
         given.out,
-        judge=denovo.find_judge("auto"),
+        judge=denovo.find_judge(given.judge),
+        n_workers=0 if given.threads == 1 else None,
     )
+    if given.gradients:
+        return gradients(comparison.experiments[latent.LATENT], given.gradients)
+    if given.only_latents:
+        return only_latents(comparison, given)
     with pd.option_context("display.width", 250, "display.max_colwidth", None):
         comparison.train(denovo.REINFORCED)
         faster = comparison.train_equal_seconds()
@@ -61,6 +81,46 @@ def main():
         claims = comparison.claims()
         print(claims_table(claims).to_string())
     comparison.write_results(claims, {}, vars(given))
+
+
+def gradients(experiment, n_batches):
+    """Print the mean cosine of gradients of batches that were drawn one by one."""
+    config, reward = experiment.config(denovo.REINFORCED, 0), experiment.reward()
+    policy, draws = experiment.generator.policy(), torch.Generator().manual_seed(0)
+    found = {None: [], 9: [], 27: []}
+    for seed in range(n_batches):
+        request = experiment.request(config.n_groups, seed).repeat(config.group_size)
+        x_0 = policy.process.initial(request, draws)
+        trajectory = rollout(policy, x_0, config.n_steps, draws, max_batch=config.max_batch)
+        values = reward.in_groups(trajectory.final, config.group_size).values
+        advantages = group_advantages(values, config.group_size)
+        for renoised, of in found.items():
+            policy.renoised = renoised
+            path = policy.retrace(trajectory, draws)
+            policy.zero_grad()
+            for i in range(path.n_steps):
+                grpo_loss(policy, path, advantages, config.grpo, torch.tensor([i])).total.backward()
+            of.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    for renoised, of in found.items():
+        unit = torch.nn.functional.normalize(torch.stack(of), dim=1)
+        likeness = (unit @ unit.T).fill_diagonal_(0).sum() / (n_batches * (n_batches - 1))
+        path = "the rollout's" if renoised is None else f"{renoised} renoised"
+        print(f"{path} steps: mean cosine {float(likeness):.3f} of {n_batches} gradients")
+
+
+def only_latents(comparison, given):
+    experiment = comparison.experiments[latent.LATENT]
+    variants = [denovo.START, denovo.RULE, denovo.REINFORCED][: 3 if given.iterations else 1]
+    if given.iterations:
+        print(experiment.train(denovo.REINFORCED).tail().T.to_string())
+        print(experiment.tune_temperature().to_string())
+    with pd.option_context("display.width", 250, "display.max_colwidth", None):
+        print(experiment.evaluate(*variants).T.to_string())
+        if given.iterations:
+            print(claims_table(experiment.claims()).to_string())
+    folder = experiment.out_dir
+    for (variant, seed), found in experiment.metrics.items():
+        found.table.to_parquet(folder / f"{variant}_{seed}_{given.steps}.parquet")
 
 
 if __name__ == "__main__":

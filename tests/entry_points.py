@@ -312,7 +312,7 @@ def entries(kit):
             model=toy, noise=k.noise, ref_noise=k.noise, annealing=LINEAR, process=None
         ),
         "policies.LatentPolicy": dict(
-            model=k.latent, eta=0.5, reduction="sum", reference="rollout"
+            model=k.latent, eta=0.5, reduction="sum", reference="rollout", renoised=3
         ),
         "policies.SpeciesPolicy": dict(
             model=k.denovo,

@@ -115,15 +115,22 @@ def test_the_last_step_has_no_noise_and_no_probability():
 
 
 class GaussianScore(DiffusionTransformer):
-    """The exact noise of latents that are normal, with a mean and a spread per dimension."""
+    """The exact noise of latents that are normal, with a mean and a spread per dimension.
+
+    The mean is trained as the bias of the last layer.
+    """
 
     mean = torch.linspace(-1, 1, 8, dtype=torch.float64)
     spread = torch.linspace(0.3, 1.5, 8, dtype=torch.float64)
 
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.out.bias = torch.nn.Parameter(self.mean.clone())
+
     def forward(self, x, t, slots):
         abar = signal(t)[slots.batch, None]
         variance = abar * self.spread.square() + 1 - abar
-        return (1 - abar).sqrt() * (x - abar.sqrt() * self.mean) / variance
+        return (1 - abar).sqrt() * (x - abar.sqrt() * self.out.bias) / variance
 
 
 @pytest.mark.parametrize(("eta", "n_steps"), [(1.0, 299), (0.3, 99)])
@@ -143,6 +150,38 @@ def test_marginals_of_a_gaussian_whose_score_is_known(eta, n_steps):
         assert latents.shape == (4000, 8)
         assert float((latents.mean(0) - GaussianScore.mean).abs().max()) < 0.08
         assert float((latents.std(0) / GaussianScore.spread - 1).abs().max()) < 0.07
+
+
+def test_renoised_paths_give_the_same_gradient():
+    """Of the mean of a normal distribution, where the first of its numbers is rewarded.
+
+    More steps to the same ends are more draws of the noise, and leave less of it in the gradient.
+    """
+
+    network = GaussianScore(8, 5, 16, 1, 2).double()
+    model = LatentDiffusion(autoencoder(), network)
+    model.latents_to_crystals = lambda x, n_atoms: CrystalBatch.from_formulas(["H"])
+    request = Request(torch.full((150,), 4))
+
+    def gradient(renoised, seed):
+        policy = LatentPolicy(model, reduction="sum", renoised=renoised)
+        first = rollout(policy, policy.process.initial(request, draws(seed)), 9, draws(100 + seed))
+        trajectory = policy.retrace(first, draws(200 + seed))
+        ends = first.states["latent"][-1]
+        assert torch.equal(trajectory.states["latent"][-1], ends)
+        assert trajectory.n_steps == (renoised or 9)
+        rewards = ends[:, 0].unflatten(0, (150, 4)).mean(1)
+        loss = grpo_loss(policy, trajectory, rewards - rewards.mean(), GRPOConfig())
+        assert float(loss.terms["latent_ratio"]) == pytest.approx(1)
+        loss.total.backward()
+        return -policy.network.out.bias.grad
+
+    likeness = []
+    for renoised in (None, 9, 36):
+        found = torch.stack([gradient(renoised, seed) for seed in range(12)])
+        assert float(torch.nn.functional.normalize(found.mean(0), dim=0)[0]) > 0.95
+        likeness.append(float(torch.nn.functional.normalize(found, dim=1)[:, 0].mean()))
+    assert likeness[1] < likeness[2]
 
 
 def compact(structures):
@@ -205,6 +244,8 @@ def test_errors():
         LatentPolicy(model, eta=0.0)
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'product'"):
         LatentPolicy(model, reduction="product")
+    with pytest.raises(ValueError, match="renoised must be .* got 0"):
+        LatentPolicy(model, renoised=0)
     with pytest.raises(ValueError, match="which do not determine one"):
         rollout(policy, CrystalBatch.from_formulas(["NaCl"]), 2, draws())
 

@@ -188,7 +188,7 @@ class TrainerConfig:
             for name, v in (loss | values).items()
         }
 
-    def check_fields(self, names: Iterable[str]) -> None:
+    def _check_fields(self, names: Iterable[str]) -> None:
         """Raise a ValueError where a setting is for a field that a process has not.
 
         Args:
@@ -223,7 +223,7 @@ class TrainerConfig:
         done = self._done(iteration)
         return {name: of_field(self.noise_decay, name, 1.0) ** done for name in names}
 
-    def average_decay_at(self, iteration: int) -> float:
+    def _average_decay_at(self, iteration: int) -> float:
         """Return the share of averaged parameters that stays, after so many complete iterations.
 
         It starts low, or the average would be that of the start for long.

@@ -101,7 +101,7 @@ class GRPOTrainer:
             self.reward if validation_reward is None else as_reward(validation_reward)
         )
         self.config = TrainerConfig() if config is None else config
-        self.config.check_fields(policy.process.field_names)
+        self.config._check_fields(policy.process.field_names)
         self.communicator.check(self.config)
         self.out_dir = None if out_dir is None else Path(out_dir)
         parameter = next(policy.parameters())
@@ -302,9 +302,10 @@ class GRPOTrainer:
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())
             advantages, worth = advantages[usable.cpu()], rewards[usable.cpu()]
+        trajectory = self.policy.retrace(trajectory, draws)
         update = self._update(*self._replay(trajectory, advantages, worth, self._generator))
         if self._average is not None:
-            self._average.update(config.average_decay_at(self.iteration))
+            self._average.update(config._average_decay_at(self.iteration))
         return self.communicator.average_row(
             {
                 "n_steps": n_steps,

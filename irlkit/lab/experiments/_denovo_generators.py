@@ -87,7 +87,7 @@ class _OfLatents:
     """Policies of a latent diffusion: the temperature is a factor of the noise of all steps."""
 
     grpo = GRPOConfig(clip_eps=0.2, normalization="per_atom_surrogate")
-    updates: ClassVar = {"n_ppo_epochs": 2, "minibatch_updates": 4, "step_fraction": 0.5}
+    updates: ClassVar = {"n_ppo_epochs": 2, "step_fraction": 0.5, "max_minibatch": 3000}
 
     def __init__(self, model: LatentDiffusion, training: CrystalDataset) -> None:
         self.model, self.device = model, next(model.parameters()).device
@@ -95,7 +95,7 @@ class _OfLatents:
         self._species = training.batch.species.unique().tolist()
 
     def policy(self, temperature: float = 1.0) -> Policy:
-        policy = LatentPolicy(self.model)
+        policy = LatentPolicy(self.model, renoised=28)
         policy.noise_scale = {"latent": temperature}
         return policy
 

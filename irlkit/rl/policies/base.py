@@ -138,6 +138,15 @@ class Policy(nn.Module):
         """
         return None
 
+    def retrace(self, trajectory: Any, generator: Any) -> Any:
+        """Return the trajectory that an update takes: this one, or another way to the same ends.
+
+        Args:
+            trajectory: of a rollout of the policy as it is now.
+            generator: as in ``moves``.
+        """
+        return trajectory
+
     def busy_steps(self, trajectory: Any) -> Tensor | None:
         """Return the steps of a trajectory that bear on a loss, shape (k,); None: all may."""
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,12 +13,20 @@ from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
 from irlkit.networks._transformer import Slots
-from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion, denoised
+from irlkit.networks.latent_diffusion import (
+    N_TIMES,
+    DiffusionTransformer,
+    LatentDiffusion,
+    denoised,
+    signal,
+)
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.base import FieldStep, Policy, StepInputs
 from irlkit.rl.policies.flow import _module_digest
 from irlkit.rl.process import Field, Process, Requests, State
-from irlkit.utils.checks import check_finite, checked
+from irlkit.rl.trajectory import Trajectory
+from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.utils.draws import standard_normal
 
 
 class DenoisedLatents(Process):
@@ -76,16 +85,24 @@ class LatentPolicy(Policy):
     The last step, from the smallest time of the grid to the latent that is decoded, has no noise
     and so no probability; it is taken with the last action and left out of the ratio.
 
+    A rollout's path is one way to the latents z that were rewarded, and much of the gradient of its
+    probability is the noise that it took up. With ``renoised=m`` an update takes another path of m
+    steps to the same z, one that the diffusion itself would have come: x_t = sqrt(abar_t) z +
+    sqrt(1 - abar_t) eps with new noise at each step, and for an action the mean of x_s given x_t
+    and z. Ratios then compare how probable policies make the ends (their variational bound), and
+    where a model has learned the reverse of the diffusion, both gradients have the same mean.
+
     Args:
         model: Frozen pretrained model.
         eta: Share of the noise of the diffusion's reverse, above 0, at most 1.
         reduction: "mean" over latent dimensions as in Chemeleon2, which makes a ratio the
             latent_dim-th root of that of the actions; or "sum", exact probabilities of an atom.
+        renoised: Steps of the paths of an update; None: it takes those of the rollout.
         reference: Whom the KL divergence is from: the "pretrained" model, or the policy of the
             "rollout", as in Chemeleon2.
 
     Raises:
-        ValueError: an eta that is not in (0, 1], another reduction or reference.
+        ValueError: an eta that is not in (0, 1]; another reduction or reference; renoised below 1.
 
     >>> from irlkit.networks.autoencoder import Autoencoder
     >>> from irlkit.rl import Request, generate
@@ -102,6 +119,7 @@ class LatentPolicy(Policy):
         eta: float = 1.0,
         reduction: Literal["mean", "sum"] = "mean",
         reference: Literal["pretrained", "rollout"] = "pretrained",
+        renoised: int | None = None,
     ) -> None:
         check_finite("eta", eta, above=0, most=1)
         super().__init__(DenoisedLatents(model))
@@ -109,6 +127,9 @@ class LatentPolicy(Policy):
         self._frozen = (model,)
         self.network = copy.deepcopy(model.network).requires_grad_(True)
         self.eta, self.reduction, self.reference = float(eta), reduction, reference
+        if renoised is not None:
+            check_count("renoised", renoised, most=N_TIMES - 1)
+        self.renoised = renoised
 
     @property
     def model(self) -> LatentDiffusion:
@@ -151,6 +172,33 @@ class LatentPolicy(Policy):
             x, _ = denoised(x, self._noise(self.network, last), t, end, self.eta)
         return {"latent": x[0]}
 
+    @torch.no_grad()
+    def retrace(self, trajectory: Trajectory, generator: Any) -> Trajectory:
+        if self.renoised is None:
+            return trajectory
+        z = trajectory.states["latent"][-1:]
+        first, last = trajectory.times[[0, -1]].tolist()
+        times = torch.linspace(first, last, self.renoised + 1).round().to(trajectory.times)
+        t, following = times[:-1, None, None], times[1:, None, None]
+        draws = generator["atom"] if isinstance(generator, dict) else generator
+        eps = standard_normal(z.expand(self.renoised, -1, -1), draws)
+        kept = signal(t)
+        x = kept.sqrt().to(z) * z + (1 - kept).sqrt().to(z) * eps
+        actions, _ = denoised(x, eps, t, following, self.eta)
+        new = Trajectory(
+            times,
+            trajectory.request,
+            {"latent": actions},
+            {"latent": actions[..., 0]},
+            trajectory.final,
+            trajectory.action_scopes,
+            trajectory.state_scopes,
+            {"latent": torch.cat([x, z])},
+        )
+        inputs = self.observe(new.inputs(self, torch.arange(self.renoised, device=z.device)))
+        log_probs = self.steps(inputs)["latent"].policy.log_prob(actions)
+        return replace(new, log_probs={"latent": log_probs}, frozen=inputs.frozen)
+
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
         """Write a model that ``LatentDiffusion.load`` reads.
 
@@ -173,7 +221,8 @@ class LatentPolicy(Policy):
         }
 
     def _description(self) -> dict[str, Any]:
-        return {"eta": self.eta, "reduction": self.reduction, "reference": self.reference}
+        names = ("eta", "reduction", "reference", "renoised")
+        return {name: getattr(self, name) for name in names}
 
     def _scaled(self, step: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         mean, std = step
