@@ -100,7 +100,8 @@ def gradients(experiment, n_batches):
             policy.zero_grad()
             for i in range(path.n_steps):
                 grpo_loss(policy, path, advantages, config.grpo, torch.tensor([i])).total.backward()
-            of.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+            grads = [p.grad for p in policy.parameters() if p.grad is not None]
+            of.append(torch.cat([grad.flatten() for grad in grads]))
     for renoised, of in found.items():
         unit = torch.nn.functional.normalize(torch.stack(of), dim=1)
         likeness = (unit @ unit.T).fill_diagonal_(0).sum() / (n_batches * (n_batches - 1))
