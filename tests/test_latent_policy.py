@@ -23,6 +23,7 @@ from irlkit.rl import (
     grpo_loss,
     rollout,
 )
+from irlkit.utils.draws import SharedDraws
 from tests.test_house import GRAPH
 from tests.test_latent import autoencoder, diffusion, draws
 from tests.toys import trainer_config
@@ -184,6 +185,23 @@ def test_renoised_paths_give_the_same_gradient():
     assert likeness[1] < likeness[2]
 
 
+def test_a_bad_structure_changes_no_other_and_ranks_draw_what_one_would():
+    policy = changed(LatentPolicy(diffusion(), renoised=5))
+    trajectory = episode(policy)
+    whole = policy.retrace(trajectory, draws(1))
+    ours = [slice(0, 9), slice(9, 21)]
+    for k, atoms in enumerate(ours):
+        part = trajectory.select(torch.arange(6) if k == 0 else torch.arange(6, 9))
+        shared = {"atom": SharedDraws(draws(1), 21, atoms)}
+        again = policy.retrace(part, shared)
+        torch.testing.assert_close(again.actions["latent"], whole.actions["latent"][:, atoms])
+        torch.testing.assert_close(again.log_probs["latent"], whole.log_probs["latent"][:, atoms])
+    trajectory.states["latent"][-1, 0] = torch.nan
+    bad = policy.retrace(trajectory, draws(1)).log_probs["latent"]
+    assert bad[:, :2].isnan().all()
+    torch.testing.assert_close(bad[:, 2:], whole.log_probs["latent"][:, 2:])
+
+
 def compact(structures):
     """More for small cells."""
     return -structures.volume.clamp(min=1e-3).log()
@@ -244,7 +262,7 @@ def test_errors():
         LatentPolicy(model, eta=0.0)
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'product'"):
         LatentPolicy(model, reduction="product")
-    with pytest.raises(ValueError, match="renoised must be .* got 0"):
+    with pytest.raises(ValueError, match=r"renoised must be .* got 0"):
         LatentPolicy(model, renoised=0)
     with pytest.raises(ValueError, match="which do not determine one"):
         rollout(policy, CrystalBatch.from_formulas(["NaCl"]), 2, draws())

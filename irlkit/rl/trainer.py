@@ -299,10 +299,10 @@ class GRPOTrainer:
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
         worth = rewards
+        trajectory = self.policy.retrace(trajectory, draws)
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())
             advantages, worth = advantages[usable.cpu()], rewards[usable.cpu()]
-        trajectory = self.policy.retrace(trajectory, draws)
         update = self._update(*self._replay(trajectory, advantages, worth, self._generator))
         if self._average is not None:
             self._average.update(config._average_decay_at(self.iteration))
