@@ -1,8 +1,8 @@
 """Reinforce discrete flow and latent diffusion alike, as notebook 09 does, with several seeds.
 
     python docs/latent.py --out runs/latent [--iterations 25] [--structures 1000] [--seeds 0 1 2]
-    python docs/latent.py --only-latents --iterations 50 --group-size 64
-    python docs/latent.py --gradients 10 --group-size 64
+    python docs/latent.py --only-latents --iterations 50 --steps 9 --renoised 28
+    python docs/latent.py --gradients 10 --steps 9
 
 Prints what both cost, the table of metrics with 95 % intervals (formulas and training seeds drawn
 again), the scan of guidance, and the notebook's claims; writes tables, structures and networks.
@@ -23,6 +23,8 @@ from irlkit.lab.experiments import claims_table, denovo, latent
 from irlkit.networks.latent_diffusion import LatentDiffusion
 from irlkit.rl import group_advantages, grpo_loss, rollout
 
+RENOISED_UPDATES = {"n_ppo_epochs": 2, "step_fraction": 0.5, "max_minibatch": 3000}
+
 
 def main():
     laptop = latent.SIZES["laptop"]
@@ -36,6 +38,7 @@ def main():
     parser.add_argument("--group-size", type=int, default=laptop.group_size)
     parser.add_argument("--learning-rate", type=float, default=laptop.latent_learning_rate)
     parser.add_argument("--steps", type=int, default=laptop.latent_steps)
+    parser.add_argument("--renoised", type=int, help="steps of the paths of an update")
     parser.add_argument("--only-latents", action="store_true")
     parser.add_argument("--gradients", type=int, help="batches")
     parser.add_argument("--judge", default="auto", help="7net-0, auto or none")
@@ -61,6 +64,9 @@ def main():
         judge=denovo.find_judge(given.judge),
         n_workers=0 if given.threads == 1 else None,
     )
+    if given.renoised:
+        generator = comparison.experiments[latent.LATENT].generator
+        generator.renoised, generator.updates = given.renoised, RENOISED_UPDATES
     if given.gradients:
         return gradients(comparison.experiments[latent.LATENT], given.gradients)
     if given.only_latents:

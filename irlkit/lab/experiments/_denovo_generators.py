@@ -84,10 +84,15 @@ class _OfSpecies:
 
 
 class _OfLatents:
-    """Policies of a latent diffusion: the temperature is a factor of the noise of all steps."""
+    """Policies of a latent diffusion: the temperature is a factor of the noise of all steps.
+
+    Attributes:
+        renoised: see `LatentPolicy`.
+    """
 
     grpo = GRPOConfig(clip_eps=0.2, normalization="per_atom_surrogate")
-    updates: ClassVar = {"n_ppo_epochs": 2, "step_fraction": 0.5, "max_minibatch": 3000}
+    updates: ClassVar = {"n_ppo_epochs": 2, "minibatch_updates": 4, "step_fraction": 0.5}
+    renoised: int | None = None
 
     def __init__(self, model: LatentDiffusion, training: CrystalDataset) -> None:
         self.model, self.device = model, next(model.parameters()).device
@@ -95,7 +100,7 @@ class _OfLatents:
         self._species = training.batch.species.unique().tolist()
 
     def policy(self, temperature: float = 1.0) -> Policy:
-        policy = LatentPolicy(self.model, renoised=28)
+        policy = LatentPolicy(self.model, renoised=self.renoised)
         policy.noise_scale = {"latent": temperature}
         return policy
 

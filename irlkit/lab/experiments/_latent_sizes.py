@@ -19,8 +19,8 @@ class LatentSize(DeNovoSize):
     """
 
     ablations: tuple[str, ...] = ()
-    latent_steps: int = 9
-    latent_learning_rate: float = 3e-4
+    latent_steps: int = 24
+    latent_learning_rate: float = 2e-4
     guidances: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
 
     def of_latents(self) -> LatentSize:

@@ -90,7 +90,9 @@ class LatentPolicy(Policy):
     steps to the same z, one that the diffusion itself would have come: x_t = sqrt(abar_t) z +
     sqrt(1 - abar_t) eps with new noise at each step, and for an action the mean of x_s given x_t
     and z. Ratios then compare how probable policies make the ends (their variational bound), and
-    where a model has learned the reverse of the diffusion, both gradients have the same mean.
+    where a model has learned the reverse of the diffusion, both gradients have the same mean. An
+    end with a bad reward can be made less probable without limit: without a KL term trainings of
+    `chemeleon-dit` fell apart after some 40 iterations.
 
     Args:
         model: Frozen pretrained model.
