@@ -591,10 +591,15 @@ def test_a_formula_is_typed_and_a_wrong_one_answered_in_words(browser, folder, l
 )
 def test_notebook_runs_in_jupyterlab_and_is_whole_when_opened_again(browser, folder, lab, path):
     notebook = notebooks.read_notebook(path)
+    cells = []
     for cell in notebook["cells"]:
+        cells.append(cell)
         if "parameters" in cell["metadata"].get("tags", ()):
             out_dir = f'\nout_dir = "results/{path.stem}"'
-            cell["source"] = [*cell["source"], '\npreset = "quick"', out_dir, WRITE_STACKS]
+            cell["source"] = [*cell["source"], '\npreset = "quick"', out_dir]
+            # In a cell of its own: those that set nothing but literals hold the parameters.
+            cells.append({**cell, "id": "stacks", "metadata": {}, "source": [WRITE_STACKS]})
+    notebook["cells"] = cells
     (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     page = open_notebook(browser, lab, path.name)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
