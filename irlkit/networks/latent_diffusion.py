@@ -173,8 +173,7 @@ class LatentDiffusion(nn.Module):
         strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
         t = (N_TIMES * strata[torch.randperm(size, generator=generator)]).long().to(z.device)
         slots = Slots.from_n_atoms(crystals.n_atoms)
-        abar = signal(t).to(z)[slots.batch, None]
-        x = abar.sqrt() * z + (1 - abar).sqrt() * noise[1]
+        x = _noised(z, noise[1], t[slots.batch, None])
         return {"noise": (self.network(x, t, slots, target) - noise[1]).square().mean()}
 
     def _guided(
@@ -348,6 +347,12 @@ def signal(t: Tensor) -> Tensor:
     betas = torch.linspace(*BETAS, N_TIMES, dtype=torch.float64)
     abar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)]).to(t.device)
     return abar[t.long() + 1]
+
+
+def _noised(z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps; times t broadcast, shape of eps."""
+    abar = signal(t).to(z)
+    return abar.sqrt() * z + (1 - abar).sqrt() * eps
 
 
 def denoised(

@@ -17,8 +17,8 @@ from irlkit.networks.latent_diffusion import (
     N_TIMES,
     DiffusionTransformer,
     LatentDiffusion,
+    _noised,
     denoised,
-    signal,
 )
 from irlkit.rl.distributions import Gaussian
 from irlkit.rl.policies.base import FieldStep, Policy, StepInputs
@@ -184,8 +184,7 @@ class LatentPolicy(Policy):
         t, following = times[:-1, None, None], times[1:, None, None]
         draws = generator["atom"] if isinstance(generator, dict) else generator
         eps = standard_normal(z.expand(self.renoised, -1, -1), draws)
-        kept = signal(t)
-        x = kept.sqrt().to(z) * z + (1 - kept).sqrt().to(z) * eps
+        x = _noised(z, eps, t)
         actions, _ = denoised(x, eps, t, following, self.eta)
         new = Trajectory(
             times,
