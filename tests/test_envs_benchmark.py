@@ -1,15 +1,29 @@
 """Algorithms compared at equal evaluations."""
 
 import importlib.util
+import sys
 
 import pytest
 
 from irlkit.envs import Evaluator, benchmark
+from irlkit.envs._benchmark import LIBRARIES
+from irlkit.lab.experiments import crystal_gym
 from tests.test_envs import Curve
 
 pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra gym)")
-HAS_TIANSHOU = importlib.util.find_spec("tianshou") is not None
+HAS = {library: importlib.util.find_spec(library) is not None for library in LIBRARIES.values()}
 SMALL = {"skeletons": ["AuSb3", "RbVF3"], "unseen": ["SnI4"], "elements": ["Li", "F", "Sr", "Br"]}
+
+
+def of(name):
+    """An algorithm as a parameter, skipped where its library is missing."""
+    missing = not HAS[LIBRARIES[name]]
+    reason = f"{LIBRARIES[name]} is not installed (extra gym)"
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=reason))
+
+
+each_of_tianshou = pytest.mark.parametrize("name", [of(a) for a in LIBRARIES if "sb3" not in a])
+each_of_sb3 = pytest.mark.parametrize("name", [of(a) for a in LIBRARIES if "sb3" in a])
 
 
 def test_grpo_beats_the_random_control_at_equal_evaluations():
@@ -33,26 +47,54 @@ def test_grpo_beats_the_random_control_at_equal_evaluations():
     assert best.reward.is_monotonic_decreasing and len(best) == 3
 
 
-@pytest.mark.skipif(not HAS_TIANSHOU, reason="tianshou is not installed (extra gym)")
-@pytest.mark.parametrize("name", ["PPO", "DQN", "Rainbow", "SAC"])
-def test_algorithms_of_tianshou_spend_their_budget(name):
-    found = benchmark(
+def density(*algorithms, **options):
+    return benchmark(
         Evaluator("density", Curve()),
         2.0,
-        algorithms=[name],
-        evaluations=400,
+        algorithms=algorithms,
         n_unseen=4,
         progress=False,
         **SMALL,
+        **options,
     )
+
+
+@each_of_tianshou
+def test_algorithms_of_tianshou_spend_their_budget(name):
+    found = density(name, evaluations=400)
     assert len(found.episodes) == 400
     assert found.episodes.skeleton.nunique() == 2 and len(found.unseen) == 1
 
 
-@pytest.mark.skipif(HAS_TIANSHOU, reason="tianshou is installed")
-def test_without_tianshou_its_algorithms_say_how_to_install_it():
-    with pytest.raises(ImportError, match=r"pip install 'irlkit\[gym\]'"):
-        benchmark(Evaluator("density"), 3.0, algorithms=["PPO"])
+@each_of_sb3
+def test_algorithms_of_sb3_spend_their_budget_learn_and_print_nothing(name, capsys):
+    found = density(name, "random", evaluations=500)
+    assert capsys.readouterr().out == ""
+    assert (found.episodes.algorithm.value_counts() == 500).all() and len(found.unseen) == 2
+    last = found.summary().set_index("algorithm")["last"]
+    assert last[name] > last["random"] + 0.1
+
+
+@each_of_sb3
+def test_algorithms_of_sb3_repeat_themselves(name):
+    # Enough for an update of each.
+    first, again = (density(name, evaluations=150) for _ in range(2))
+    assert first.episodes.equals(again.episodes) and first.unseen.equals(again.unseen)
+    other = density(name, evaluations=20, seeds=[1])
+    assert list(other.episodes.key) != list(first.episodes.key[:20])
+
+
+@pytest.mark.parametrize("library", sorted(set(LIBRARIES.values())))
+def test_a_missing_library_is_named_and_its_algorithms_are_left_out(library, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, library, None)
+    names = [name for name, of_library in LIBRARIES.items() if of_library == library]
+    for name in names:
+        with pytest.raises(ImportError, match=rf"{library}.*pip install 'irlkit\[gym\]'"):
+            benchmark(Evaluator("density"), 3.0, algorithms=["GRPO", name])
+    size = crystal_gym.CrystalGymSize(10, algorithms=("GRPO", *LIBRARIES), skeletons=["AuSb3"])
+    experiment = crystal_gym.SkeletonFilling(size, tmp_path, backend=Curve())
+    absent = [name for name in LIBRARIES if name in names or not HAS[LIBRARIES[name]]]
+    assert list(experiment.left_out) == absent
 
 
 def test_what_cannot_be_compared_is_refused():

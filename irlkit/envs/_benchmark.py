@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,11 @@ from irlkit.rl import GRPOTrainer, TrainerConfig, generate
 from irlkit.utils.checks import checked
 from irlkit.utils.progress import progress_bar
 
-_BASELINES = ("PPO", "DQN", "Rainbow", "SAC")
+_TIANSHOU = ("PPO", "DQN", "Rainbow", "SAC")
+LIBRARIES = dict.fromkeys(_TIANSHOU, "tianshou") | dict.fromkeys(
+    ("PPO (sb3)", "DQN (sb3)"), "stable_baselines3"
+)
+"""Algorithm of another library -> what it is imported from."""
 _GRPO: dict[str, Any] = {
     "group_size": 16,
     "n_ppo_epochs": 4,
@@ -139,7 +144,7 @@ def benchmark(
     evaluator: Evaluator,
     target: float,
     *,
-    algorithms: Sequence[str] = ("GRPO", *_BASELINES, "random"),
+    algorithms: Sequence[str] = ("GRPO", *_TIANSHOU, "random"),
     seeds: Sequence[int] = (0,),
     evaluations: int = 12_000,
     also: Sequence[tuple[PropertyReward, float]] = (),
@@ -154,13 +159,15 @@ def benchmark(
     """Train algorithms on the same episodes, each with a budget of evaluated fillings.
 
     GRPO is irlkit's trainer on `SiteFilling`, its groups share skeleton and order; the others are
-    tianshou's, all with one kind of network. "random" fills sites at random: the control.
+    tianshou's and stable-baselines3's, all with one kind of network and, where they mean the same,
+    one kind of settings. "random" fills sites at random: the control.
 
     Args:
         evaluator: tells the property; what one algorithm has evaluated, others find in its cache,
             which changes no number.
         target: of the property.
-        algorithms: "GRPO", "PPO", "DQN", "Rainbow", "SAC", "random".
+        algorithms: "GRPO"; "PPO", "DQN", "Rainbow", "SAC" (tianshou); "PPO (sb3)", "DQN (sb3)"
+            (stable-baselines3); "random".
         seeds: of the runs.
         evaluations: fillings judged per run, cached or not.
         also: rewards of other properties and their weights; see `PropertyReward`.
@@ -175,23 +182,9 @@ def benchmark(
 
     Raises:
         ValueError: an unknown algorithm, no seeds, or fewer than ten evaluations.
-        ImportError: tianshou is missing.
+        ImportError: the library of an algorithm is missing.
     """
-    unknown = sorted(set(algorithms) - {"GRPO", "random", *_BASELINES})
-    if unknown or not algorithms:
-        raise ValueError(
-            f"algorithms must be among GRPO, {', '.join(_BASELINES)} and random, got "
-            f"{unknown or 'none'}"
-        )
-    if not seeds or evaluations < 10:
-        raise ValueError("seeds must name at least one, and evaluations be at least 10")
-    if set(algorithms) & set(_BASELINES):
-        try:
-            import tianshou  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "the algorithms of tianshou need it; run: pip install 'irlkit[gym]'"
-            ) from error
+    _check(algorithms, seeds, evaluations)
     process = SiteFilling(skeletons, elements, mode)
     others = None if unseen is None else SiteFilling(unseen, elements, mode)
     tables, scores = [], []
@@ -212,6 +205,24 @@ def benchmark(
                 scores += [{"algorithm": name, "seed": seed, **row} for row in rows]
             bar.update()
     return Comparison(pd.concat(tables, ignore_index=True), pd.DataFrame(scores), reward.energies())
+
+
+def _check(algorithms: Sequence[str], seeds: Sequence[int], evaluations: int) -> None:
+    unknown = sorted(set(algorithms) - {"GRPO", "random", *LIBRARIES})
+    if unknown or not algorithms:
+        raise ValueError(
+            f"algorithms must be among GRPO, {', '.join(LIBRARIES)} and random, got "
+            f"{unknown or 'none'}"
+        )
+    if not seeds or evaluations < 10:
+        raise ValueError("seeds must name at least one, and evaluations be at least 10")
+    for library in sorted({LIBRARIES[name] for name in algorithms if name in LIBRARIES}):
+        try:
+            importlib.import_module(library)
+        except ImportError as error:
+            raise ImportError(
+                f"the algorithms of {library} need it; run: pip install 'irlkit[gym]'"
+            ) from error
 
 
 def _grpo(
@@ -244,8 +255,8 @@ def _random(
 def _baseline(
     name: str, process: SiteFilling, record: _Recording, seed: int, settings: dict[str, Any]
 ) -> nn.Module:
+    from irlkit.envs._baselines import Settings, Spent
     from irlkit.envs._crystal_gym import CrystalGym
-    from irlkit.envs._tianshou import Settings, Spent, train
 
     class Judging(PropertyReward):
         def __call__(self, batch: CrystalBatch) -> RewardResult:
@@ -264,18 +275,18 @@ def _baseline(
         env.close = lambda: None  # type: ignore[method-assign]  # the evaluator is the caller's
         return env
 
-    lowest = reward.lowest
-    highest = 0.0 if reward.evaluator.property.failure < -1 else 1.0
-    return train(
-        name,
-        make,
-        process.skeletons,
-        len(process.numbers),
-        (lowest, highest),
-        lambda: len(record.rows) / record.budget,
-        seed,
-        Settings(**settings),
-    )
+    def progress() -> float:
+        return len(record.rows) / record.budget
+
+    n, chosen = len(process.numbers), Settings(**settings)
+    if LIBRARIES[name] == "stable_baselines3":
+        from irlkit.envs import _sb3
+
+        return _sb3.train(name, make, process.skeletons, n, progress, seed, chosen)
+    from irlkit.envs import _tianshou
+
+    values = reward.lowest, 0.0 if reward.evaluator.property.failure < -1 else 1.0
+    return _tianshou.train(name, make, process.skeletons, n, values, progress, seed, chosen)
 
 
 _RUNS = {"GRPO": _grpo, "random": _random}

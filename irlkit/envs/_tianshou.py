@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from irlkit.envs._graphs import SiteNetwork
+from irlkit.envs._baselines import Flat, FlatNetwork, Scorer, Settings, Spent
 from irlkit.envs.skeletons import Skeletons
 
-ALGORITHMS = ("PPO", "DQN", "Rainbow", "SAC")
 _ATOMS = 51
 
 
-class Spent(Exception):
-    """The budget of evaluations is spent."""
-
-
-class _Flat(gymnasium.ObservationWrapper):
-    """Observations as one vector: skeleton, focus, target, species; the graph is the network's."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        n = 3 + env.observation_space["species"].shape[0]  # type: ignore[index]
-        self.observation_space = spaces.Box(0, 1e4, (n,), np.float32)
-
-    def observation(self, observation: Any) -> np.ndarray:
-        first = [observation["skeleton"], observation["focus"], observation["target"][0]]
-        return np.concatenate([first, observation["species"]]).astype(np.float32)
-
-    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        return super().reset(**options)[0], {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        # Buffers want the same entries of every step.
-        return *super().step(action)[:4], {}
-
-
-class _Net(nn.Module):
-    """A `SiteNetwork` for flat observations.
+class _Net(FlatNetwork):
+    """A network as tianshou calls it.
 
     Args:
         skeletons: of the environment.
@@ -53,41 +26,27 @@ class _Net(nn.Module):
         support: of a distribution.
     """
 
+    support: Tensor
+
     def __init__(
         self, skeletons: Skeletons, n_elements: int, kind: str, support: Tensor | None = None
     ) -> None:
-        super().__init__()
-        self.kind, self.n_elements = kind, n_elements
         width = {"critic": 1, "distribution": n_elements * _ATOMS}.get(kind, n_elements)
-        self.network = SiteNetwork(skeletons, n_elements, width)
+        super().__init__(skeletons, n_elements, width)
+        self.kind, self.n_elements = kind, n_elements
         self.register_buffer("support", support)
 
     def forward(self, obs: Any, state: Any = None, info: Any = None, **_: Any) -> Any:
-        x = torch.as_tensor(obs, dtype=torch.float32)
-        skeleton, focus, species = x[:, 0].long(), x[:, 1].long(), x[:, 3:].long()
-        out = self.network(skeleton, species, focus, torch.log1p(x[:, 2]) / 3)
+        out = super().forward(obs)
         if self.kind == "distribution":
-            out = out.unflatten(1, (self.n_elements, _ATOMS)).softmax(-1)
+            out = self._distribution(out)
         return out if self.kind in ("critic", "q") else (out, state)
 
+    def scores(self, out: Tensor) -> Tensor:
+        return self._distribution(out) @ self.support if self.kind == "distribution" else out
 
-@dataclass(frozen=True)
-class Settings:
-    """Of the baselines.
-
-    Attributes:
-        learning_rate: of Adam, all algorithms.
-        alpha: SAC's temperature.
-        n_envs: environments that take turns.
-        batch_size: of an update.
-        exploration: share of the budget over which epsilon falls from 1 to 0.02.
-    """
-
-    learning_rate: float = 1e-3
-    alpha: float = 0.2
-    n_envs: int = 8
-    batch_size: int = 64
-    exploration: float = 0.3
+    def _distribution(self, out: Tensor) -> Tensor:
+        return out.unflatten(1, (self.n_elements, _ATOMS)).softmax(-1)
 
 
 def train(
@@ -103,7 +62,7 @@ def train(
     """Train until an environment raises `Spent`; returns what scores the elements at a site.
 
     Args:
-        name: of `ALGORITHMS`.
+        name: "PPO", "DQN", "Rainbow" or "SAC".
         make: makes an environment.
         skeletons: of the environments.
         n_elements: of their actions.
@@ -119,7 +78,7 @@ def train(
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # tianshou draws from it
     n = settings.n_envs
-    envs = DummyVectorEnv([lambda: _Flat(make()) for _ in range(n)])
+    envs = DummyVectorEnv([lambda: Flat(make()) for _ in range(n)])
     envs.seed(seed)
     algorithm, scorer = _algorithm(name, skeletons, n_elements, values, settings, envs)
     common: dict[str, Any] = {
@@ -148,8 +107,7 @@ def train(
 
         def explore(*_: int) -> None:
             if name != "SAC":
-                done = progress() / settings.exploration
-                algorithm.policy.set_eps_training(max(1.0 - done, 0.02))
+                algorithm.policy.set_eps_training(settings.epsilon(progress()))
 
         explore()
         params = OffPolicyTrainerParams(
@@ -206,11 +164,11 @@ def _algorithm(
             policy=policy, critic=net("critic"), optim=adam(), ent_coef=0.02, max_grad_norm=1.0,
             gamma=1.0,
         )  # fmt: skip
-        return ppo, _Scorer(actor, 1.0)
+        return ppo, Scorer(actor, 1.0)
     if name == "DQN":
         q = net("actor")
         of_q = DiscreteQLearningPolicy(model=q, action_space=space)
-        return DQN(policy=of_q, optim=adam(), gamma=1.0, target_update_freq=100), _Scorer(q, 1e4)
+        return DQN(policy=of_q, optim=adam(), gamma=1.0, target_update_freq=100), Scorer(q, 1e4)
     if name == "Rainbow":
         support = torch.linspace(*values, _ATOMS)
         model = net("distribution", support)
@@ -220,7 +178,7 @@ def _algorithm(
         rainbow = RainbowDQN(
             policy=c51, optim=adam(), gamma=1.0, n_step_return_horizon=3, target_update_freq=100
         )
-        return rainbow, _Scorer(model, 1e4)
+        return rainbow, Scorer(model, 1e4)
     actor = net("actor")
     sac = DiscreteSAC(
         policy=DiscreteSACPolicy(actor=actor, action_space=space),
@@ -232,21 +190,4 @@ def _algorithm(
         gamma=1.0,
         alpha=settings.alpha,
     )
-    return sac, _Scorer(actor, 1.0)
-
-
-class _Scorer(nn.Module):
-    """Logits of a trained network as `SiteFillingPolicy` asks for them."""
-
-    def __init__(self, net: _Net, scale: float) -> None:
-        super().__init__()
-        self.net, self.scale = net, scale
-
-    def look_at(self, skeletons: Skeletons) -> None:
-        self.net.network.look_at(skeletons)
-
-    def forward(self, skeleton: Tensor, species: Tensor, focus: Tensor, target: Tensor) -> Tensor:
-        out = self.net.network(skeleton, species, focus, target)
-        if self.net.kind == "distribution":
-            out = out.unflatten(1, (self.net.n_elements, _ATOMS)).softmax(-1) @ self.net.support
-        return self.scale * out
+    return sac, Scorer(actor, 1.0)

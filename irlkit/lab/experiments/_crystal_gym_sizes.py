@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from irlkit.envs._benchmark import LIBRARIES
+
 ALGORITHMS = ("GRPO", "PPO", "DQN", "Rainbow", "SAC")
+"""Of the presets that compare."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,18 @@ class Task:
 
 
 DENSITY, BULK, STABLE = "density 3 g/cm³", "bulk modulus 300 GPa", "300 GPa and stable"
+LIGHT_STABLE = "3 g/cm³ and stable"
 TASKS = {
     DENSITY: Task("density", 3.0),
     "density 8 g/cm³": Task("density", 8.0),
     BULK: Task("bulk_modulus", 300.0),
     "bulk modulus 500 GPa": Task("bulk_modulus", 500.0),
     STABLE: Task("bulk_modulus", 300.0, stable=True),
+    LIGHT_STABLE: Task("density", 3.0, stable=True),
     "band gap 1.12 eV": Task("band_gap", 1.12),
     "band gap 2 eV": Task("band_gap", 2.0),
 }
-"""Targets of CrystalGym (table 1), and one with stability."""
+"""Targets of CrystalGym (table 1), and two with stability."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class CrystalGymSize:
         evaluations: fillings that every run judges.
         tasks: that all algorithms are trained on.
         hard: tasks for GRPO and the control alone.
-        algorithms: those of tianshou are left out where it is not installed.
+        algorithms: "GRPO" and others of `irlkit.envs.benchmark`; those whose library is not
+            installed are left out.
         seeds: of the runs.
         skeletons: to train on; see `irlkit.envs.Skeletons.get`.
         unseen: to try the trained policies on; None: none.
@@ -75,7 +81,8 @@ class CrystalGymSize:
             raise ValueError(
                 f"at least 10 evaluations, 1 best filling and 1 seed are needed, got {self}"
             )
-        for name, known in (("tasks", TASKS), ("hard", TASKS), ("algorithms", ALGORITHMS)):
+        trained = ("GRPO", *LIBRARIES)
+        for name, known in (("tasks", TASKS), ("hard", TASKS), ("algorithms", trained)):
             if unknown := sorted(set(getattr(self, name)) - set(known)):
                 raise ValueError(f"{name} must be of {list(known)}, got {unknown}")
         if not self.tasks or "GRPO" not in self.algorithms:

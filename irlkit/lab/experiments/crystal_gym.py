@@ -17,6 +17,7 @@ import torch
 from irlkit import envs
 from irlkit.crystals import CrystalBatch
 from irlkit.data.writers import write
+from irlkit.envs._benchmark import LIBRARIES
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.evaluate.denovo import METASTABLE
 from irlkit.evaluate.evidence import Bootstrap, Estimate
@@ -50,7 +51,7 @@ class SkeletonFilling:
         progress: show bars.
 
     Attributes:
-        left_out: algorithms that are not installed.
+        left_out: algorithms whose library is not installed.
         comparisons: task -> its runs.
         relaxed: (task, algorithm) -> a row per best filling, relaxed.
     """
@@ -65,8 +66,10 @@ class SkeletonFilling:
     ) -> None:
         self.size, self.out_dir, self.progress = size, Path(out_dir), progress
         self.backend = envs.get_backend(size.backend if backend is None else backend)
-        there = importlib.util.find_spec("tianshou") is not None
-        self.left_out = tuple(a for a in size.algorithms if a != "GRPO" and not there)
+        self.left_out = tuple(
+            name for name in size.algorithms
+            if name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name]) is None
+        )  # fmt: skip
         self.skeletons = envs.Skeletons.get(size.skeletons)
         self.cache = envs.EvaluationCache(self.out_dir / "evaluations.sqlite")
         self.comparisons: dict[str, envs.Comparison] = {}
