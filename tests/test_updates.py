@@ -1,10 +1,12 @@
 """Updates: minibatches, subsets of steps, early stops, memory and precision."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
+import irlkit.rl.update
 from irlkit.flows.schedules import ConstantNoise
 from irlkit.rl._memory import split_sizes
 from irlkit.rl.grpo import grpo_loss
@@ -180,3 +182,19 @@ def test_mixed_precision(cls, limit):
     assert row["grad_norm"] > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     assert all(p.dtype == torch.float32 for p in policy.parameters())
+
+
+@pytest.mark.parametrize("rate", [0.25, 4.0])
+def test_half_precision_that_does_not_pay_is_said_in_words(rate, monkeypatch):
+    monkeypatch.setattr(irlkit.rl.update, "_rate_of_bfloat16", lambda: rate)
+    policy = VelocityPolicy(flow_model(), {"pos": ConstantNoise(0.1)})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        make_update(policy, mixed_precision=True)
+        make_update(policy)
+    said = [str(w.message) for w in found if "mixed_precision" in str(w.message)]
+    assert len(said) == (rate < 1) and all("0.25 times as fast" in text for text in said)
+
+
+def test_rate_of_bfloat16_is_measured():
+    assert 0 < irlkit.rl.update._rate_of_bfloat16() < 1000

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +23,23 @@ from irlkit.rl.trajectory import Trajectory
 from irlkit.utils.checks import checked
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def _rate_of_bfloat16() -> float:
+    """Measure how fast the processor multiplies matrices, over its rate in float32."""
+    seconds = []
+    for dtype in (torch.bfloat16, torch.float32):
+        matrix = torch.ones(512, 512, dtype=dtype)
+        torch.mm(matrix, matrix)
+        taken = []
+        for _ in range(3):
+            began = time.perf_counter()
+            torch.mm(matrix, matrix)
+            taken.append(time.perf_counter() - began)
+        seconds.append(min(taken))
+    return seconds[1] / seconds[0]
 
 
 class PolicyUpdate:
@@ -53,6 +72,13 @@ class PolicyUpdate:
         self.generator = generator
         self.max_minibatch = config.max_minibatch
         self.communicator = Communicator() if communicator is None else communicator
+        on_cpu = next(policy.parameters()).device.type == "cpu"
+        if config.mixed_precision and on_cpu and (share := _rate_of_bfloat16()) < 1:
+            warnings.warn(
+                f"mixed_precision=True: this processor multiplies matrices in bfloat16 {share:.2g} "
+                "times as fast as in float32, so that updates take longer; False is better here",
+                stacklevel=2,
+            )
 
     def __call__(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
         """Update the policy.
