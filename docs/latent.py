@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=laptop.latent_learning_rate)
     parser.add_argument("--steps", type=int, default=laptop.latent_steps)
     parser.add_argument("--renoised", type=int, help="steps of the paths of an update")
+    parser.add_argument("--advantages", default="standard", help="see `group_advantages`")
     parser.add_argument("--only-latents", action="store_true")
     parser.add_argument("--gradients", type=int, help="batches")
     parser.add_argument("--judge", default="auto", help="7net-0, auto or none")
@@ -64,8 +65,9 @@ def main():
         judge=denovo.find_judge(given.judge),
         n_workers=0 if given.threads == 1 else None,
     )
+    generator = comparison.experiments[latent.LATENT].generator
+    generator.grpo = replace(generator.grpo, advantages=given.advantages)
     if given.renoised:
-        generator = comparison.experiments[latent.LATENT].generator
         generator.renoised, generator.updates = given.renoised, RENOISED_UPDATES
     if given.gradients:
         return gradients(comparison.experiments[latent.LATENT], given.gradients)
