@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import irlkit._heap
 import irlkit._home
 import irlkit._waiting  # noqa: F401  # before anything imports torch
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -143,6 +144,41 @@ def test_idle_threads_soon_sleep_unless_the_environment_says_otherwise(given, af
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == after
+
+
+FAULTS = """
+import irlkit, resource, torch
+
+def work():
+    arrays = [torch.empty(2**22).fill_(1.0) for _ in range(4)]
+
+for _ in range(5):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_used_again_is_kept_unless_the_environment_says_otherwise():
+    """Page faults of 20 arrays of 16 MB, which are 4,096 pages each."""
+    names = ("GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC_ENABLE")
+    clean = {k: v for k, v in os.environ.items() if k not in names and "MALLOC" not in k}
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS],
+                env=clean | given,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for given in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"})
+    ]
+    assert faults[0] < 4096 < 10 * 4096 < faults[1], faults
 
 
 def test_file_and_folder_are_synced(tmp_path, monkeypatch):
