@@ -28,13 +28,16 @@ LIBRARIES = dict.fromkeys(_TIANSHOU, "tianshou") | dict.fromkeys(
     ("PPO (sb3)", "DQN (sb3)"), "stable_baselines3"
 )
 """Algorithm of another library -> what it is imported from."""
-_GRPO: dict[str, Any] = {
+GRPO: dict[str, Any] = {
     "group_size": 16,
     "n_ppo_epochs": 4,
+    # As many gradient steps per filling as PPO makes here.
+    "minibatch_updates": 4,
     "learning_rate": 1e-3,
     "clip_eps": 0.2,
     "entropy_weight": 0.02,
 }
+"""Settings of a trainer that are not given."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def _grpo(
 ) -> nn.Module:
     torch.manual_seed(seed)
     policy = SiteFillingPolicy(process)
-    chosen = {"n_groups": len(process.skeletons), **_GRPO, **settings}
+    chosen = {"n_groups": len(process.skeletons), **GRPO, **settings}
     config = TrainerConfig.from_settings(
         {**chosen, "n_steps": process.n_steps, "shared_x_0": True}, seed
     )
