@@ -72,13 +72,15 @@ class PolicyUpdate:
         self.generator = generator
         self.max_minibatch = config.max_minibatch
         self.communicator = Communicator() if communicator is None else communicator
-        on_cpu = next(policy.parameters()).device.type == "cpu"
-        if config.mixed_precision and on_cpu and (share := _rate_of_bfloat16()) < 1:
-            warnings.warn(
-                f"mixed_precision=True: this processor multiplies matrices in bfloat16 {share:.2g} "
-                "times as fast as in float32, so that updates take longer; False is better here",
-                stacklevel=2,
-            )
+        if config.mixed_precision and next(policy.parameters()).device.type == "cpu":
+            rate = _rate_of_bfloat16()
+            if rate < 1:
+                warnings.warn(
+                    "mixed_precision=True: this processor multiplies matrices in bfloat16 "
+                    f"{rate:.2g} times as fast as in float32, so that updates take longer; False "
+                    "is better here",
+                    stacklevel=2,
+                )
 
     def __call__(self, trajectory: Trajectory, advantages: Tensor) -> dict[str, float]:
         """Update the policy.
