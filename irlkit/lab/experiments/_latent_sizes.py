@@ -44,7 +44,7 @@ SIZES = {
         latent_steps=8,
         guidances=(2.0,),
     ),
-    "laptop": LatentSize(150, 10, 10, 8, group_size=32, temperatures=(0.85, 0.95)),
+    "laptop": LatentSize(60, 10, 10, 8, group_size=32, temperatures=(0.85, 0.95)),
     "long": LatentSize(1000, 60, 25, 40, seeds=(0, 1, 2)),
     "paper": LatentSize(
         10_000, 300, 100, 100, seeds=(0, 1, 2), group_size=128, n_steps=100, latent_steps=99
