@@ -127,17 +127,15 @@ def only_gap(comparison, guidance):
     history = experiment.train(denovo.GAP)
     print(history.groupby("seed")[["rollout_seconds", "reward_seconds", "update_seconds"]].sum())
     for seed in size.seeds:
-        untrained = experiment.generator.policy()
-        for variant, policy in (
-            (denovo.START, untrained),
-            (denovo.GAP, experiment.policies[denovo.GAP, seed]),
-            (f"guided by {guidance:g}", None),
-        ):
-            if policy is None:
-                made = comparison._guided(size.n_structures, seed, guidance)
-            else:
-                made = experiment.generate(policy, size.n_structures, seed)
-            found = experiment.measure(made, relax=False)
+        policies = {
+            denovo.START: experiment.generator.policy(),
+            denovo.GAP: experiment.policies[denovo.GAP, seed],
+        }
+        n = size.n_structures
+        made = {name: experiment.generate(policy, n, seed) for name, policy in policies.items()}
+        made[f"guided by {guidance:g}"] = comparison._guided(n, seed, guidance)
+        for variant, structures in made.items():
+            found = experiment.measure(structures, relax=False)
             both = found.table["on_target"].astype(bool) & found.table["unique"].astype(bool)
             table = found.table.assign(**{"unique and on target": both.astype(float)})
             experiment.metrics[variant, seed] = replace(found, table=table)

@@ -21,14 +21,14 @@ _ENVIRONMENT = (
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of malloc.h
 
 
-def _keep_memory() -> bool:
-    """Set the two thresholds; return whether there is a C library that knows them."""
+def _keep_memory() -> None:
+    """Set the two thresholds, where there is a C library that knows them."""
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _ENVIRONMENT):
-        return False
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 256 << 20))
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 256 << 20)
 
 
 _keep_memory()
