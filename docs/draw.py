@@ -20,7 +20,7 @@ PICTURES = {
     "06": "best",
 }
 """Notebook -> name of its main figure."""
-OTHERS = {"03_long": "validation"}
+OTHERS = {"03_long": "validation", "08_gpaw": "gpaw"}
 """Folder of results -> name of a figure that is not the notebook's main one."""
 WIDTH, MAX_BYTES, N_COLORS = 900, 80_000, 64
 HERE = Path(__file__).parent / "pictures"

@@ -48,6 +48,13 @@ def test_rl_iteration(capsys):
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
+def test_iteration_profile(capsys):
+    rows = run("iteration_profile", capsys, "--policies", "few steps", "site filling, density")
+    for row in rows.values():
+        shares = [row[f"{part}_share"] for part in ("network", "reward", "rest")]
+        assert sum(shares) == pytest.approx(1) and min(shares) > 0
+
+
 @pytest.mark.slow
 def test_relaxation(capsys):
     rows = run("relaxation", capsys)

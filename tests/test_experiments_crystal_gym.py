@@ -38,7 +38,7 @@ def test_a_run_its_tables_figures_and_files(tmp_path):
     rows = experiment.relaxed[STABLE, "GRPO"]
     found = experiment._evaluator("bulk_modulus")(best)
     assert found.values == pytest.approx(rows["value"].to_numpy()) and found.cached.all()
-    checked = experiment.check_by(Curve(), STABLE, 2)
+    checked = experiment.check_by(Curve(), best)
     assert checked["curve"].notna().any() or (checked["reason"] != "").all()
     assert experiment.draw_learning(DENSITY, STABLE).data
     assert experiment.estimate(DENSITY) >= 0 and len(experiment.cost()) == 3

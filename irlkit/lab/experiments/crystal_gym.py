@@ -214,13 +214,30 @@ class SkeletonFilling:
         table = rows.pivot_table(index="algorithm", columns="skeleton", values="reward", sort=False)
         return table.round(3)
 
-    def best(self, task: str, algorithm: str | None = None, n: int | None = None) -> CrystalBatch:
-        """Return the different fillings of the highest rewards of all seeds."""
-        rows = self._best_rows(task, algorithm, n or self.size.n_best)
+    def best(
+        self,
+        task: str,
+        algorithm: str | None = None,
+        n: int | None = None,
+        skeletons: Sequence[str] | None = None,
+    ) -> CrystalBatch:
+        """Return the different fillings of the highest rewards of all seeds.
+
+        Args:
+            task: that was trained.
+            algorithm: or "random"; None for all.
+            n: how many; None for the size's `n_best`.
+            skeletons: names of those to look at; None for all.
+        """
+        rows = self._best_rows(task, algorithm, n or self.size.n_best, skeletons)
         return self._crystals(rows["key"])
 
-    def _best_rows(self, task: str, algorithm: str | None, n: int) -> pd.DataFrame:
+    def _best_rows(
+        self, task: str, algorithm: str | None, n: int, skeletons: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         rows = self.comparisons[task].episodes
+        if skeletons is not None:
+            rows = rows[rows["skeleton"].isin(skeletons)]
         if algorithm is not None:
             rows = rows[rows["algorithm"] == algorithm]
         rows = rows[~rows["failed"].astype(bool)].sort_values(
@@ -280,38 +297,41 @@ class SkeletonFilling:
             table[metric].to_numpy(dtype=float)
         )
 
-    def check_by(
-        self, backend: Any, task: str, n: int, max_atoms: int | None = None
-    ) -> pd.DataFrame:
-        """Compare bulk moduli of the best fillings by the experiment's backend and by another.
+    def check_by(self, backend: Any, crystals: CrystalBatch) -> pd.DataFrame:
+        """Compare bulk moduli of fillings by the experiment's backend and by another.
 
         The other backend begins at the volume of lowest energy of the first, and looks between 0.85
         and 1.2 of it, where a calculation of density functional theory converges.
 
         Args:
             backend: such as "gpaw"; see `irlkit.envs.get_backend`.
-            task: whose best fillings.
-            n: how many.
-            max_atoms: fillings with more are left out.
+            crystals: such as those of `best`; one after the other, so that a run that is stopped
+                goes on with the next.
+
+        Returns:
+            A row per crystal: formula, modulus by both (GPa; nan where there is none), the reason
+            why the other has none, its seconds.
         """
-        crystals = self.best(task, n=len(self.comparisons[task].episodes))
-        most = max_atoms or int(crystals.n_atoms.max())
-        crystals = crystals[np.flatnonzero(crystals.n_atoms.numpy() <= most)[:n]]
         ours = self._evaluator("bulk_modulus")(crystals)
         volume = np.array([entry.get("volume", np.nan) for entry in ours.details])
         scale = np.cbrt(volume * crystals.n_atoms.numpy() / crystals.volume.numpy())
-        at_rest = crystals.replace(cell=crystals.cell * torch.from_numpy(scale)[:, None, None])
+        scale = torch.from_numpy(np.nan_to_num(scale, nan=1.0))
+        at_rest = crystals.replace(cell=crystals.cell * scale[:, None, None])
         judge = envs.Evaluator(envs.BulkModulus(reach=(0.85, 1.2)), backend, self.cache)
-        theirs = judge(at_rest)
-        return pd.DataFrame(
-            {
-                "formula": crystals.reduced_formulas(),
-                self.backend.name: ours.values,
-                judge.backend.name: theirs.values,
-                "reason": theirs.reasons,
-                "seconds": theirs.seconds,
-            }
-        )
+        rows = []
+        numbers = range(len(crystals))
+        for i in progress_bar(iterable=numbers, desc=judge.backend.name, disable=not self.progress):
+            found = judge(at_rest[[i]])
+            rows.append(
+                {
+                    "formula": crystals.reduced_formulas()[i],
+                    self.backend.name: ours.values[i],
+                    judge.backend.name: found.values[0],
+                    "reason": found.reasons[0],
+                    "seconds": found.seconds[0],
+                }
+            )
+        return pd.DataFrame(rows)
 
     def draw_learning(self, *tasks: str) -> go.Figure:
         """Draw learning curves, a panel per task."""
