@@ -30,8 +30,9 @@ from irlkit.flows.schedules import (
     StateAnnealing,
 )
 from irlkit.lab import experiments
-from irlkit.lab.experiments import denovo
+from irlkit.lab.experiments import denovo, latent
 from irlkit.networks._pairs import PairFeatures, PairTopology
+from irlkit.networks.latent_diffusion import LatentDiffusion
 from irlkit.rewards import CRMSEReward, EnergyReward
 from irlkit.rl import FewStepPolicy, GRPOTrainer, StateAnnealingPolicy, TrainerConfig
 from irlkit.rl.policies import Policy
@@ -130,10 +131,12 @@ def at_few_steps(kind: str, preset: str, folder: Path) -> Run:
     return trained(policy, CRMSEReward(known, MatchPool(0)), known, config)
 
 
-def de_novo(model: str, preset: str, folder: Path) -> Run:
-    made = denovo.DeNovoReinforcement(
-        denovo.SIZES[preset], irlkit.load_pretrained(model), folder, progress=False
-    )
+def de_novo(latents: bool, preset: str, folder: Path) -> Run:
+    model: Any = irlkit.load_pretrained("denovo-mask")
+    size = denovo.SIZES[preset]
+    if latents:
+        model, size = LatentDiffusion.load("chemeleon-dit"), latent.SIZES[preset].of_latents()
+    made = denovo.DeNovoReinforcement(size, model, folder, progress=False)
     trainer = made.trainer(denovo.REINFORCED, 0)
     return lambda n: trainer.run(trainer.iteration + n, progress=False)
 
@@ -153,8 +156,8 @@ POLICIES: dict[str, Callable[[str, Path], Run]] = {
     "velocity": partial(by_energy, "velocity-based"),
     "few steps": partial(at_few_steps, "few steps"),
     "state annealing": partial(at_few_steps, "state annealing"),
-    "discrete flow": partial(de_novo, "denovo-mask"),
-    "latent diffusion": partial(de_novo, "chemeleon-dit"),
+    "discrete flow": partial(de_novo, False),
+    "latent diffusion": partial(de_novo, True),
     "site filling, density": partial(site_filling, "density", 3.0),
     "site filling, bulk modulus": partial(site_filling, "bulk_modulus", 300.0),
 }
@@ -178,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
                 total = time.perf_counter() - began
             spent = {kind: clock.seconds[kind] for kind in ("network", "reward")}
             spent["rest"] = total - sum(spent.values())
+            print(name, {kind: round(value, 2) for kind, value in spent.items()}, flush=True)
             rows.append(
                 {
                     "case": name,

@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--n", type=int, default=5, help="fillings per skeleton and kind")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--k-density", type=float, default=2.4, help="k-points per 1/Å of GPAW")
+    parser.add_argument("--k-density", type=float, default=2.0, help="k-points per 1/Å of GPAW")
     given = parser.parse_args()
     size = crystal_gym.CrystalGymSize(
         4000, tasks=(crystal_gym.BULK,), hard=(), seeds=tuple(given.seeds)

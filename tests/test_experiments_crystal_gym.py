@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from irlkit import envs
+from irlkit.envs._benchmark import settings_of
 from irlkit.lab.experiments import crystal_gym
 from irlkit.lab.experiments.crystal_gym import DENSITY, STABLE, SkeletonFilling
 from irlkit.lab.plots._crystal_gym import episode
@@ -105,3 +106,11 @@ def test_an_episode_is_drawn_and_bad_sizes_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             replace(TINY, **changes)
+
+
+def test_a_run_is_named_after_all_settings():
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra gym)")
+    assert settings_of("PPO", {}) == settings_of("PPO", {"learning_rate": 1e-3})
+    assert settings_of("SAC", {"alpha": 0.1})["alpha"] == 0.1
+    assert settings_of("GRPO", {"group_size": 3}) == {**settings_of("GRPO", {}), "group_size": 3}
+    assert settings_of("random", {"alpha": 0.1}) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,17 @@ GRPO: dict[str, Any] = {
     "entropy_weight": 0.02,
 }
 """Settings of a trainer that are not given."""
+
+
+def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of an algorithm: those that are given over its defaults."""
+    if algorithm == "random":
+        return {}
+    if algorithm == "GRPO":
+        return {**GRPO, **given}
+    from irlkit.envs._baselines import Settings
+
+    return asdict(Settings(**given))
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ def benchmark(
             bar.set_postfix_str(f"{name}, seed {seed}")
             reward = PropertyReward(evaluator, target, also)
             record = _Recording(reward, process.skeletons, evaluations)
-            chosen = dict((settings or {}).get(name, {}))
+            chosen = settings_of(name, (settings or {}).get(name, {}))
             network = _RUNS.get(name, _baseline)(name, process, record, seed, chosen)
             table = pd.DataFrame(record.rows)
             table.insert(0, "algorithm", name)
@@ -233,7 +244,7 @@ def _grpo(
 ) -> nn.Module:
     torch.manual_seed(seed)
     policy = SiteFillingPolicy(process)
-    chosen = {"n_groups": len(process.skeletons), **GRPO, **settings}
+    chosen = {"n_groups": len(process.skeletons), **settings}
     config = TrainerConfig.from_settings(
         {**chosen, "n_steps": process.n_steps, "shared_x_0": True}, seed
     )

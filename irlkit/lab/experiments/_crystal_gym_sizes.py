@@ -7,7 +7,7 @@ from typing import Any
 
 from irlkit.envs._benchmark import LIBRARIES
 
-ALGORITHMS = ("GRPO", "PPO", "DQN", "Rainbow", "SAC")
+ALGORITHMS = ("GRPO", *(name for name in LIBRARIES if LIBRARIES[name] == "tianshou"))
 """Of the presets that compare."""
 
 

@@ -17,7 +17,7 @@ import torch
 from irlkit import envs
 from irlkit.crystals import CrystalBatch
 from irlkit.data.writers import write
-from irlkit.envs._benchmark import GRPO, LIBRARIES
+from irlkit.envs._benchmark import LIBRARIES, settings_of
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.evaluate.denovo import METASTABLE
 from irlkit.evaluate.evidence import Bootstrap, Estimate
@@ -146,7 +146,7 @@ class SkeletonFilling:
         settings = size.settings.get(algorithm, {})
         reward = self.reward(task)
         sites = self.skeletons.crystals
-        chosen = {**GRPO, **settings} if algorithm == "GRPO" else settings
+        chosen = settings_of(algorithm, settings)
         what = (size.evaluations, size.elements, str(size.unseen), json.dumps(chosen))
         name = fingerprint(task, algorithm, seed, *what, reward.energies(), sites.pos, sites.cell)
         path = self.out_dir / "runs" / f"{name}.parquet"
