@@ -1,13 +1,16 @@
-"""Where an iteration of each policy spends its time, with the settings of the presets `laptop`.
+"""Where an iteration of each policy spends its time.
 
-The network: its calls, what it needs of the pairs of atoms, and the backward pass. The reward: its
-calls, with matching, potentials and hull. The rest is the loop around them: integration, random
-numbers, probabilities, advantages, the optimiser and the history.
+With the settings of the notebooks' presets `laptop`, of `envs.benchmark`, and of docs/few_steps.py
+for the policies that no notebook trains. The network: its calls, what it needs of the pairs of
+atoms, and the backward pass. The reward: its calls, with matching, potentials and hull. The rest is
+the loop around them: integration, random numbers, guides, probabilities, advantages, the optimiser,
+checks of what was generated, and the history.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections import defaultdict
@@ -115,37 +118,40 @@ def by_energy(name: str, preset: str, folder: Path) -> Run:
 def at_few_steps(kind: str, preset: str, folder: Path) -> Run:
     known = data.load("prototypes", "train", progress=False)
     model, rule = irlkit.load_pretrained("linear-ode"), EndpointAnnealing(10.0, 0.9)
-    noise = {field: ConstantNoise(0.15) for field in ("pos", "cell")}
-    policy: Policy = StateAnnealingPolicy(model, StateAnnealing(rule), noise)
+    policy: Policy
     if kind == "few steps":
+        noise = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.3)}
         policy = FewStepPolicy(model, noise, annealing=rule, references=known, noise_share=0.05)
-    config = TrainerConfig(
-        n_groups=2 if preset == "quick" else 64,
-        group_size=4,
-        n_steps=(3, 5, 5, 10),
-        shared_x_0=True,
-        n_ppo_epochs=2,
-        max_batch=128,
-        max_minibatch=640,
-    )
+        settings: dict[str, Any] = {"n_groups": 64, "group_size": 4, "n_ppo_epochs": 2}
+        settings |= {"minibatch_updates": 3, "advantages": "positive", "n_steps": (3, 5, 5, 10)}
+    else:
+        noise = {field: ConstantNoise(0.15) for field in ("pos", "cell")}
+        policy = StateAnnealingPolicy(model, StateAnnealing(rule), noise)
+        settings = {"n_groups": 16, "group_size": 16, "n_ppo_epochs": 4}
+        settings |= {"n_steps": (3, 5, 5, 10, 20)}
+    if preset == "quick":
+        settings |= {"n_groups": 2, "group_size": 2}
+    settings |= {"shared_x_0": True, "max_batch": 128, "max_minibatch": 640}
+    config = TrainerConfig.from_settings(settings, 0)
     return trained(policy, CRMSEReward(known, MatchPool(0)), known, config)
 
 
 def de_novo(latents: bool, preset: str, folder: Path) -> Run:
-    model: Any = irlkit.load_pretrained("denovo-mask")
-    size = denovo.SIZES[preset]
+    model: Any
     if latents:
         model, size = LatentDiffusion.load("chemeleon-dit"), latent.SIZES[preset].of_latents()
+    else:
+        model, size = irlkit.load_pretrained("denovo-mask"), denovo.SIZES[preset]
     made = denovo.DeNovoReinforcement(size, model, folder, progress=False)
     trainer = made.trainer(denovo.REINFORCED, 0)
     return lambda n: trainer.run(trainer.iteration + n, progress=False)
 
 
 def site_filling(property: str, target: float, preset: str, folder: Path) -> Run:
-    evaluator = envs.Evaluator(property)
-    n = 40 if preset == "quick" else 320
+    evaluator, seeds = envs.Evaluator(property), itertools.count()
+    n = 80  # five skeletons, groups of 16
     return lambda k: envs.benchmark(
-        evaluator, target, algorithms=["GRPO"], seeds=[k], evaluations=k * n, unseen=None,
+        evaluator, target, algorithms=["GRPO"], seeds=[next(seeds)], evaluations=k * n, unseen=None,
         skeletons="train", progress=False,
     )  # fmt: skip
 
@@ -169,6 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     known.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     options = known.parse_args(arguments)
     device = start(options)
+    if device.type != "cpu" or options.clock != "wall":
+        known.error("iterations are profiled on the CPU, by the wall clock")
     preset, rows = ("quick" if options.quick else "laptop"), []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.policies:

@@ -42,6 +42,7 @@ def make_experiment(options):
         iterations=options.iterations,
         seeds=tuple(options.seeds),
         test_size=options.structures,
+        rule_size=256,
         n_workers=0,
     )
     return experiments.VelocityAnnealing(

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results")
     options = parser.parse_args()
     for name in options.names or PICTURES:
-        source = options.runs / name / "figures" / f"{OTHERS.get(name, PICTURES[name[:2]])}.html"
+        source = options.runs / name / "figures" / f"{OTHERS.get(name) or PICTURES[name[:2]]}.html"
         if source.is_file():
             draw(source, HERE / f"{name}.png")
         else:

@@ -408,8 +408,8 @@ def run_and_save(page, path, seconds=600):
         nonlocal worked, idle_since
         if is_done():
             return True
-        if abs(kernel_seconds() - worked) > 1:  # Less, too, where a worker has ended.
-            worked, idle_since = kernel_seconds(), time.monotonic()
+        if abs((now := kernel_seconds()) - worked) > 1:  # Less, too, where a worker has ended.
+            worked, idle_since = now, time.monotonic()
         return time.monotonic() - idle_since > 30
 
     for how in ("Run All Cells", "Restart Kernel and Run All Cells"):

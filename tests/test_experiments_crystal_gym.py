@@ -40,7 +40,11 @@ def test_a_run_its_tables_figures_and_files(tmp_path):
     found = experiment._evaluator("bulk_modulus")(best)
     assert found.values == pytest.approx(rows["value"].to_numpy()) and found.cached.all()
     checked = experiment.check_by(Curve(), best)
-    assert checked["curve"].notna().any() or (checked["reason"] != "").all()
+    assert list(checked["formula"]) == best.reduced_formulas()
+    assert checked[experiment.backend.name].to_numpy() == pytest.approx(found.values)
+    (name,) = set(experiment.comparisons[STABLE].episodes["skeleton"]) - {"AuSb3"}
+    few = experiment.best(STABLE, "GRPO", 1, ["AuSb3"])
+    assert experiment.best(STABLE, n=1, skeletons=[name]).cell[0].tolist() != few.cell[0].tolist()
     assert experiment.draw_learning(DENSITY, STABLE).data
     assert experiment.estimate(DENSITY) >= 0 and len(experiment.cost()) == 3
     claims = experiment.claims()
@@ -108,7 +112,7 @@ def test_an_episode_is_drawn_and_bad_sizes_are_refused():
             replace(TINY, **changes)
 
 
-def test_a_run_is_named_after_all_settings():
+def test_settings_of_an_algorithm_have_its_defaults():
     pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra gym)")
     assert settings_of("PPO", {}) == settings_of("PPO", {"learning_rate": 1e-3})
     assert settings_of("SAC", {"alpha": 0.1})["alpha"] == 0.1

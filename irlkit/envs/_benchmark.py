@@ -41,7 +41,7 @@ GRPO: dict[str, Any] = {
 
 
 def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of an algorithm: those that are given over its defaults."""
+    """Return what `benchmark` sets of an algorithm: the given settings over its own defaults."""
     if algorithm == "random":
         return {}
     if algorithm == "GRPO":

@@ -318,13 +318,13 @@ class SkeletonFilling:
         scale = torch.from_numpy(np.nan_to_num(scale, nan=1.0))
         at_rest = crystals.replace(cell=crystals.cell * scale[:, None, None])
         judge = envs.Evaluator(envs.BulkModulus(reach=(0.85, 1.2)), backend, self.cache)
-        rows = []
+        formulas, rows = crystals.reduced_formulas(), []
         numbers = range(len(crystals))
         for i in progress_bar(iterable=numbers, desc=judge.backend.name, disable=not self.progress):
             found = judge(at_rest[[i]])
             rows.append(
                 {
-                    "formula": crystals.reduced_formulas()[i],
+                    "formula": formulas[i],
                     self.backend.name: ours.values[i],
                     judge.backend.name: found.values[0],
                     "reason": found.reasons[0],

@@ -23,7 +23,7 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import PRETRAINED, load_pretrained
 
 SHIPPED = PRETRAINED / "annealing"
-"""Results of notebook 04 (preset laptop, its first seed) that come with the package."""
+"""Results of notebook 04 that come with the package (an earlier preset laptop, the first seed)."""
 
 
 @dataclass(frozen=True)
