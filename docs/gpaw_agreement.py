@@ -115,6 +115,7 @@ def main():
         labels={ours: "bulk modulus by CHGNet, GPa", theirs: "bulk modulus by GPAW (PBE), GPa"},
         template="simple_white",
     )
+    figure.update_layout(height=480)
     most = float(table[[ours, theirs]].max(axis=None))
     line = {"color": "gray", "dash": "dot", "width": 1}
     figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=line)
