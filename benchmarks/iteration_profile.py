@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = start(options)
     if device.type != "cpu" or options.clock != "wall":
         known.error("iterations are profiled on the CPU, by the wall clock")
-    preset, rows = ("quick" if options.quick else "laptop"), []
+    preset, n, rows = ("quick", 1, []) if options.quick else ("laptop", 3, [])
     with tempfile.TemporaryDirectory() as folder:
         for name in options.policies:
             run = POLICIES[name](preset, Path(folder) / name.replace(" ", "_"))
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
             clock = _Clock()
             with watched(clock):
                 began = time.perf_counter()
-                run(1 if options.quick else 3)
+                run(n)
                 total = time.perf_counter() - began
             spent = {kind: clock.seconds[kind] for kind in ("network", "reward")}
             spent["rest"] = total - sum(spent.values())
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(
                 {
                     "case": name,
-                    "seconds": total / (1 if options.quick else 3),
+                    "seconds": total / n,
                     **{f"{kind}_share": seconds / total for kind, seconds in spent.items()},
                 }
             )

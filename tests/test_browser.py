@@ -645,9 +645,8 @@ def test_notebook_runs_in_jupyterlab(browser, folder, lab, path):
     for plot in shown:
         plot.scroll_into_view_if_needed()
         assert wait_until(page, lambda plot=plot: is_drawn(plot))
-    players = [plot for plot in shown if plot.query_selector(".slider-rail-touch-rect")]
-    if players:
-        use_the_player(page, players[0])
+        if plot.query_selector(".slider-rail-touch-rect"):
+            use_the_player(page, plot)
     close(page, lab, path.name)
     assert (folder / path.name).stat().st_size < 10e6
     html = notebooks.export(folder / path.name)
