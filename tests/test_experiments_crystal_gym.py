@@ -3,10 +3,12 @@
 import os
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from irlkit import envs
+from irlkit.envs._backends import Computed
 from irlkit.envs._benchmark import settings_of
 from irlkit.lab.experiments import crystal_gym
 from irlkit.lab.experiments.crystal_gym import DENSITY, STABLE, SkeletonFilling
@@ -70,6 +72,23 @@ def test_runs_that_are_finished_are_read_again(tmp_path):
     assert longer.cost().loc["density", "hits"] > 0
     paths = longer.write_results(longer.claims(), {}, {})
     assert all(path.exists() for path in paths)
+
+
+def test_the_preset_dft_ends_with_a_claim_about_gaps(tmp_path):
+    class Gaps(Curve):
+        has_gap = True
+
+        def gaps(self, batch):
+            return Computed(np.ones(len(batch)))
+
+    size = replace(crystal_gym.SIZES["dft"], evaluations=12)
+    assert size.backend_options == {"k_density": 2.0}
+    experiment = SkeletonFilling(size, tmp_path, backend=Gaps(), progress=False)
+    assert experiment.estimate(size.tasks[0]) >= 0
+    experiment.train(*size.tasks)
+    (claim,) = experiment.claims()
+    assert claim.value == 0 and claim.verdict == "undecided" and "band gap" in claim.claim
+    assert all(path.exists() for path in experiment.write_results([claim], {}, {}))
 
 
 def test_claims_of_a_policy_that_learned_nothing(tmp_path):

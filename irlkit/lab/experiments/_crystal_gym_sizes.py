@@ -58,6 +58,7 @@ class CrystalGymSize:
         n_best: fillings of each run that are relaxed.
         max_steps: of their relaxation.
         backend: computes energies and gaps; see `irlkit.envs.get_backend`.
+        backend_options: of it, for `irlkit.envs.get_backend`.
         n_dft: fillings that density functional theory judges, where it is installed.
         settings: of algorithms; see `irlkit.envs.benchmark`.
     """
@@ -73,6 +74,7 @@ class CrystalGymSize:
     n_best: int = 20
     max_steps: int = 200
     backend: str = "chgnet"
+    backend_options: dict[str, Any] = field(default_factory=dict)
     n_dft: int = 0
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -100,6 +102,7 @@ SIZES = {
         skeletons=("AuSb3", "Li3Bi"),
         unseen=None,
         backend="gpaw",
+        backend_options={"k_density": 2.0},
     ),
     "paper": CrystalGymSize(
         evaluations=100_000,

@@ -65,7 +65,8 @@ class SkeletonFilling:
         progress: bool = True,
     ) -> None:
         self.size, self.out_dir, self.progress = size, Path(out_dir), progress
-        self.backend = envs.get_backend(size.backend if backend is None else backend)
+        options = size.backend_options if backend is None else {}
+        self.backend = envs.get_backend(size.backend if backend is None else backend, **options)
         self.left_out = tuple(
             name for name in size.algorithms
             if name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name]) is None
