@@ -1,12 +1,12 @@
 """Compare algorithms on CrystalGym's targets, as notebook 08 does, with several seeds.
 
     python docs/crystal_gym.py --out runs/crystal_gym [--tasks TASK ...] [--algorithms GRPO PPO ...]
-        [--seeds 0 1 2] [--evaluations 4000] [--alpha 0.2] [--relax] [--dft 0]
+        [--seeds 0 1 2] [--evaluations 4000] [--alpha 0.2] [--relax]
 
 Prints the tables of docs/results.md: metrics with 95 % intervals (training seeds drawn again), the
-unseen skeletons, the notebook's claims; with --relax how many of the best fillings are metastable,
-with --dft bulk moduli of so many by GPAW. A run that is finished is read from its file. A run of
-4,000 evaluations takes a quarter of a minute (GRPO, density) to some minutes of one core.
+unseen skeletons, the notebook's claims; with --relax how many of the best fillings are metastable.
+A run that is finished is read from its file. A run of 4,000 evaluations takes a quarter of a minute
+(GRPO, density) to some minutes of one core.
 """
 
 import argparse
@@ -27,8 +27,6 @@ def main():
     parser.add_argument("--best", type=int, default=50, help="fillings that are relaxed")
     parser.add_argument("--alpha", type=float, help="temperature of SAC")
     parser.add_argument("--relax", action="store_true")
-    parser.add_argument("--dft", type=int, default=0, help="fillings that GPAW judges")
-    parser.add_argument("--max-atoms", type=int, default=4, help="of those")
     given = parser.parse_args()
     size = crystal_gym.CrystalGymSize(
         given.evaluations,
@@ -48,12 +46,6 @@ def main():
         if given.relax:
             print(experiment.relax_best(*given.tasks).T.to_string())
         print(claims_table(experiment.claims()).to_string())
-        if given.dft:
-            small = experiment.skeletons.n_atoms <= given.max_atoms
-            names = [name for name, is_small in zip(experiment.skeletons.names, small, strict=True)
-                     if is_small]  # fmt: skip
-            liked = experiment.best(given.tasks[-1], "GRPO", given.dft, names)
-            print(experiment.check_by("gpaw", liked).to_string())
 
 
 if __name__ == "__main__":
