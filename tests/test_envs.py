@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,13 +189,51 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(monkeypatch, tmp
 def test_any_calculator_in_processes_with_reasons():
     from tests.toy_calculators import calculator_for
 
-    with CalculatorBackend(calculator_for, "emt", n_workers=1, timeout=30) as backend:
+    with CalculatorBackend(calculator_for, "emt", n_workers=2, timeout=30) as backend:
         evaluator = Evaluator(BulkModulus(reach=(0.6, 1.6)), backend)
         copper, other = filling("NaCl", "Cu " * 8), filling("AuSb3", "Cu Cu Cu Fe")
         found = evaluator(CrystalBatch.concatenate([copper, other]))
         assert 50 < found.values[0] < 200
         assert np.isnan(found.values[1]) and "Fe" in found.reasons[1]
     assert evaluator.report()["failures"] == 1
+
+
+class Together(Backend):
+    """Gives a gap once two fillings are asked for at the same time; fails for one with Fe."""
+
+    name, has_gap, at_once, in_parallel = "together", True, 1, 2
+    closed = False
+
+    def __init__(self):
+        self.both = threading.Barrier(2, timeout=30)
+
+    def energies(self, batch, like):
+        raise NotImplementedError
+
+    def gaps(self, batch):
+        self.both.wait()
+        if 26 in batch.species:
+            raise KeyboardInterrupt
+        return Computed(batch.species.double().mean().numpy()[None])
+
+    def close(self):
+        self.closed = True
+
+
+def test_parts_are_evaluated_at_the_same_time_and_kept_one_by_one(tmp_path):
+    backend, cache = Together(), EvaluationCache(tmp_path / "cache.sqlite")
+    few = [filling("AuSb3", " ".join([one] * 4)) for one in ("Li", "Be", "Na", "Mg")]
+    evaluator = Evaluator("band_gap", backend, cache)
+    found = evaluator(CrystalBatch.concatenate([*few, few[0]]))
+    assert found.values.tolist() == [3, 4, 11, 12, 3]
+    assert (found.seconds > 0).all() and evaluator.report()["misses"] == 4
+    # What was finished when a run is interrupted is there for the next.
+    iron, zinc = (filling("AuSb3", " ".join([one] * 4)) for one in ("Fe", "Zn"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(CrystalBatch.concatenate([iron, zinc, *few]))
+    assert backend.closed
+    again = Evaluator("band_gap", backend, cache)(CrystalBatch.concatenate(few))
+    assert again.cached.all() and again.values.tolist() == [3, 4, 11, 12]
 
 
 def test_input_of_espresso_is_that_of_the_paper(tmp_path):

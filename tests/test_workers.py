@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,21 @@ def test_order_is_that_of_the_items():
         f"SLEEP {i}" for i in range(20, 0, -1)
     ]
     pool.close()
+
+
+def test_threads_share_a_pool_and_wait_for_one_another(monkeypatch):
+    # The second thread's item starts when those of the first are done, later than a start may take.
+    monkeypatch.setattr(workers, "_START_SECONDS", 1.0)
+    pool = WorkerPool(make_worker, 1)
+    assert pool.map(["fine"])[0].value == "FINE"
+    with ThreadPoolExecutor(2) as threads:
+        found = [*threads.map(pool.map, (["sleep 900"] * 3, ["sleep 1", "exit"]))]
+    pool.close()
+    assert [[outcome.value for outcome in part] for part in found] == [
+        ["SLEEP 900"] * 3,
+        ["SLEEP 1", None],
+    ]
+    assert not pool._in_flight
 
 
 def test_workers_lost_again_and_again_end_the_call(monkeypatch):

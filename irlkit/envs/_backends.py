@@ -38,11 +38,13 @@ class Backend(ABC):
         name: with settings and versions: values of different names do not compare.
         has_gap: whether it computes band gaps.
         at_once: fillings evaluated together; what is finished is kept after so many.
+        in_parallel: such parts that are evaluated at the same time, from threads.
     """
 
     name: str
     has_gap: bool = False
     at_once: int = 512
+    in_parallel: int = 1
 
     @abstractmethod
     def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
@@ -127,8 +129,8 @@ class CalculatorBackend(Backend):
         self.name = name
         self.has_gap = has_gap
         self._pool = WorkerPool(partial(partial, _calculate, factory), n_workers, timeout)
-        # Few: what is finished is kept.
-        self.at_once = max(self._pool.n_workers, 1)
+        # One: what is finished is kept, and no worker waits for another's filling.
+        self.at_once, self.in_parallel = 1, max(self._pool.n_workers, 1)
 
     def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
         """Return energies per atom, eV."""

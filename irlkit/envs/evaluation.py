@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class _Counts:
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
 
+    def add(self, rows: list[Row], seconds: float) -> None:
+        """Count what was computed."""
+        self.seconds += seconds
+        for _, reason, *_ in rows:
+            if reason is not None:
+                self.failures += 1
+                self.why[reason] = self.why.get(reason, 0) + 1
+
 
 class Evaluator:
     """Evaluates a property of fillings, each crystal once.
@@ -97,7 +105,7 @@ class Evaluator:
 
     @checked
     def __call__(self, batch: CrystalBatch) -> Evaluations:
-        """Evaluate crystals: those that are not known yet, in one batch after the other."""
+        """Evaluate crystals: those that are not known yet, in parts, as the backend takes them."""
         batch = batch.to("cpu", torch.float64)
         keys = canonical_keys(batch)
         with self._lock:
@@ -106,12 +114,10 @@ class Evaluator:
             for i, key in enumerate(keys):
                 if key not in known:
                     missing.setdefault(key, i)
-            todo = list(missing.items())
-            for start in range(0, len(todo), self.backend.at_once):
-                part = todo[start : start + self.backend.at_once]
-                rows = self._compute(batch[[i for _, i in part]])
+            for part, rows, seconds in self._computed(batch, list(missing.items())):
                 found = {key: row for (key, _), row in zip(part, rows, strict=True)}
                 self.cache.store(self.judge, found.items())
+                self._counts.add(rows, seconds)
                 known |= found
             computed = set(missing.values())
             self._counts.misses += len(computed)
@@ -125,7 +131,29 @@ class Evaluator:
             [row[3] for row in rows],
         )
 
-    def _compute(self, batch: CrystalBatch) -> list[Row]:
+    def _computed(
+        self, batch: CrystalBatch, todo: list[tuple[Key, int]]
+    ) -> Iterator[tuple[list[tuple[Key, int]], list[Row], float]]:
+        """Give parts of what is to do with their rows and seconds, in the order of their end."""
+        size, together = self.backend.at_once, self.backend.in_parallel
+        parts = [todo[i : i + size] for i in range(0, len(todo), size)]
+        if together == 1:
+            yield from ((part, *self._compute(batch[[i for _, i in part]])) for part in parts)
+            return
+        threads = ThreadPoolExecutor(together, thread_name_prefix="irlkit-evaluator-part")
+        left = {threads.submit(self._compute, batch[[i for _, i in part]]): part for part in parts}
+        try:
+            while left:
+                # With a timeout, so that Ctrl-C gets through on every system.
+                for done in wait(left, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    yield (left.pop(done), *done.result())
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            self.backend.close()
+            raise
+        threads.shutdown()
+
+    def _compute(self, batch: CrystalBatch) -> tuple[list[Row], float]:
         began = time.perf_counter()
         found = self.property.values(batch, self.backend)
         seconds = time.perf_counter() - began
@@ -134,11 +162,7 @@ class Evaluator:
             good = math.isfinite(value)
             reason = None if good else found.reasons.get(i, "the value is not finite")
             rows.append((value if good else None, reason, seconds / len(batch), found.details[i]))
-            if reason is not None:
-                self._counts.failures += 1
-                self._counts.why[reason] = self._counts.why.get(reason, 0) + 1
-        self._counts.seconds += seconds
-        return rows
+        return rows, seconds
 
     def submit(self, batch: CrystalBatch) -> Future[Evaluations]:
         """Evaluate crystals in another thread, after what was submitted before.
@@ -151,7 +175,7 @@ class Evaluator:
         return self._thread.submit(self, batch)
 
     def report(self) -> dict[str, Any]:
-        """Return hits, misses, failures with their reasons, and seconds since the beginning."""
+        """Return hits, misses, failures with their reasons, and seconds (of all workers)."""
         counts = self._counts
         return {
             "hits": counts.hits,

@@ -91,10 +91,12 @@ class WorkerPool:
         self._function: Callable[[Any], Any] | None = None
         self._sent = _pickled(factory) if n_workers else b""
         self._open: list[ProcessPool] = []
+        self._opening = threading.Lock()
+        self._in_flight: set[Future[bytes]] = set()
         self._finalizer = weakref.finalize(self, _stop, self._open)
 
     def map(self, items: Sequence[Any]) -> list[Outcome]:
-        """Return the outcome of each item, in order.
+        """Return the outcome of each item, in order; threads may call it at the same time.
 
         Raises:
             WorkersLostError: workers cannot be started, or were lost many times in a row.
@@ -106,13 +108,18 @@ class WorkerPool:
             if self._function is None:
                 self._function = self._factory()
             return [_apply(self._function, item, self.timeout) for item in items]
+        futures: list[Future[bytes]] = []
         try:
             timeout = None if math.isinf(self.timeout) else self.timeout
             sent = ((pickle.dumps(item),) for item in items)
-            return self._collect([pool.schedule(_work, one, timeout=timeout) for one in sent])
+            futures += (pool.schedule(_work, one, timeout=timeout) for one in sent)
+            self._in_flight.update(futures)
+            return self._collect(futures)
         except BaseException:
             self.close()
             raise
+        finally:
+            self._in_flight.difference_update(futures)
 
     def close(self) -> None:
         """End the worker processes; the next call starts new ones."""
@@ -120,13 +127,14 @@ class WorkerPool:
 
     def _processes(self) -> ProcessPool | None:
         """The pool, started if need be; None where the system has no semaphores for it."""
-        if not self._open:
-            if not processes_possible():
-                self.n_workers = 0
-                return None
-            begin: Any = {"initializer": _start, "initargs": (self._sent, os.getpid())}
-            self._open.append(ProcessPool(self.n_workers, context=_Context(), **begin))
-        return self._open[0]
+        with self._opening:
+            if not self._open:
+                if not processes_possible():
+                    self.n_workers = 0
+                    return None
+                begin: Any = {"initializer": _start, "initargs": (self._sent, os.getpid())}
+                self._open.append(ProcessPool(self.n_workers, context=_Context(), **begin))
+            return self._open[0]
 
     def _collect(self, futures: Sequence[Future[bytes]]) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -135,7 +143,7 @@ class WorkerPool:
             # With a timeout, so that Ctrl-C gets through on every system.
             while not wait([future], timeout=0.5).done:
                 now = time.monotonic()
-                if any(other.running() for other in futures[len(outcomes) :]):
+                if any(other.running() for other in list(self._in_flight)):
                     alive = now
                 elif now - alive > _START_SECONDS:
                     raise WorkersLostError(

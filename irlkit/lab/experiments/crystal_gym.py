@@ -112,7 +112,7 @@ class SkeletonFilling:
         began = time.perf_counter()
         found = self.reward(task)(batch).info["seconds"]
         spent = time.perf_counter() - began
-        return max(spent, float(found.sum())) / n * self.size.evaluations
+        return max(spent, float(found.sum()) / self.backend.in_parallel) / n * self.size.evaluations
 
     def train(self, *tasks: str) -> pd.DataFrame:
         """Train on tasks with every seed; return metrics with 95 % intervals, as text.
