@@ -9,13 +9,17 @@ Prints what both cost, the table of metrics with 95 % intervals (formulas and tr
 again), the scan of guidance, and the notebook's claims; writes tables, structures and networks.
 With --only-latents: table and claims of notebook 07 for the latent diffusion alone; with
 --iterations 0 as well, of what needs no training. With --gradients: how alike gradients of so many
-batches are, at the start. With --only-gap: latent diffusion and a band gap of 3 eV, reinforced, and
-guided by that scale; nothing is relaxed. Trainings continue where they were stopped;
-measurements are made again. Some hours on two cores.
+batches are, at the start, of all parameters and of each kind. With --trained: those whose names
+hold one of these parts are trained, the others stay. With --only-gap: latent diffusion and a band
+gap of 3 eV, reinforced, and guided by that scale; nothing is relaxed. Trainings continue where they
+were stopped; measurements are made again. Some hours on two cores.
 """
 
 import argparse
+import re
+from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import irlkit  # isort: skip (before torch: its idle threads then sleep)
 import pandas as pd
@@ -45,6 +49,7 @@ def main():
     parser.add_argument("--only-latents", action="store_true")
     parser.add_argument("--only-gap", type=float, help="scale of the guidance beside it")
     parser.add_argument("--gradients", type=int, help="batches")
+    parser.add_argument("--trained", nargs="+", help="parts of names of parameters; None: all")
     parser.add_argument("--judge", default="auto", help="7net-0, auto or none")
     parser.add_argument("--threads", type=int, help="of torch")
     given = parser.parse_args()
@@ -72,6 +77,8 @@ def main():
     generator.grpo = replace(generator.grpo, advantages=given.advantages)
     if given.renoised:
         generator.renoised, generator.updates = given.renoised, RENOISED_UPDATES
+    if given.trained:
+        generator.policy = partial(policy_of, generator.policy, given.trained)
     if given.gradients:
         return gradients(comparison.experiments[latent.LATENT], given.gradients)
     if given.only_gap:
@@ -96,6 +103,14 @@ def main():
     comparison.write_results(claims, {}, vars(given))
 
 
+def policy_of(make, trained, temperature=1.0):
+    """Make a policy of which the named parameters alone are trained."""
+    policy = make(temperature)
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_(any(part in name for part in trained))
+    return policy
+
+
 def gradients(experiment, n_batches):
     """Print the mean cosine of gradients of batches that were drawn one by one."""
     config, reward = experiment.config(denovo.REINFORCED, 0), experiment.reward()
@@ -113,13 +128,22 @@ def gradients(experiment, n_batches):
             policy.zero_grad()
             for i in range(path.n_steps):
                 grpo_loss(policy, path, advantages, config.grpo, torch.tensor([i])).total.backward()
-            grads = [p.grad for p in policy.parameters() if p.grad is not None]
-            of.append(torch.cat([grad.flatten() for grad in grads]))
+            grads = defaultdict(list)
+            for name, weight in policy.named_parameters():
+                if weight.grad is not None:
+                    grads[re.sub(r"\.\d+", "", name)].append(weight.grad.flatten())
+            of.append({name: torch.cat(parts) for name, parts in grads.items()})
+    pairs = torch.ones(n_batches, n_batches).triu(1).bool()
     for renoised, of in found.items():
-        unit = torch.nn.functional.normalize(torch.stack(of), dim=1)
-        likeness = (unit @ unit.T).fill_diagonal_(0).sum() / (n_batches * (n_batches - 1))
         path = "the rollout's" if renoised is None else f"{renoised} renoised"
-        print(f"{path} steps: mean cosine {float(likeness):.3f} of {n_batches} gradients")
+        print(f"{path} steps, cosines of {n_batches} gradients: mean, standard error over pairs")
+        for names in ([*of[0]], *([name] for name in of[0])):
+            rows = torch.stack([torch.cat([one[name] for name in names]) for one in of])
+            unit = torch.nn.functional.normalize(rows, dim=1)
+            likeness = (unit @ unit.T)[pairs]
+            error = float(likeness.std()) / len(likeness) ** 0.5
+            what = "all" if len(names) > 1 else names[0]
+            print(f"{float(likeness.mean()):.3f} {error:.3f} {what}")
 
 
 def only_gap(comparison, guidance):
