@@ -15,6 +15,7 @@ from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials import Potential
 from irlkit.utils.checks import checked
+from irlkit.utils.system import processes_possible
 from irlkit.utils.workers import WorkerPool
 
 
@@ -130,7 +131,8 @@ class CalculatorBackend(Backend):
         self.has_gap = has_gap
         self._pool = WorkerPool(partial(partial, _calculate, factory), n_workers, timeout)
         # One: what is finished is kept, and no worker waits for another's filling.
-        self.at_once, self.in_parallel = 1, max(self._pool.n_workers, 1)
+        n = self._pool.n_workers
+        self.at_once, self.in_parallel = 1, n if n > 1 and processes_possible() else 1
 
     def energies(self, batch: CrystalBatch, like: CrystalBatch) -> Computed:
         """Return energies per atom, eV."""
