@@ -236,6 +236,14 @@ def test_parts_are_evaluated_at_the_same_time_and_kept_one_by_one(tmp_path):
     assert again.cached.all() and again.values.tolist() == [3, 4, 11, 12]
 
 
+def test_a_calculation_that_does_not_converge_says_so():
+    from tests.toy_calculators import never_done
+
+    with CalculatorBackend(never_done, "toy", n_workers=0) as backend:
+        found = Evaluator("bulk_modulus", backend)(filling("AuSb3", "Cu Cu Cu Cu"))
+    assert "did not converge (ToyConvergenceError)" in found.reasons[0]
+
+
 def test_input_of_espresso_is_that_of_the_paper(tmp_path):
     for name in ("Na.pbe-spn.UPF", "cl_pbe_v1.4.upf", "README"):
         (tmp_path / name).touch()

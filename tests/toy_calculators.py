@@ -33,3 +33,18 @@ def calculator_for(atoms, quantity):
     if unknown:
         raise ValueError(f"no parameters for {sorted(unknown)}")
     return EMT()
+
+
+class ToyConvergenceError(Exception):
+    """As GPAW's, without a message."""
+
+
+class NeverDone(LennardJones):
+    """Does not converge."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        raise ToyConvergenceError
+
+
+def never_done(atoms, quantity):
+    return NeverDone()

@@ -158,7 +158,13 @@ class CalculatorBackend(Backend):
 def _calculate(factory: Callable[..., Any], item: tuple[Any, Any, str]) -> float:
     atoms, like, quantity = item
     calculator = atoms.calc = factory(like, quantity)
-    energy = float(atoms.get_potential_energy()) / len(atoms)
+    try:
+        energy = float(atoms.get_potential_energy()) / len(atoms)
+    except Exception as error:
+        name = type(error).__name__
+        if "Convergence" in name or name == "SCFError":  # Often without a message.
+            raise RuntimeError(f"the calculation did not converge ({name})") from error
+        raise
     return energy if quantity == "energy" else _gap(calculator)
 
 
