@@ -262,7 +262,8 @@ def _random(
     requests = process.skeletons.requests()
     while len(record.rows) < record.budget:
         few = requests[torch.randint(len(requests), (256,), generator=draws)]
-        record(generate(policy, few, process.n_steps, generator=draws))
+        made = generate(policy, few, process.n_steps, generator=draws)
+        record(made[: record.budget - len(record.rows)])
     return policy.network
 
 
