@@ -1,5 +1,6 @@
 """Skeletons, properties of their fillings, backends and the cache."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from irlkit.envs import (
     dft,
     get_backend,
 )
-from irlkit.envs._backends import Backend, Computed
+from irlkit.envs._backends import Backend, Computed, Passing
 from irlkit.envs._properties import GPA
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
@@ -184,6 +185,8 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(monkeypatch, tmp
         get_backend("espresso", pseudo_dir=tmp_path, command="pw-that-is-not-there.x")
     with pytest.raises(FileNotFoundError, match="pseudo_dir"):
         get_backend("espresso", pseudo_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="'espresso' needs pseudo_dir"):
+        get_backend("espresso")
 
 
 def test_any_calculator_in_processes_with_reasons():
@@ -259,6 +262,9 @@ def test_input_of_espresso_is_that_of_the_paper(tmp_path):
     smeared = dft._espresso_input(atoms, "energy")["system"]
     assert smeared["occupations"] == "smearing" and smeared["degauss"] == 0.001
     calculator = dft._espresso(str(tmp_path), "pw.x", 3.5, atoms, "energy")
+    assert os.path.isdir(calculator.scratch.name) and str(calculator.directory) == (
+        calculator.scratch.name
+    )
     calculator.template.write_input(
         calculator.profile, tmp_path, atoms, calculator.parameters, ["energy"]
     )
@@ -275,6 +281,20 @@ def test_input_of_espresso_is_that_of_the_paper(tmp_path):
         assert words in " ".join(text)
     with pytest.raises(ValueError, match=r"no pseudopotential .* for K, O"):
         dft._pseudopotentials(tmp_path, ["O", "Na", "K"])
+
+
+def test_the_name_of_espresso_tells_pseudopotentials_and_programs_apart(tmp_path):
+    def name(command="true"):
+        with dft.espresso(tmp_path, command=command, n_workers=0) as backend:
+            return backend.name
+
+    (tmp_path / "Si.upf").write_text("first")
+    names = [name()]
+    (tmp_path / "README").touch()
+    assert name() == names[0]
+    (tmp_path / "Si.upf").write_text("second")
+    names += [name(), name("env true"), name("env false")]
+    assert len(set(names)) == 4
 
 
 def test_k_points_and_cut_offs():
@@ -321,6 +341,49 @@ def test_failures_are_kept_too(tmp_path):
             found = evaluator(filling("NaCl", "Na " * 8))
             assert np.isnan(found.values[0]) and "no minimum" in found.reasons[0]
             assert found.cached[0] == cached
+
+
+class Late(Backend):
+    name, has_gap, at_once = "late", True, 1
+
+    def energies(self, batch, like):
+        raise NotImplementedError
+
+    def gaps(self, batch):
+        return Computed(np.full(len(batch), np.nan), {0: Passing("it took more than 1 s")})
+
+
+def test_failures_that_need_not_come_again_are_not_kept_in_the_file(tmp_path):
+    cache, crystal = EvaluationCache(tmp_path / "cache.sqlite"), filling("AuSb3", "Li Li Li Li")
+    for cached in (False, True):  # Nor computed again and again in one run.
+        found = Evaluator("band_gap", Late(), cache)(crystal)
+        assert found.reasons[0] == "it took more than 1 s" and found.cached[0] == cached
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize(("symbol", "passing"), [("He", False), ("Ne", True), ("Ar", True)])
+def test_time_limits_and_lost_processes_are_such_failures(symbol, passing):
+    from tests.toy_calculators import troubled
+
+    crystal = CrystalBatch.from_formulas([symbol])
+    crystal = crystal.replace(cell=crystal.cell * 0 + 5 * torch.eye(3, dtype=crystal.cell.dtype))
+    with CalculatorBackend(troubled, "toy", n_workers=1, timeout=2.0) as backend:
+        found = backend.energies(crystal, crystal)
+    assert np.isnan(found.values[0]) and isinstance(found.reasons[0], Passing) == passing
+
+
+def test_a_backend_without_a_name_of_its_own_has_no_file(tmp_path):
+    backend = Curve(name="ase:<lambda>()")
+    with pytest.raises(ValueError, match=r"backend 'ase:<lambda>\(\)' shares its name"):
+        Evaluator("bulk_modulus", backend, tmp_path / "cache.sqlite")
+    assert np.isfinite(Evaluator("bulk_modulus", backend)(filling("NaCl", "Na " * 8)).values[0])
+
+
+def test_a_cache_that_was_given_stays_open(tmp_path):
+    cache, crystal = EvaluationCache(tmp_path / "cache.sqlite"), filling("NaCl", "Na " * 8)
+    with Evaluator("bulk_modulus", Curve(), cache) as evaluator:
+        evaluator(crystal)
+    assert Evaluator("bulk_modulus", Curve(), cache)(crystal).cached[0]
 
 
 WRITER = """

@@ -48,3 +48,7 @@ class NeverDone(LennardJones):
 
 def never_done(atoms, quantity):
     return NeverDone()
+
+
+def troubled(atoms, quantity):
+    return Troubled()

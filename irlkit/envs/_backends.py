@@ -19,13 +19,17 @@ from irlkit.utils.system import processes_possible
 from irlkit.utils.workers import WorkerPool
 
 
+class Passing(str):
+    """A reason that need not come again, such as a time limit: it is not kept in a file."""
+
+
 @dataclass(frozen=True)
 class Computed:
     """What a backend says of B crystals.
 
     Attributes:
         values: float64, nan where there is none, shape (B,).
-        reasons: number of a crystal -> why there is none.
+        reasons: number of a crystal -> why there is none; `Passing` where that may change.
     """
 
     values: np.ndarray
@@ -110,7 +114,8 @@ class CalculatorBackend(Backend):
 
     Args:
         factory: ``factory(atoms, quantity)`` makes the calculator of a quantity, "energy" or "gap";
-            the elements and the cell of the ASE atoms may decide on its settings.
+            the elements and the cell of the ASE atoms may decide on its settings. A temporary
+            folder that it has as `scratch` is removed after the calculation.
         name: what results and caches call it; it has to name settings and versions.
         has_gap: whether its calculators know eigenvalues (`get_eigenvalues`).
         n_workers: processes; None for one per core, 0 for this process.
@@ -147,7 +152,11 @@ class CalculatorBackend(Backend):
     def _map(self, items: Sequence[Any]) -> Computed:
         outcomes = self._pool.map(items)
         values = [np.nan if o.value is None else o.value for o in outcomes]
-        reasons = {i: o.error for i, o in enumerate(outcomes) if o.error}
+        reasons = {
+            i: Passing(o.error) if o.late or o.lost else o.error
+            for i, o in enumerate(outcomes)
+            if o.error
+        }
         return Computed(np.array(values, dtype=np.float64), reasons)
 
     def close(self) -> None:
@@ -165,7 +174,11 @@ def _calculate(factory: Callable[..., Any], item: tuple[Any, Any, str]) -> float
         if "Convergence" in name or name == "SCFError":  # Often without a message.
             raise RuntimeError(f"the calculation did not converge ({name})") from error
         raise
-    return energy if quantity == "energy" else _gap(calculator)
+    else:
+        return energy if quantity == "energy" else _gap(calculator)
+    finally:
+        if (scratch := getattr(calculator, "scratch", None)) is not None:
+            scratch.cleanup()
 
 
 def _gap(calculator: Any) -> float:

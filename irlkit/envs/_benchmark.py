@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.evaluation import Evaluator, PropertyReward
 from irlkit.envs.skeletons import Elements, Skeletons
-from irlkit.evaluate.evidence import Bootstrap, Estimate
+from irlkit.evaluate.evidence import Estimate, _mean_of_runs
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
 from irlkit.utils.checks import checked
@@ -29,23 +29,39 @@ LIBRARIES = dict.fromkeys(_TIANSHOU, "tianshou") | dict.fromkeys(
 )
 """Algorithm of another library -> what it is imported from."""
 GRPO: dict[str, Any] = {
-    "group_size": 16,
+    "group_size": 8,
+    # Standard scores make as much of the small differences in a group that has learned.
+    "advantages": "leave_one_out",
     "n_ppo_epochs": 4,
-    # As many gradient steps per filling as PPO makes here.
+    # Twice as many gradient steps per filling as PPO makes here.
     "minibatch_updates": 4,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
+    # At the end of the budget.
+    "final_learning_rate": 2e-4,
     "clip_eps": 0.2,
-    "entropy_weight": 0.02,
+    "entropy_weight": 0.002,
 }
 """Settings of a trainer that are not given."""
 
 
 def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `benchmark` sets of an algorithm: the given settings over its own defaults."""
+    """Return what `benchmark` sets of an algorithm: the given settings over its own defaults.
+
+    Raises:
+        ValueError: GRPO's settings hold what the skeletons say.
+    """
     if algorithm == "random":
         return {}
     if algorithm == "GRPO":
-        return {**GRPO, **given}
+        if fixed := sorted({"n_steps", "shared_x_0"} & set(given)):
+            raise ValueError(f"settings of GRPO must not hold {fixed}: the skeletons say them")
+        rates = {}
+        if "learning_rate" in given:  # It ends at the same share.
+            rate = float(given["learning_rate"])
+            rates["final_learning_rate"] = (
+                rate * GRPO["final_learning_rate"] / GRPO["learning_rate"]
+            )
+        return {**GRPO, **rates, **given}
     from irlkit.envs._baselines import Settings
 
     return asdict(Settings(**given))
@@ -100,14 +116,12 @@ class Comparison:
     def summary(self) -> pd.DataFrame:
         """Return a row per algorithm: means of `runs` over seeds, the best of all.
 
-        `low` and `high` are the 95 % interval of last, seeds drawn with replacement; nan for one
-        seed.
+        `low` and `high` are the 95 % interval of last (Student's t over seeds); nan for one seed.
         """
         rows = []
         for name, table in self.runs().groupby("algorithm", sort=False):
             many = len(table) > 1
-            last = Bootstrap(table["seed"].astype(str).to_numpy()).mean(table["last"].to_numpy())
-            found = Estimate.of(last)
+            found = Estimate.of(_mean_of_runs(table["last"].to_numpy()))
             means = table.drop(columns=["algorithm", "seed"]).mean().to_dict()
             row = {"algorithm": name, "seeds": len(table), **means, "best": table["best"].max()}
             ends = {"low": found.low, "high": found.high} if many else {}
@@ -173,12 +187,13 @@ def benchmark(
     """Train algorithms on the same episodes, each with a budget of evaluated fillings.
 
     GRPO is irlkit's trainer on `SiteFilling`, its groups share skeleton and order; the others are
-    tianshou's and stable-baselines3's, all with one kind of network and, where they mean the same,
-    one kind of settings. "random" fills sites at random: the control.
+    tianshou's and stable-baselines3's, all with one kind of network and at first one learning rate,
+    which of GRPO alone decays. "random" fills sites at random: the control.
 
     Args:
-        evaluator: tells the property; what one algorithm has evaluated, others find in its cache,
-            which changes no number.
+        evaluator: tells the property; what one algorithm has evaluated, others find in its cache.
+            Values of a potential depend on the batch by rounding, so trainings with a cache that
+            was filled otherwise can differ.
         target: of the property.
         algorithms: "GRPO"; "PPO", "DQN", "Rainbow", "SAC" (tianshou); "PPO (sb3)", "DQN (sb3)"
             (stable-baselines3); "random".
@@ -195,10 +210,11 @@ def benchmark(
         progress: show a bar of runs.
 
     Raises:
+        KeyboardInterrupt: interrupted; what was evaluated is in the cache.
         ValueError: an unknown algorithm, no seeds, or fewer than ten evaluations.
         ImportError: the library of an algorithm is missing.
     """
-    _check(algorithms, seeds, evaluations)
+    _check(algorithms, seeds, evaluations, settings or {})
     process = SiteFilling(skeletons, elements, mode)
     others = None if unseen is None else SiteFilling(unseen, elements, mode)
     tables, scores = [], []
@@ -221,13 +237,16 @@ def benchmark(
     return Comparison(pd.concat(tables, ignore_index=True), pd.DataFrame(scores), reward.energies())
 
 
-def _check(algorithms: Sequence[str], seeds: Sequence[int], evaluations: int) -> None:
-    unknown = sorted(set(algorithms) - {"GRPO", "random", *LIBRARIES})
-    if unknown or not algorithms:
-        raise ValueError(
-            f"algorithms must be among GRPO, {', '.join(LIBRARIES)} and random, got "
-            f"{unknown or 'none'}"
-        )
+def _check(
+    algorithms: Sequence[str], seeds: Sequence[int], evaluations: int, settings: Mapping[str, Any]
+) -> None:
+    known = ("GRPO", *LIBRARIES, "random")
+    for name, given in (("algorithms", algorithms), ("settings", settings)):
+        unknown = sorted(set(given) - set(known))
+        if unknown or not algorithms:
+            raise ValueError(
+                f"{name} must be among {', '.join(known[:-1])} and random, got {unknown or 'none'}"
+            )
     if not seeds or evaluations < 10:
         raise ValueError("seeds must name at least one, and evaluations be at least 10")
     for library in sorted({LIBRARIES[name] for name in algorithms if name in LIBRARIES}):
@@ -244,13 +263,16 @@ def _grpo(
 ) -> nn.Module:
     torch.manual_seed(seed)
     policy = SiteFillingPolicy(process)
-    chosen = {"n_groups": len(process.skeletons), **settings}
-    config = TrainerConfig.from_settings(
-        {**chosen, "n_steps": process.n_steps, "shared_x_0": True}, seed
-    )
+    chosen = {"n_groups": len(process.skeletons), "iterations": record.budget, **settings}
+    chosen |= {"n_steps": process.n_steps, "shared_x_0": True}
+    config = TrainerConfig.from_settings(chosen, seed)
     iterations = -(-record.budget // (config.n_groups * config.group_size))
+    if "iterations" not in settings:  # Over which the learning rate decays.
+        config = replace(config, iterations=iterations)
     requests = process.skeletons.requests(record.reward.target)
     GRPOTrainer(policy, record, requests, config).run(iterations, progress=False)
+    if len(record.rows) < record.budget:  # The trainer ends quietly where it is interrupted.
+        raise KeyboardInterrupt
     return policy.network
 
 
@@ -287,7 +309,6 @@ def _baseline(
         options: dict[str, Any] = {"elements": symbols, "mode": process.mode}
         env = CrystalGym(reward.evaluator, reward.target, process.skeletons, **options)
         env._sites.reward = Judging(reward.evaluator, reward.target)
-        env.close = lambda: None  # type: ignore[method-assign]  # the evaluator is the caller's
         return env
 
     def progress() -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from irlkit.envs._backends import Passing
 from irlkit.utils.checks import checked
 
 _TABLE = """CREATE TABLE IF NOT EXISTS evaluations (
@@ -26,7 +27,8 @@ class EvaluationCache:
     """Values of fillings in an SQLite file, or in memory.
 
     Several processes may use one file at once (write-ahead log); what is stored is on the disk when
-    `store` returns, so that a killed process loses nothing of it.
+    `store` returns, so that a killed process loses nothing of it. Failures that need not come again
+    (`Passing`) are remembered by this object alone.
 
     Args:
         path: the file, made if missing; None keeps everything in memory.
@@ -52,7 +54,7 @@ class EvaluationCache:
                 ":memory:" if self.path is None else self.path, timeout=60, check_same_thread=False
             )
             self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("PRAGMA synchronous=FULL")
             self._database.execute(_TABLE)
             self._database.execute("SELECT value, reason, details FROM evaluations LIMIT 1")
         except sqlite3.DatabaseError as error:
@@ -92,7 +94,11 @@ class EvaluationCache:
         with self._lock, self._database:
             self._database.executemany(
                 "INSERT OR IGNORE INTO evaluations VALUES (?,?,?,?,?,?,?)",
-                [(*key, judge, v, why, t, json.dumps(more)) for key, (v, why, t, more) in rows],
+                [
+                    (*key, judge, v, why, t, json.dumps(more))
+                    for key, (v, why, t, more) in rows
+                    if not isinstance(why, Passing)
+                ],
             )
         for key, row in rows:
             self._memory.setdefault((*key, judge), row)

@@ -25,12 +25,18 @@ def get_backend(backend: str | Potential | Backend = "chgnet", **options: Any) -
 
     Raises:
         ImportError: it is not installed; the message has the command that installs it.
-        ValueError: options with what is there already, or those of `irlkit.potentials.get`.
+        ValueError: options with what is there already, "espresso" without pseudo_dir, or those of
+            `irlkit.potentials.get`.
     """
     if isinstance(backend, Backend):
         if options:
             raise ValueError(f"options {sorted(options)} can only be given with a name")
         return backend
+    if backend == "espresso" and "pseudo_dir" not in options:
+        raise ValueError(
+            "backend 'espresso' needs pseudo_dir, the folder of its pseudopotentials: give "
+            "get_backend('espresso', pseudo_dir=...), or what it returns"
+        )
     if isinstance(backend, str) and backend in ("gpaw", "espresso"):
         return dft.gpaw(**options) if backend == "gpaw" else dft.espresso(**options)
     return PotentialBackend(potentials.get(backend, **options))

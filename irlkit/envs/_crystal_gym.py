@@ -10,7 +10,6 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from irlkit.crystals import CrystalBatch
-from irlkit.envs._choice import get_backend
 from irlkit.envs._graphs import N_GAUSSIANS, Graphs
 from irlkit.envs._site_filling import MODES
 from irlkit.envs.evaluation import Evaluator, PropertyReward
@@ -43,8 +42,9 @@ class _Sites:
         self.symbols = _symbols(self.numbers)
         self.mode, self.max_elements = mode, max_elements
         evaluator = property
+        self.owns_evaluator = not isinstance(property, Evaluator)
         if not isinstance(property, Evaluator):
-            evaluator = Evaluator(property, get_backend(backend), cache)
+            evaluator = Evaluator(property, backend, cache)
         evaluator.backend.check(self.symbols)
         self.reward = PropertyReward(evaluator, target)
         self.graphs = Graphs.of(self.skeletons)
@@ -324,8 +324,9 @@ class CrystalGym(_Judging, gymnasium.Env):
         )
 
     def close(self) -> None:
-        """Close the evaluator."""
-        self.evaluator.close()
+        """Close the evaluator, unless it was given."""
+        if self._sites.owns_evaluator:
+            self.evaluator.close()
 
 
 class CrystalGymVector(_Judging, VectorEnv):
@@ -390,8 +391,9 @@ class CrystalGymVector(_Judging, VectorEnv):
         return sites.observe(), rewards, self._full.copy(), never, info
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the evaluator."""
-        self.evaluator.close()
+        """Close the evaluator, unless it was given."""
+        if self._sites.owns_evaluator:
+            self.evaluator.close()
 
 
 def _symbols(numbers: np.ndarray) -> list[str]:

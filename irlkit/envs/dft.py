@@ -6,15 +6,19 @@ libxc, on Debian
     apt-get install g++ libopenblas-dev libxc-dev
     CC=g++ pip install "irlkit[dft]"
 
-Debian's own packages `gpaw` and `gpaw-data` do too, for its own Python.
+Debian's own packages `gpaw` and `gpaw-data` are for its own Python: an environment made with
+`python3 -m venv --system-site-packages` sees them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import math
 import shutil
+import tempfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +86,7 @@ def gpaw(
             "backend 'gpaw' needs GPAW, which is not installed; with g++, libopenblas-dev and "
             "libxc-dev on the system, run: CC=g++ pip install 'gpaw>=24' gpaw-data"
         )
-    name = f"{version('gpaw', 'gpaw-data')}(PBE,k={k_density:g},cutoff*{cutoff_scale:g})"
+    name = f"{_versions()}(PBE,k={k_density:g},cutoff*{cutoff_scale:g})"
     return CalculatorBackend(
         partial(_gpaw, k_density, cutoff_scale),
         name,
@@ -90,6 +94,25 @@ def gpaw(
         n_workers=n_workers,
         timeout=timeout,
     )
+
+
+def _versions() -> str:
+    """GPAW's version and that of its setups, which Debian installs without one: then a digest."""
+    try:
+        return version("gpaw", "gpaw-data")
+    except importlib.metadata.PackageNotFoundError:
+        from gpaw import setup_paths
+
+        folders = [Path(folder) for folder in setup_paths if Path(folder).is_dir()]
+        return f"{version('gpaw')}+setups-{_digest(p for f in folders for p in f.glob('*.PBE*'))}"
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """What tells the names and contents of files apart."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _gpaw(k_density: float, cutoff_scale: float, like: Atoms, quantity: str) -> Any:
@@ -136,11 +159,12 @@ def espresso(
             f"backend 'espresso' needs {command}, which is not installed; on Debian, run: "
             "apt-get install quantum-espresso"
         )
-    files = "".join(sorted(path.name for path in folder.iterdir()))
-    digest = hashlib.sha256(files.encode()).hexdigest()[:8]
+    potentials = _digest(path for path in folder.iterdir() if path.suffix.lower() == ".upf")
+    programs = (shutil.which(word) for word in command.split())
+    program = _digest(Path(path) for path in programs if path is not None)
     backend = _Espresso(
         partial(_espresso, str(folder.resolve()), command, k_density),
-        f"espresso(PBE,50/400 Ry,k={k_density:g},pseudopotentials={digest})",
+        f"espresso-{program}(PBE,50/400 Ry,k={k_density:g},pseudopotentials={potentials})",
         has_gap=True,
         n_workers=n_workers,
         timeout=timeout,
@@ -205,14 +229,15 @@ def _espresso_input(like: Atoms, quantity: str) -> dict[str, dict[str, Any]]:
 
 
 def _espresso(folder: str, command: str, k_density: float, like: Atoms, quantity: str) -> Any:
-    import tempfile
-
     from ase.calculators.espresso import Espresso, EspressoProfile
 
-    return Espresso(
+    scratch = tempfile.TemporaryDirectory(prefix="irlkit-pw-")
+    calculator = Espresso(
         profile=EspressoProfile(command=command, pseudo_dir=folder),
-        directory=tempfile.mkdtemp(prefix="irlkit-pw-"),
+        directory=scratch.name,
         pseudopotentials=_pseudopotentials(Path(folder), like.get_chemical_symbols()),
         input_data=_espresso_input(like, quantity),
         kpts=_k_points(like.cell.array, k_density),
     )
+    calculator.scratch = scratch
+    return calculator

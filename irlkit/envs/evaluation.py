@@ -70,7 +70,8 @@ class Evaluator:
 
     Fillings that the symmetry of the skeleton turns into one another are one crystal. What was
     computed is kept at once, so that a run that is killed loses at most what is being computed.
-    A context manager, which closes the backend if it was given by name.
+    A context manager, which closes the backend if it was given by name, and the cache unless it was
+    given as an object.
 
     Args:
         property: name or property, see `irlkit.envs.PROPERTIES`.
@@ -78,7 +79,8 @@ class Evaluator:
         cache: file of the cache; None remembers for as long as this object lives.
 
     Raises:
-        ValueError: an unknown property, or one that the backend cannot tell.
+        ValueError: an unknown property, one that the backend cannot tell, or a file of a cache for
+            a backend without a name of its own.
 
     >>> from irlkit.envs import Skeletons
     >>> evaluator = Evaluator("density")
@@ -97,7 +99,14 @@ class Evaluator:
         self._owns_backend = not isinstance(backend, Backend)
         self.backend = get_backend(backend)
         self.property.check(self.backend)
+        self._owns_cache = not isinstance(cache, EvaluationCache)
         self.cache = cache if isinstance(cache, EvaluationCache) else EvaluationCache(cache)
+        if self.cache.path is not None and "<" in self.backend.name:
+            raise ValueError(
+                f"backend {self.backend.name!r} shares its name with other functions without one, "
+                "so that a file would mix up their values; give it a name, such as "
+                "ASEPotential(..., name='lj-2024')"
+            )
         self.judge = self.property.settings(self.backend)
         self._counts = _Counts()
         self._lock = threading.Lock()
@@ -186,13 +195,14 @@ class Evaluator:
         }
 
     def close(self) -> None:
-        """End the thread, the cache's file and, if it was made here, the backend."""
+        """End the thread and, if they were made here, the backend and the cache."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None
         if self._owns_backend:
             self.backend.close()
-        self.cache.close()
+        if self._owns_cache:
+            self.cache.close()
 
     def __enter__(self) -> Evaluator:
         return self

@@ -48,12 +48,14 @@ class Outcome:
         value: the result, None if there is none.
         error: why there is none, in words; None if there is one.
         late: whether that is the time limit.
+        lost: whether its process ended.
         exception: what was raised, if it was raised in this process.
     """
 
     value: Any = None
     error: str | None = None
     late: bool = False
+    lost: bool = False
     exception: Exception | None = None
 
 
@@ -167,7 +169,9 @@ class WorkerPool:
         if isinstance(error, TimeoutError):
             return _late(self.timeout), True
         if isinstance(error, ProcessExpired):
-            return Outcome(error=f"the worker process ended (exit status {error.exitcode})"), True
+            return Outcome(
+                error=f"the worker process ended (exit status {error.exitcode})", lost=True
+            ), True
         reason = error if isinstance(error, WorkersLostError) else "its process ended at once"
         raise WorkersLostError(f"a worker process did not start: {reason}") from error
 
