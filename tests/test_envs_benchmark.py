@@ -31,20 +31,45 @@ def test_grpo_beats_the_random_control_at_equal_evaluations():
         Evaluator("density", Curve()),
         2.0,
         algorithms=["GRPO", "random"],
-        seeds=[0, 1],
+        seeds=[0, 1, 2, 3],
         evaluations=640,
         settings={"GRPO": {"learning_rate": 3e-3}},
         progress=False,
         **SMALL,
     )
-    assert len(found.episodes) == 4 * 640 and found.judge == "density"
+    assert len(found.episodes) == 8 * 640 and found.judge == "density"
     assert (found.episodes.groupby(["algorithm", "seed"]).evaluation.max() == 640).all()
     table = found.summary().set_index("algorithm")
     assert table.loc["GRPO", "low"] > table.loc["random", "high"]
     assert table.loc["GRPO", "distinct"] < table.loc["random", "distinct"]
-    assert set(found.unseen.skeleton) == {"SnI4"} and len(found.unseen) == 4
+    assert set(found.unseen.skeleton) == {"SnI4"} and len(found.unseen) == 8
     best = found.best(3)
     assert best.reward.is_monotonic_decreasing and len(best) == 3
+
+
+class Interrupted(Curve):
+    """Is interrupted at the third call."""
+
+    calls = 0
+
+    def energies(self, batch, like):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().energies(batch, like)
+
+
+def test_an_interrupted_run_is_no_result():
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(
+            Evaluator("bulk_modulus", Interrupted()),
+            100.0,
+            algorithms=["GRPO"],
+            evaluations=64,
+            settings={"GRPO": {"group_size": 4}},
+            progress=False,
+            **SMALL,
+        )
 
 
 def density(*algorithms, **options):
@@ -91,7 +116,9 @@ def test_a_missing_library_is_named_and_its_algorithms_are_left_out(library, mon
     for name in names:
         with pytest.raises(ImportError, match=rf"{library}.*pip install 'irlkit\[gym\]'"):
             benchmark(Evaluator("density"), 3.0, algorithms=["GRPO", name])
-    size = crystal_gym.CrystalGymSize(10, algorithms=("GRPO", *LIBRARIES), skeletons=["AuSb3"])
+    size = crystal_gym.CrystalGymSize(
+        10, algorithms=("GRPO", *LIBRARIES), skeletons=["AuSb3"], hard=()
+    )
     experiment = crystal_gym.SkeletonFilling(size, tmp_path, backend=Curve())
     absent = [name for name in LIBRARIES if name in names or not HAS[LIBRARIES[name]]]
     assert list(experiment.left_out) == absent
@@ -102,6 +129,8 @@ def test_what_cannot_be_compared_is_refused():
         ({"algorithms": ["A3C"]}, "algorithms must be among GRPO, PPO.*A3C"),
         ({"seeds": []}, "seeds must name at least one"),
         ({"evaluations": 3}, "evaluations be at least 10"),
+        ({"settings": {"Grpo": {}}}, "settings must be among GRPO, PPO.*Grpo"),
+        ({"settings": {"GRPO": {"n_steps": 3}}}, "settings of GRPO must not hold.*n_steps"),
     ):
         with pytest.raises(ValueError, match=message):
             benchmark(Evaluator("density"), 3.0, **options)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from irlkit.evaluate.evidence import Bootstrap, Estimate, spread_of_seeds
+from irlkit.evaluate.evidence import Bootstrap, Estimate, _mean_of_runs, spread_of_seeds
 
 
 def generator(seed=0):
@@ -142,3 +142,12 @@ def test_rank_correlation_is_that_of_scipy_in_every_resample():
     assert np.isnan(draw.rank_correlation(first, np.zeros_like(first))).all()
     with pytest.raises(ValueError, match="second must have the shape of first"):
         draw.rank_correlation(first, second[0])
+
+
+def test_the_interval_of_few_runs_is_students():
+    found = Estimate.of(_mean_of_runs(np.array([1.0, 2.0, np.nan, 3.0])))
+    half = 4.303 / 3**0.5  # The quantile at 97.5 % for two degrees of freedom.
+    assert found.value == 2.0
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+    (one,) = set(_mean_of_runs(np.array([4.0])).tolist())
+    assert one == 4.0 and np.isnan(_mean_of_runs(np.array([]))).all()

@@ -1,5 +1,6 @@
 """The experiment of notebook 08, tiny; and its claims with a policy that learned nothing."""
 
+import importlib.util
 import os
 from dataclasses import replace
 
@@ -72,6 +73,47 @@ def test_runs_that_are_finished_are_read_again(tmp_path):
     assert longer.cost().loc["density", "hits"] > 0
     paths = longer.write_results(longer.claims(), {}, {})
     assert all(path.exists() for path in paths)
+
+
+def test_a_file_of_too_few_episodes_is_not_read(tmp_path):
+    size = replace(TINY, seeds=(0,), hard=())
+    SkeletonFilling(size, tmp_path, progress=False).train(DENSITY)
+    paths = [p for p in (tmp_path / "runs").glob("*.parquet") if "unseen" not in p.name]
+    for path in paths:
+        pd.read_parquet(path).head(3).to_parquet(path)
+    again = SkeletonFilling(size, tmp_path, progress=False)
+    again.train(DENSITY)
+    assert len(paths) == 2 and len(again.comparisons[DENSITY].episodes) == 2 * size.evaluations
+
+
+def test_what_a_backend_cannot_tell_is_said_before_any_training(tmp_path):
+    with pytest.raises(ValueError, match=r"hull is of energies of chgnet.*curve"):
+        SkeletonFilling(TINY, tmp_path, backend=Curve())
+    size = replace(TINY, hard=(), seeds=(0,), evaluations=10)
+    experiment = SkeletonFilling(size, tmp_path, backend=Curve(), progress=False)
+    experiment.train(DENSITY)
+    with pytest.raises(ValueError, match=r"hull is of energies of chgnet.*curve"):
+        experiment.relax_best(DENSITY)
+
+
+def test_results_are_written_where_every_filling_failed(tmp_path):
+    size = replace(TINY, tasks=(crystal_gym.BULK,), hard=(), seeds=(0,), evaluations=10)
+    experiment = SkeletonFilling(size, tmp_path, backend=Curve(v0=900.0), progress=False)
+    experiment.train(crystal_gym.BULK)
+    assert experiment.comparisons[crystal_gym.BULK].episodes["failed"].all()
+    paths = experiment.write_results(experiment.claims(), {}, {})
+    assert paths and all(path.exists() for path in paths)
+
+
+def test_fillings_are_judged_by_dft_only_where_it_is_installed(tmp_path, monkeypatch):
+    size = replace(TINY, n_dft=3, hard=())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "gpaw" else find(name, *a)
+    )
+    assert SkeletonFilling(size, tmp_path, backend=Curve()).n_dft == 0
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: find("json"))
+    assert SkeletonFilling(size, tmp_path, backend=Curve()).n_dft == 3
 
 
 def test_the_preset_dft_ends_with_a_claim_about_gaps(tmp_path):

@@ -89,6 +89,38 @@ class Estimate:
         return "holds" if ends == {True} else "fails"
 
 
+def _mean_of_runs(
+    values: np.ndarray, generator: torch.Generator | None = None, n_samples: int = 2000
+) -> np.ndarray:
+    """Return the mean of few runs, such as training seeds, and draws of what it could have been.
+
+    A bootstrap of 2, 3 or 5 values covers their mean in 50, 70 and 83 % of cases, not in 95 %: it
+    takes their spread for the true one. These draws are of Student's t with n - 1 degrees of
+    freedom around the mean, scaled by the standard error.
+
+    Args:
+        values: a value per run, shape (n,); nan is left out.
+        generator: of the draws; None: seed 0.
+        n_samples: how many.
+
+    Returns:
+        Shape (1 + n_samples,), the mean first, as ``Estimate.of`` takes it; all equal for one run,
+        nan for none.
+
+    >>> Estimate.of(_mean_of_runs(np.array([1.0, 2.0, 3.0]))).value
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return np.full(1 + n_samples, values.mean() if len(values) else np.nan)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    drawn = torch.randn(n_samples, len(values), generator=generator, dtype=torch.float64).numpy()
+    t = drawn[:, 0] / np.sqrt(np.square(drawn[:, 1:]).mean(1))
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return np.concatenate([[values.mean()], values.mean() + error * t])
+
+
 class Bootstrap:
     """Statistics of all structures, and of resamples of their compositions.
 

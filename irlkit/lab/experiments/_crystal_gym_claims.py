@@ -28,11 +28,14 @@ def crystal_gym_claims(
     The marks of returns, distinct fillings and metastable ones were fixed before any run; that of
     fillings on target and the rule came when returns of GRPO were known, and before these two
     numbers were; that of tasks without a mark before any band gap was trained on, and after runs of
-    the others. Intervals are of training seeds, drawn again, and narrow with few; one seed
-    decides nothing.
+    the others. Fillings on target were a ratio to random search until that was seen to find none in
+    short runs; as a difference it is the same mark. Intervals are of training seeds (Student's t;
+    until all results were known, seeds drawn again, which is too narrow with few), those of
+    metastable fillings of formulas. One seed decides nothing. The best algorithm is that of the
+    highest mean, which by itself flatters it a little.
 
     Args:
-        samples: (metric, task, algorithm) -> its value and its resamples.
+        samples: (metric, task, algorithm) -> its value and its draws.
         trained: task -> algorithms that were trained on it, without the control.
         metastable: (task, algorithm) -> share of its best fillings, or None if not relaxed; its
             resamples are of formulas.
@@ -65,8 +68,8 @@ def crystal_gym_claims(
         control = compared(np.subtract, nothing, rule).value
         claims.append(check(name, compared(np.subtract, last["GRPO"], rule), "> 0", "aim", control))
         hits = samples("on_target", task, "GRPO"), samples("on_target", task, RANDOM)
-        name = f"{task}: different fillings within 5 % of the target, GRPO over random search"
-        claims.append(check(name, compared(np.divide, *hits), "> 1", "claim", 1.0))
+        name = f"{task}: different fillings within 5 % of the target, GRPO minus random search"
+        claims.append(check(name, compared(np.subtract, *hits), "> 0", "claim", 0.0))
         if trained[task][1:]:
             rival = max(trained[task][1:], key=lambda name: last[name][0])
             gain = compared(np.subtract, last["GRPO"], last[rival])
@@ -91,18 +94,21 @@ def crystal_gym_claims(
         ours, nothing = (samples("last", task, who) for who in ("GRPO", RANDOM))
         name = f"{task}: mean return of the last tenth, GRPO minus random"
         claims.append(check(name, compared(np.subtract, ours, nothing), "> 0", "claim", 0.0))
-    return claims + _stability_claims(metastable)
+    return claims + _stability_claims(metastable, estimate)
 
 
-def _stability_claims(metastable: Callable[[str, str], np.ndarray | None]) -> list[Claim]:
+def _stability_claims(
+    metastable: Callable[[str, str], np.ndarray | None],
+    estimate: Callable[[np.ndarray], Estimate],
+) -> list[Claim]:
     claims = []
     for task in (name for name, asked in TASKS.items() if asked.stable):
         found, by_chance = metastable(task, "GRPO"), metastable(task, RANDOM)
         if found is None or by_chance is None:
             continue
         name = f"{task}: metastable of the best fillings, GRPO"
-        claims.append(Claim.check(name, Estimate.of(found), ">= 0.2", "claim", by_chance[0]))
+        claims.append(Claim.check(name, estimate(found), ">= 0.2", "claim", by_chance[0]))
         name = f"{name} minus random search by the same reward"
-        gain = Estimate.of(found - np.concatenate([by_chance[:1], by_chance[:0:-1]]))
+        gain = estimate(found - np.concatenate([by_chance[:1], by_chance[:0:-1]]))
         claims.append(Claim.check(name, gain, "> 0", "claim", 0.0))
     return claims

@@ -55,7 +55,7 @@ class CrystalGymSize:
         skeletons: to train on; see `irlkit.envs.Skeletons.get`.
         unseen: to try the trained policies on; None: none.
         elements: "small", "medium" or "large".
-        n_best: fillings of each run that are relaxed.
+        n_best: fillings of each task and algorithm that are relaxed, the best of all seeds.
         max_steps: of their relaxation.
         backend: computes energies and gaps; see `irlkit.envs.get_backend`.
         backend_options: of it, for `irlkit.envs.get_backend`.
@@ -93,7 +93,7 @@ class CrystalGymSize:
 
 SIZES = {
     "quick": CrystalGymSize(evaluations=160, hard=(STABLE,), n_best=4, max_steps=20),
-    "laptop": CrystalGymSize(evaluations=4000, seeds=(0, 1)),
+    "laptop": CrystalGymSize(evaluations=2400, seeds=(0, 1)),
     "compare": CrystalGymSize(evaluations=4000, algorithms=ALGORITHMS, seeds=(0, 1, 2, 3, 4)),
     "dft": CrystalGymSize(
         evaluations=160,

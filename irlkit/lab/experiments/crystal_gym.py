@@ -18,9 +18,10 @@ from irlkit import envs
 from irlkit.crystals import CrystalBatch
 from irlkit.data.writers import write
 from irlkit.envs._benchmark import LIBRARIES, settings_of
+from irlkit.envs._stability import EnergyAboveHull
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.evaluate.denovo import METASTABLE
-from irlkit.evaluate.evidence import Bootstrap, Estimate
+from irlkit.evaluate.evidence import Bootstrap, Estimate, _mean_of_runs
 from irlkit.evaluate.hull import Hull
 from irlkit.lab.experiments._crystal_gym_claims import RANDOM, crystal_gym_claims
 from irlkit.lab.experiments._crystal_gym_sizes import BULK as BULK
@@ -52,6 +53,7 @@ class SkeletonFilling:
 
     Attributes:
         left_out: algorithms whose library is not installed.
+        n_dft: fillings to be judged by GPAW: the size's, 0 where that is not installed.
         comparisons: task -> its runs.
         relaxed: (task, algorithm) -> a row per best filling, relaxed.
     """
@@ -67,6 +69,7 @@ class SkeletonFilling:
         self.size, self.out_dir, self.progress = size, Path(out_dir), progress
         options = size.backend_options if backend is None else {}
         self.backend = envs.get_backend(size.backend if backend is None else backend, **options)
+        self.n_dft = size.n_dft if importlib.util.find_spec("gpaw") is not None else 0
         self.left_out = tuple(
             name for name in size.algorithms
             if name in LIBRARIES and importlib.util.find_spec(LIBRARIES[name]) is None
@@ -77,6 +80,8 @@ class SkeletonFilling:
         self.relaxed: dict[tuple[str, str], pd.DataFrame] = {}
         self._evaluators: dict[str, envs.Evaluator] = {}
         self._samples: dict[tuple[str, str, str], np.ndarray] = {}
+        for task in (*size.tasks, *size.hard):
+            self.reward(task)  # Fails now if the backend cannot tell what is asked.
 
     def _evaluator(self, property: str) -> envs.Evaluator:
         """Return the evaluator of a property, with the experiment's cache."""
@@ -115,7 +120,7 @@ class SkeletonFilling:
         return max(spent, float(found.sum()) / self.backend.in_parallel) / n * self.size.evaluations
 
     def train(self, *tasks: str) -> pd.DataFrame:
-        """Train on tasks with every seed; return metrics with 95 % intervals, as text.
+        """Train on tasks with every seed; return metrics with 95 % intervals over seeds, as text.
 
         On hard tasks GRPO alone. The control "random" goes with each. A run that is finished is
         read from its file.
@@ -153,9 +158,9 @@ class SkeletonFilling:
         path = self.out_dir / "runs" / f"{name}.parquet"
         others = path.with_suffix(".unseen.parquet")
         if path.is_file():
-            return envs.Comparison(
-                pd.read_parquet(path), pd.read_parquet(others), reward.energies()
-            )
+            kept = pd.read_parquet(path), pd.read_parquet(others)
+            if len(kept[0]) == size.evaluations:
+                return envs.Comparison(*kept, reward.energies())
         found = envs.benchmark(
             reward.evaluator,
             asked.target,
@@ -175,7 +180,7 @@ class SkeletonFilling:
         return found
 
     def _metric(self, metric: str, task: str, algorithm: str) -> np.ndarray:
-        """Return a metric's mean over seeds and its resamples (seeds drawn again).
+        """Return a metric's mean over seeds and its draws (Student's t over seeds).
 
         Args:
             metric: column of `envs.Comparison.runs`; "on_target": different fillings within 5 % of
@@ -197,7 +202,7 @@ class SkeletonFilling:
                 values = np.array([count(r, TASKS[task].target) for _, r in of_seed])
             else:
                 values = np.full(len(runs), np.nan)
-            self._samples[key] = Bootstrap(runs["seed"].astype(str).to_numpy()).mean(values)
+            self._samples[key] = _mean_of_runs(values)
         return self._samples[key]
 
     def _table(self, *tasks: str) -> pd.DataFrame:
@@ -261,8 +266,11 @@ class SkeletonFilling:
         """Relax the best fillings of GRPO and of the control, and ask the hull; return shares.
 
         What the hull does not cover is not metastable.
+
+        Raises:
+            ValueError: the backend is no potential, or not that of the hull.
         """
-        hull = Hull.prototypes()
+        EnergyAboveHull(hull := Hull.prototypes()).check(self.backend)
         rows = {}
         for task in tasks:
             for algorithm in ("GRPO", RANDOM):
@@ -366,14 +374,16 @@ class SkeletonFilling:
         for i, (task, found) in enumerate(self.comparisons.items()):
             tables[f"episodes_{i}"] = found.episodes.assign(task=task)
             tables[f"unseen_{i}"] = found.unseen.assign(task=task)
-            paths.append(write(self.out_dir / f"best_{i}.extxyz", self.best(task)))
+            best = self.best(task)
+            if len(best):  # All fillings may have failed.
+                paths.append(write(self.out_dir / f"best_{i}.extxyz", best))
         for i, ((task, algorithm), table) in enumerate(self.relaxed.items()):
             tables[f"relaxed_{i}"] = table.assign(task=task, algorithm=algorithm)
         names = ", ".join(self.skeletons.names)
         return paths + write_records(
             self.out_dir,
             parameters=parameters,
-            device="cpu",
+            device=parameters.get("device", "cpu"),
             dataset={"name": "skeletons", "split": names, "size": len(self.skeletons)},
             claims=claims,
             tables=tables,
