@@ -3,9 +3,9 @@
     python docs/crystal_gym.py --out runs/crystal_gym [--tasks TASK ...] [--algorithms GRPO PPO ...]
         [--seeds 0 1 2] [--evaluations 4000] [--alpha 0.2] [--relax]
 
-Prints the tables of docs/results.md: metrics with 95 % intervals (training seeds drawn again), the
+Prints the tables of docs/results.md: metrics with 95 % intervals (Student's t over seeds), the
 unseen skeletons, the notebook's claims; with --relax how many of the best fillings are metastable.
-A run that is finished is read from its file. A run of 4,000 evaluations takes a quarter of a minute
+A run that is finished is read from its file. A run of 4,000 evaluations takes half a minute
 (GRPO, density) to some minutes of one core.
 """
 

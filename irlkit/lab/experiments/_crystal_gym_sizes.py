@@ -93,7 +93,7 @@ class CrystalGymSize:
 
 SIZES = {
     "quick": CrystalGymSize(evaluations=160, hard=(STABLE,), n_best=4, max_steps=20),
-    "laptop": CrystalGymSize(evaluations=2400, seeds=(0, 1)),
+    "laptop": CrystalGymSize(evaluations=2400, seeds=(0, 1, 2)),
     "compare": CrystalGymSize(evaluations=4000, algorithms=ALGORITHMS, seeds=(0, 1, 2, 3, 4)),
     "dft": CrystalGymSize(
         evaluations=160,
