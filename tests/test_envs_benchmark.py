@@ -130,7 +130,10 @@ def test_what_cannot_be_compared_is_refused():
         ({"seeds": []}, "seeds must name at least one"),
         ({"evaluations": 3}, "evaluations be at least 10"),
         ({"settings": {"Grpo": {}}}, "settings must be among GRPO, PPO.*Grpo"),
-        ({"settings": {"GRPO": {"n_steps": 3}}}, "settings of GRPO must not hold.*n_steps"),
+        (
+            {"algorithms": ["GRPO"], "settings": {"GRPO": {"n_steps": 3}}},
+            "settings of GRPO must not hold.*n_steps",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             benchmark(Evaluator("density"), 3.0, **options)
