@@ -178,4 +178,7 @@ def test_settings_of_an_algorithm_have_its_defaults():
     assert settings_of("PPO", {}) == settings_of("PPO", {"learning_rate": 1e-3})
     assert settings_of("SAC", {"alpha": 0.1})["alpha"] == 0.1
     assert settings_of("GRPO", {"group_size": 3}) == {**settings_of("GRPO", {}), "group_size": 3}
+    slower = settings_of("GRPO", {"learning_rate": 1e-3})
+    assert slower["final_learning_rate"] == pytest.approx(1e-4)
+    assert settings_of("GRPO", {"learning_rate": "fast"})["final_learning_rate"] == 2e-4
     assert settings_of("random", {"alpha": 0.1}) == {}

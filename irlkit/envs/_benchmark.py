@@ -20,7 +20,7 @@ from irlkit.envs.skeletons import Elements, Skeletons
 from irlkit.evaluate.evidence import Estimate, _mean_of_runs
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
-from irlkit.utils.checks import checked
+from irlkit.utils.checks import checked, is_number
 from irlkit.utils.progress import progress_bar
 
 _TIANSHOU = ("PPO", "DQN", "Rainbow", "SAC")
@@ -55,13 +55,12 @@ def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if algorithm == "GRPO":
         if fixed := sorted({"n_steps", "shared_x_0"} & set(given)):
             raise ValueError(f"settings of GRPO must not hold {fixed}: the skeletons say them")
-        rates = {}
-        if "learning_rate" in given:  # It ends at the same share.
-            rate = float(given["learning_rate"])
-            rates["final_learning_rate"] = (
-                rate * GRPO["final_learning_rate"] / GRPO["learning_rate"]
-            )
-        return {**GRPO, **rates, **given}
+        rate, share = (
+            given.get("learning_rate"),
+            GRPO["final_learning_rate"] / GRPO["learning_rate"],
+        )
+        ends = {"final_learning_rate": rate * share} if is_number(rate) else {}
+        return {**GRPO, **ends, **given}
     from irlkit.envs._baselines import Settings
 
     return asdict(Settings(**given))

@@ -100,13 +100,14 @@ class Evaluator:
         self.backend = get_backend(backend)
         self.property.check(self.backend)
         self._owns_cache = not isinstance(cache, EvaluationCache)
-        self.cache = cache if isinstance(cache, EvaluationCache) else EvaluationCache(cache)
-        if self.cache.path is not None and "<" in self.backend.name:
+        path = cache.path if isinstance(cache, EvaluationCache) else cache
+        if path is not None and "<" in self.backend.name:
             raise ValueError(
                 f"backend {self.backend.name!r} shares its name with other functions without one, "
                 "so that a file would mix up their values; give it a name, such as "
                 "ASEPotential(..., name='lj-2024')"
             )
+        self.cache = cache if isinstance(cache, EvaluationCache) else EvaluationCache(cache)
         self.judge = self.property.settings(self.backend)
         self._counts = _Counts()
         self._lock = threading.Lock()
