@@ -55,12 +55,11 @@ def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if algorithm == "GRPO":
         if fixed := sorted({"n_steps", "shared_x_0"} & set(given)):
             raise ValueError(f"settings of GRPO must not hold {fixed}: the skeletons say them")
-        rate, share = (
-            given.get("learning_rate"),
-            GRPO["final_learning_rate"] / GRPO["learning_rate"],
-        )
-        ends = {"final_learning_rate": rate * share} if is_number(rate) else {}
-        return {**GRPO, **ends, **given}
+        chosen = {**GRPO, **given}
+        if "final_learning_rate" not in given and is_number(chosen["learning_rate"]):
+            share = GRPO["final_learning_rate"] / GRPO["learning_rate"]
+            chosen["final_learning_rate"] = share * chosen["learning_rate"]
+        return chosen
     from irlkit.envs._baselines import Settings
 
     return asdict(Settings(**given))
@@ -242,7 +241,7 @@ def _check(
     known = ("GRPO", *LIBRARIES, "random")
     for name, given in (("algorithms", algorithms), ("settings", settings)):
         unknown = sorted(set(given) - set(known))
-        if unknown or not algorithms:
+        if unknown or (name == "algorithms" and not given):
             raise ValueError(
                 f"{name} must be among {', '.join(known[:-1])} and random, got {unknown or 'none'}"
             )

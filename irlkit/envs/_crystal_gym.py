@@ -42,7 +42,7 @@ class _Sites:
         self.symbols = _symbols(self.numbers)
         self.mode, self.max_elements = mode, max_elements
         evaluator = property
-        self.owns_evaluator = not isinstance(property, Evaluator)
+        self._owns_evaluator = not isinstance(property, Evaluator)
         if not isinstance(property, Evaluator):
             evaluator = Evaluator(property, backend, cache)
         evaluator.backend.check(self.symbols)
@@ -174,6 +174,11 @@ class _Sites:
             site = self.focus()[i]
             sites[site] = f"[{sites[site]}]"
         return f"{self.skeletons.names[s]}: {' '.join(sites)}"
+
+    def close(self) -> None:
+        """Close the evaluator, unless it was given."""
+        if self._owns_evaluator:
+            self.reward.evaluator.close()
 
 
 class _Judging:
@@ -325,8 +330,7 @@ class CrystalGym(_Judging, gymnasium.Env):
 
     def close(self) -> None:
         """Close the evaluator, unless it was given."""
-        if self._sites.owns_evaluator:
-            self.evaluator.close()
+        self._sites.close()
 
 
 class CrystalGymVector(_Judging, VectorEnv):
@@ -392,8 +396,7 @@ class CrystalGymVector(_Judging, VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the evaluator, unless it was given."""
-        if self._sites.owns_evaluator:
-            self.evaluator.close()
+        self._sites.close()
 
 
 def _symbols(numbers: np.ndarray) -> list[str]:

@@ -94,12 +94,13 @@ def crystal_gym_claims(
         ours, nothing = (samples("last", task, who) for who in ("GRPO", RANDOM))
         name = f"{task}: mean return of the last tenth, GRPO minus random"
         claims.append(check(name, compared(np.subtract, ours, nothing), "> 0", "claim", 0.0))
-    return claims + _stability_claims(metastable, estimate)
+    return claims + _stability_claims(metastable, estimate, compared)
 
 
 def _stability_claims(
     metastable: Callable[[str, str], np.ndarray | None],
     estimate: Callable[[np.ndarray], Estimate],
+    compared: Callable[..., Estimate],
 ) -> list[Claim]:
     claims = []
     for task in (name for name, asked in TASKS.items() if asked.stable):
@@ -109,6 +110,6 @@ def _stability_claims(
         name = f"{task}: metastable of the best fillings, GRPO"
         claims.append(Claim.check(name, estimate(found), ">= 0.2", "claim", by_chance[0]))
         name = f"{name} minus random search by the same reward"
-        gain = estimate(found - np.concatenate([by_chance[:1], by_chance[:0:-1]]))
+        gain = compared(np.subtract, found, by_chance)
         claims.append(Claim.check(name, gain, "> 0", "claim", 0.0))
     return claims

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from irlkit.lab.plots import _scenes as scenes
 from irlkit.lab.plots._panels import add, colored, grid
 from irlkit.lab.plots.style import COLORS, GREY, line_with_band, need, style
 
@@ -63,11 +64,8 @@ def episode(steps: Mapping[str, Structure] | Sequence[Structure]) -> go.Figure:
             )  # fmt: skip
             shown.add(symbol)
         add(figure, traces, place)
-    figure.update_scenes(
-        xaxis_visible=False, yaxis_visible=False, zaxis_visible=False, aspectmode="data",
-        # Off the diagonal, on which sites hide one another; the cell fits in.
-        camera={"eye": {"x": 2.1, "y": 1.15, "z": 0.88}},
-    )  # fmt: skip
+        low, high = edges.min(0), edges.max(0)
+        figure.update_scenes(**scenes.fixed_axes((low + high) / 2, high - low, 4), **place)
     return style(figure, 90 + 260 * places[-1]["row"])
 
 
