@@ -8,7 +8,7 @@ On the test split of both embedded sets, ten steps, all from the same base sampl
 the rule with its constants tuned on validation, a schedule learned as in notebook 04, and the
 velocity reinforced for its energy as in notebook 03, alone and on top of the rule. Settings are
 those of the presets `laptop`, but for those that are named here. Differences are paired, with 95 %
-intervals from a bootstrap over compositions and training seeds.
+intervals from a bootstrap over compositions and, for training seeds, Student's t.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python docs/denovo.py --out runs/denovo [--iterations 25] [--structures 1000] [--seeds 0 1 2]
 
-Prints the tables of docs/results.md: metrics with 95 % intervals (formulas and training seeds drawn
-again), and the notebook's claims. It continues where it was stopped: trainings from their
-checkpoints, measurements from their files. About an hour on two cores for the first two variants;
---rule adds the colder start, --also others, such as "pure elements too" or "open hull".
+Prints the tables of docs/results.md: metrics with 95 % intervals (formulas drawn again, Student's t
+for training seeds), and the notebook's claims. It continues where it was stopped: trainings from
+their checkpoints, measurements from their files. About an hour on two cores for the first two
+variants; --rule adds the colder start, --also others, such as "pure elements too" or "open hull".
 """
 
 import argparse

@@ -7,7 +7,8 @@
 Short trainings with the settings of notebook 03's preset `laptop`; what comes out at the end, not
 the best of several, is measured on validation structures. Each is compared with the first row,
 structure by structure from the same base samples: 95 % intervals from a bootstrap over compositions
-and training seeds. Whether a gain is real is asked as in notebook 03, on the test split.
+and, for training seeds, Student's t. Whether a gain is real is asked as in notebook 03, on the test
+split.
 """
 
 import argparse

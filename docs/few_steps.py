@@ -7,7 +7,7 @@ Both policies start as the same rule, `START`, which is the control: what learni
 difference from it. What is trained, and which iteration is kept, is decided on
 the training and validation splits; the rule they are compared with has its two constants tuned on
 validation for each number of steps by itself. Differences are paired, with 95 % intervals from a
-bootstrap over compositions and training seeds.
+bootstrap over compositions and, for training seeds, Student's t.
 """
 
 import argparse

@@ -5,8 +5,9 @@
     python docs/latent.py --gradients 10 --steps 9
     python docs/latent.py --only-gap 2 --gap-iterations 8 --structures 300
 
-Prints what both cost, the table of metrics with 95 % intervals (formulas and training seeds drawn
-again), the scan of guidance, and the notebook's claims; writes tables, structures and networks.
+Prints what both cost, the table of metrics with 95 % intervals (formulas drawn again, and
+Student's t for training seeds), the scan of guidance, and the notebook's claims; writes tables,
+structures and networks.
 With --only-latents: table and claims of notebook 07 for the latent diffusion alone; with
 --iterations 0 as well, of what needs no training. With --gradients: how alike gradients of so many
 batches are, at the start, of all parameters and of each kind. With --trained: those whose names

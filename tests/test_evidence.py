@@ -90,11 +90,34 @@ def test_intervals_hold_the_truth_as_often_as_they_say(statistic):
 def test_training_seeds_widen_the_interval():
     values = np.zeros((3, 2, 50)) + np.array([0.0, 1.0, 2.0])[:, None, None]
     draw = Bootstrap([str(i) for i in range(50)], generator(), 1000)
-    both = Estimate.of(draw.mean(values))
-    assert (both.value, both.low, both.high) == pytest.approx((1.0, 0.0, 2.0))
-    # Pairs that were not measured are no zeros.
+    half = 4.303 / 3**0.5  # Student's t: two degrees of freedom, and no spread of structures.
+    for statistic in (draw.mean, draw.trimmed_mean, draw.median):
+        both = Estimate.of(statistic(values))
+        assert both.value == 1.0
+        assert (both.high - both.low) / 2 == pytest.approx(half, rel=0.2)
+    # What is compared has the same draws, so that what all seeds share is no spread.
+    both = Estimate.of(draw.mean(values + 1) - draw.median(values))
+    assert (both.low, both.high) == pytest.approx((1.0, 1.0))
+    # Pairs that were not measured are no zeros, and a seed without a number has no spread.
     values[0, 1] = np.nan
     assert draw.mean(values)[0] == pytest.approx((0 + 2 + 4) / 5)
+    values[0] = np.nan
+    both = Estimate.of(draw.mean(values))
+    assert both.low < 1.0 < both.value == 1.5 < 2.0 < both.high
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_an_interval_with_three_training_seeds_covers_as_it_says(statistic):
+    """Drawing three seeds with replacement would cover about 75 %."""
+    rng, n, hits = np.random.default_rng(2), 40, 0
+    for trial in range(200):
+        of_structure, of_seed = rng.normal(size=n), rng.normal(0, 0.5, (3, 1, 1))
+        values = of_structure + of_seed + rng.normal(0, 0.5, (3, 2, n))
+        found = Estimate.of(
+            getattr(Bootstrap(np.arange(n), generator(trial), 400), statistic)(values)
+        )
+        hits += found.low <= 0 <= found.high
+    assert 0.91 <= hits / 200 <= 0.995
 
 
 def test_what_does_not_exist_in_resamples_has_no_end():
@@ -128,20 +151,21 @@ def test_wrong_arguments_are_named():
 
 def test_rank_correlation_is_that_of_scipy_in_every_resample():
     rng = np.random.default_rng(0)
-    first = rng.normal(size=(2, 3, 20))
+    first = rng.normal(size=(1, 3, 20))
     second = np.round(first + rng.normal(size=first.shape), 1)  # with equal ones
     second[0, 1, 3] = np.nan
     draw = Bootstrap(np.arange(20) // 2, n_samples=50)
     found = draw.rank_correlation(first, second)
-    of = draw._training(2)
     for i in (0, 1, 17, 50):
-        times = (of[i][:, None, None] * draw._weights[i]).astype(int) * np.ones(first.shape, int)
+        times = draw._weights[i].astype(int) * np.ones(first.shape, int)
         times[~np.isfinite(second)] = 0
         pair = (np.repeat(values.ravel(), times.ravel()) for values in (first, second))
         assert found[i] == pytest.approx(stats.spearmanr(*pair).statistic)
     assert np.isnan(draw.rank_correlation(first, np.zeros_like(first))).all()
+    twice = [np.concatenate([v, v]) for v in (first, second)]  # Seeds that do not differ.
+    assert draw.rank_correlation(*twice) == pytest.approx(found)
     with pytest.raises(ValueError, match="second must have the shape of first"):
-        draw.rank_correlation(first, second[0])
+        draw.rank_correlation(first, second[0, 0])
 
 
 def test_the_interval_of_few_runs_is_students():

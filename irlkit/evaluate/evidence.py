@@ -14,6 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -89,14 +90,25 @@ class Estimate:
         return "holds" if ends == {True} else "fails"
 
 
+def _few_runs(n: int, generator: torch.Generator, n_samples: int) -> np.ndarray:
+    """Return weights of n runs, such as training seeds, shape (1 + n_samples, n).
+
+    A bootstrap of 2, 3 or 5 runs covers their mean in 50, 70 and 83 % of cases, not in 95 %: it
+    takes their spread for the true one. Instead, what these weights add to a mean, ``weights @
+    values / n``, is the standard error of the values times Student's t with n - 1 degrees of
+    freedom. They are nothing at first, and for one run.
+    """
+    drawn = torch.randn(n_samples, 2 * n - 1, generator=generator, dtype=torch.float64).numpy()
+    weights = drawn[:, :n] - drawn[:, :n].mean(1, keepdims=True)
+    if n > 1:
+        weights *= math.sqrt(n / (n - 1)) / np.sqrt(np.square(drawn[:, n:]).mean(1, keepdims=True))
+    return np.concatenate([np.zeros((1, n)), weights])
+
+
 def _mean_of_runs(
     values: np.ndarray, generator: torch.Generator | None = None, n_samples: int = 2000
 ) -> np.ndarray:
-    """Return the mean of few runs, such as training seeds, and draws of what it could have been.
-
-    A bootstrap of 2, 3 or 5 values covers their mean in 50, 70 and 83 % of cases, not in 95 %: it
-    takes their spread for the true one. These draws are of Student's t with n - 1 degrees of
-    freedom around the mean, scaled by the standard error.
+    """Return the mean of few runs and draws of what it could have been (Student's t).
 
     Args:
         values: a value per run, shape (n,); nan is left out.
@@ -112,13 +124,10 @@ def _mean_of_runs(
     """
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return np.full(1 + n_samples, values.mean() if len(values) else np.nan)
+    if not len(values):
+        return np.full(1 + n_samples, np.nan)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    drawn = torch.randn(n_samples, len(values), generator=generator, dtype=torch.float64).numpy()
-    t = drawn[:, 0] / np.sqrt(np.square(drawn[:, 1:]).mean(1))
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return np.concatenate([[values.mean()], values.mean() + error * t])
+    return values.mean() + _few_runs(len(values), generator, n_samples) @ values / len(values)
 
 
 class Bootstrap:
@@ -127,8 +136,10 @@ class Bootstrap:
     Values have a row per training seed and base seed, shape (n_training, n_base, n_structures), or
     fewer axes in front; nan is what does not exist (a displacement without a match) or was not
     measured, and is left out. Compositions are drawn with replacement, the structures and base
-    seeds of one stay together; so are training seeds, where there are several, by themselves. Base
-    samples are drawn anew for each structure, so that their spread is among the structures already.
+    seeds of one stay together. Where there are several training seeds, the standard error of their
+    statistics times Student's t is added, the same draws for whatever is compared: as few as three
+    drawn with replacement would give too narrow an interval. Base samples are drawn anew for each
+    structure, so that their spread is among the structures already.
 
     Args:
         compositions: of each structure, shape (n_structures,).
@@ -178,11 +189,29 @@ class Bootstrap:
             )
         return values
 
-    def _training(self, n: int) -> np.ndarray:
-        """Weights of training seeds."""
+    def _resampled(
+        self, statistic: Callable[..., np.ndarray], *values: np.ndarray, held: int = 1
+    ) -> np.ndarray:
+        """A statistic of all the data and of what is drawn, shape (1 + n_samples,).
+
+        `statistic` is of weights of structures, shape (m, n_structures), and of the values, with
+        three axes; it holds m times `held` numbers.
+        """
+        parts = -(-len(self._weights) * held // _CHUNK)
+        found = [statistic(part, *values) for part in np.array_split(self._weights, parts)]
+        n = len(values[0])
+        if n == 1:
+            return np.concatenate(found)
         if n not in self._of_training:
-            self._of_training[n] = np.ones((1 + self._n_samples, 1)) if n == 1 else self._draw(n)
-        return self._of_training[n]
+            self._of_training[n] = _few_runs(n, self._generator, self._n_samples)
+        once = self._weights[:1]
+        each = np.concatenate([statistic(once, *(v[i : i + 1] for v in values)) for i in range(n)])
+        if np.isfinite(each).all():
+            return np.concatenate(found) + self._of_training[n] @ each / n
+        # A seed without the statistic, such as one without any match, says nothing of the spread.
+        generator = torch.Generator().manual_seed(0)
+        spread = _mean_of_runs(each, generator, self._n_samples)
+        return np.concatenate(found) + np.nan_to_num(spread - spread[0])
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Return the mean, shape (1 + n_samples,); the first is that of all the data.
@@ -190,15 +219,7 @@ class Bootstrap:
         Args:
             values: shape (n_training, n_base, n_structures), or fewer axes in front.
         """
-        values = self._shaped(values)
-        there = np.isfinite(values)
-        of = self._training(len(values))
-        sums, counts = (
-            np.einsum("rt,rn,tn->r", of, self._weights, part.sum(1), optimize=True)
-            for part in (np.where(there, values, 0.0), there.astype(float))
-        )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return sums / counts
+        return self._resampled(_mean, self._shaped(values))
 
     def trimmed_mean(self, values: np.ndarray, share: float = 0.1) -> np.ndarray:
         """Return the mean without a share of the values at either end; see ``mean``.
@@ -210,24 +231,7 @@ class Bootstrap:
         if not 0 <= share <= 0.5:
             raise ValueError(f"share must be from 0 to 0.5, got {share!r}")
         values = self._shaped(values)
-        place = np.flatnonzero(np.isfinite(values))
-        place = place[np.argsort(values.flat[place], kind="stable")]
-        training, _, structure = np.unravel_index(place, values.shape)
-        ordered, of = values.flat[place], self._training(len(values))
-        if not len(ordered):
-            return np.full(1 + self._n_samples, np.nan)
-        means = []
-        for rows in np.array_split(np.arange(len(of)), -(-len(of) * len(place) // _CHUNK)):
-            weights = of[rows][:, training] * self._weights[rows][:, structure]
-            ends = weights.cumsum(1)
-            total = ends[:, -1:]
-            # Of an even number, the median takes half of each of the two in the middle.
-            half = np.maximum((0.5 - share) * total, 0.5)
-            low, high = 0.5 * total - half, 0.5 * total + half
-            kept = np.clip(ends, low, high) - np.clip(ends - weights, low, high)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                means.append(kept @ ordered / kept.sum(1))
-        return np.concatenate(means)
+        return self._resampled(partial(_trimmed_mean, share=share), values, held=values.size)
 
     def median(self, values: np.ndarray) -> np.ndarray:
         """Return the median, which few outliers cannot move; see ``mean``."""
@@ -249,20 +253,7 @@ class Bootstrap:
             raise ValueError(
                 f"second must have the shape of first, {pair[0].shape}, got {pair[1].shape}"
             )
-        place = np.flatnonzero(np.isfinite(pair[0]) & np.isfinite(pair[1]))
-        if not len(place):
-            return np.full(1 + self._n_samples, np.nan)
-        training, _, structure = np.unravel_index(place, pair[0].shape)
-        of, found = self._training(len(pair[0])), []
-        for rows in np.array_split(np.arange(len(of)), -(-len(of) * len(place) // _CHUNK)):
-            weights = of[rows][:, training] * self._weights[rows][:, structure]
-            total = weights.sum(1, keepdims=True)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                x, y = (_ranks(values.flat[place], weights) for values in pair)
-                x, y = (r - (weights * r).sum(1, keepdims=True) / total for r in (x, y))
-                spread = np.sqrt((weights * x**2).sum(1) * (weights * y**2).sum(1))
-                found.append((weights * x * y).sum(1) / spread)
-        return np.concatenate(found)
+        return self._resampled(_rank_correlation, *pair, held=pair[0].size)
 
     def centred(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return a statistic that resampling shifts, shape (1 + n_samples,).
@@ -277,6 +268,47 @@ class Bootstrap:
         chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
         values = np.concatenate([statistic(weights) for weights in chunks])
         return np.concatenate([values[:1], values[1:] + values[0] - values[1:].mean()])
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Means with weights of structures, shape (m, n_structures), of values with three axes."""
+    there = np.isfinite(values)
+    sums, counts = (
+        weights @ part.sum((0, 1)) for part in (np.where(there, values, 0.0), there.astype(float))
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums / counts
+
+
+def _trimmed_mean(weights: np.ndarray, values: np.ndarray, share: float) -> np.ndarray:
+    """Means without a share at either end; see ``_mean``."""
+    place = np.flatnonzero(np.isfinite(values))
+    if not len(place):
+        return np.full(len(weights), np.nan)
+    place = place[np.argsort(values.flat[place], kind="stable")]
+    weights = weights[:, np.unravel_index(place, values.shape)[-1]]
+    ends = weights.cumsum(1)
+    total = ends[:, -1:]
+    # Of an even number, the median takes half of each of the two in the middle.
+    half = np.maximum((0.5 - share) * total, 0.5)
+    low, high = 0.5 * total - half, 0.5 * total + half
+    kept = np.clip(ends, low, high) - np.clip(ends - weights, low, high)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return kept @ values.flat[place] / kept.sum(1)
+
+
+def _rank_correlation(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlations; see ``_mean``."""
+    place = np.flatnonzero(np.isfinite(first) & np.isfinite(second))
+    if not len(place):
+        return np.full(len(weights), np.nan)
+    weights = weights[:, np.unravel_index(place, first.shape)[-1]]
+    total = weights.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (_ranks(values.flat[place], weights) for values in (first, second))
+        x, y = (r - (weights * r).sum(1, keepdims=True) / total for r in (x, y))
+        spread = np.sqrt((weights * x**2).sum(1) * (weights * y**2).sum(1))
+        return (weights * x * y).sum(1) / spread
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def denovo_claims(
     Targets were fixed before the runs that they judge. That of compounds was added, with a reward
     that asks for them, after Chemeleon2's own had raised mSUN by pure elements (docs/results.md).
     The control of each number is the same comparison of the start with itself. Intervals are of
-    formulas and training seeds, drawn again.
+    formulas, drawn again, and of training seeds (Student's t).
 
     Args:
         samples: (metric, variant) -> its value and its resamples.

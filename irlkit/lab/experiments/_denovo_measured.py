@@ -17,7 +17,7 @@ from irlkit.data import CrystalDataset
 from irlkit.data.writers import write
 from irlkit.evaluate.denovo import DeNovoMetrics
 from irlkit.evaluate.diversity import composition_diversity
-from irlkit.evaluate.evidence import Bootstrap, Estimate
+from irlkit.evaluate.evidence import Bootstrap, Estimate, _few_runs
 from irlkit.lab.experiments._denovo_claims import START
 from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import Claim, _verdicts_in_words
@@ -52,7 +52,11 @@ class Measured:
         self._samples: dict[tuple[str, str, int, int], np.ndarray] = {}
 
     def samples(self, metric: str, variant: str, n_samples: int = 1000) -> np.ndarray:
-        """Return a metric and its resamples, of formulas and training seeds, (1 + n_samples,)."""
+        """Return a metric and what it could have been, shape (1 + n_samples,).
+
+        Formulas are drawn with replacement, and the spread of training seeds is added as
+        ``Bootstrap`` adds it.
+        """
         seeds = [seed for name, seed in self.metrics if name == variant]
         if not seeds:
             raise ValueError(f"variant must be one that was measured, got {variant!r}")
@@ -62,11 +66,9 @@ class Measured:
         draws = torch.Generator().manual_seed(0)
         each = np.stack([self._resampled(metric, self.metrics[variant, s], draws, n_samples)
                          for s in seeds])  # fmt: skip
-        weights = np.ones((1 + n_samples, len(seeds)))
-        if not variant.endswith(START) and len(seeds) > 1:
-            drawn = torch.randint(len(seeds), (n_samples, len(seeds)), generator=draws)
-            weights[1:] = torch.nn.functional.one_hot(drawn, len(seeds)).sum(1).numpy()
-        self._samples[key] = (weights * each.T).sum(1) / weights.sum(1)
+        self._samples[key] = each.mean(0)
+        if not variant.endswith(START):
+            self._samples[key] += _few_runs(len(seeds), draws, n_samples) @ each[:, 0] / len(seeds)
         return self._samples[key]
 
     def _resampled(
