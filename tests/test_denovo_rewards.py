@@ -104,7 +104,7 @@ def test_stability(relax_steps):
     assert result.info["covered"].tolist() == [True, True, True, False, True]
     assert result.info["metastable"].tolist() == [True, False, True, False, False]
     assert not np.signbit(result.values[2]) or result.values[2] == 0
-    with pytest.raises(ValueError, match="hull must be of the potential's energies"):
+    with pytest.raises(ValueError, match="hull holds energies of the potential other"):
         rewards.StabilityReward(FakeHull("other"), LennardJonesToy())
 
 

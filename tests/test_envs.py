@@ -433,7 +433,9 @@ def test_energy_above_the_hull_is_that_at_the_lowest_volume_and_needs_coverage()
     assert property.reward(found.values, 0.1) == pytest.approx([-0.4, 0.0, -1.0], abs=1e-3)
     other = Hull({"Na": -2.0, "Cl": -2.0, "NaCl": -3.6, "K": -1.0}, "curve")
     assert EnergyAboveHull(other).settings(Curve()) != property.settings(Curve())
-    with pytest.raises(ValueError, match=r"hull is of energies of curve, .* of other"):
+    with pytest.raises(
+        ValueError, match=r"hull holds energies of the potential curve, .* of other"
+    ):
         Evaluator(property, Curve(name="other"))
 
 

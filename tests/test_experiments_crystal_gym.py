@@ -87,12 +87,12 @@ def test_a_file_of_too_few_episodes_is_not_read(tmp_path):
 
 
 def test_what_a_backend_cannot_tell_is_said_before_any_training(tmp_path):
-    with pytest.raises(ValueError, match=r"hull is of energies of chgnet.*curve"):
+    with pytest.raises(ValueError, match=r"hull holds energies of the potential chgnet.*curve"):
         SkeletonFilling(TINY, tmp_path, backend=Curve())
     size = replace(TINY, hard=(), seeds=(0,), evaluations=10)
     experiment = SkeletonFilling(size, tmp_path, backend=Curve(), progress=False)
     experiment.train(DENSITY)
-    with pytest.raises(ValueError, match=r"hull is of energies of chgnet.*curve"):
+    with pytest.raises(ValueError, match=r"hull holds energies of the potential chgnet.*curve"):
         experiment.relax_best(DENSITY)
 
 

@@ -68,11 +68,7 @@ class EnergyAboveHull(Property):
 
     def check(self, backend: Backend) -> None:
         """Raise a ValueError for energies that are not those of the hull."""
-        if backend.name != self.hull.potential:
-            raise ValueError(
-                f"hull is of energies of {self.hull.potential}, which do not compare with those of "
-                f"{backend.name}; give EnergyAboveHull a hull of it (Hull.from_entries)"
-            )
+        self.hull._check_potential(backend.name)
 
     def settings(self, backend: Backend) -> str:
         """Return the curve's settings and what tells hulls apart."""

@@ -247,11 +247,7 @@ def _check_hull(name: str, hull: Hull | None, of: str, potential: Potential | No
         return
     if potential is None:
         raise ValueError(f"{name} needs {of}, whose energies are compared with it, got None")
-    if hull.potential != potential.name:
-        raise ValueError(
-            f"{name} holds energies of the potential {hull.potential}, {of} is {potential.name}; "
-            "their energies do not compare: take the hull of the same potential"
-        )
+    hull._check_potential(potential.name, name)
 
 
 def _stability(

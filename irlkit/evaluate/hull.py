@@ -231,6 +231,14 @@ class Hull:
                 f"{len(self._elements)} others; add one, or exclude them"
             )
 
+    def _check_potential(self, potential: str, name: str = "hull") -> None:
+        """Raise a ValueError for energies that do not compare with those of the entries."""
+        if potential != self.potential:
+            raise ValueError(
+                f"{name} holds energies of the potential {self.potential}, which do not compare "
+                f"with those of {potential}: give a hull of {potential} (Hull.from_entries)"
+            )
+
     def covers(self, elements: Iterable[str]) -> bool:
         """Return whether a chemical system is covered (see above)."""
         system = frozenset(elements)

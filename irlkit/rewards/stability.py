@@ -43,11 +43,7 @@ class StabilityReward(_PotentialReward):
         check_finite("limit", limit, above=0)
         check_count("relax_steps", relax_steps, least=0)
         super().__init__(potential)
-        if hull.potential != self.potential.name:
-            raise ValueError(
-                f"hull must be of the potential's energies, {self.potential.name}, "
-                f"got one of {hull.potential}"
-            )
+        hull._check_potential(self.potential.name)
         self.hull = hull
         self.limit = float(limit)
         self.relax_steps = relax_steps
