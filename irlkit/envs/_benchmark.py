@@ -20,6 +20,7 @@ from irlkit.envs.skeletons import Elements, Skeletons
 from irlkit.evaluate.evidence import Estimate, _mean_of_runs
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
+from irlkit.rl._until import train_until
 from irlkit.utils.checks import checked, is_number
 from irlkit.utils.progress import progress_bar
 
@@ -268,9 +269,7 @@ def _grpo(
     if "iterations" not in settings:  # Over which the learning rate decays.
         config = replace(config, iterations=iterations)
     requests = process.skeletons.requests(record.reward.target)
-    GRPOTrainer(policy, record, requests, config).run(iterations, progress=False)
-    if len(record.rows) < record.budget:  # The trainer ends quietly where it is interrupted.
-        raise KeyboardInterrupt
+    train_until(GRPOTrainer(policy, record, requests, config), iterations)
     return policy.network
 
 

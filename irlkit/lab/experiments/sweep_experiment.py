@@ -16,7 +16,7 @@ from irlkit.lab.experiments._handcrafted import AnnealedExperiment
 from irlkit.lab.experiments._jobs import make_job, seed_pairs
 from irlkit.lab.experiments.claims import Claim, Kind, _Group
 from irlkit.lab.experiments.presets import SweepPreset
-from irlkit.lab.sweeps.objective import train_until
+from irlkit.rl._until import train_until
 from irlkit.rl.policies import Policy
 from irlkit.utils.checks import checked
 

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from irlkit import data
@@ -20,6 +19,7 @@ from irlkit.lab.sweeps.spaces import SearchSpace
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import load_pretrained
 from irlkit.rewards import CRMSEReward, EnergyReward, Reward
+from irlkit.rl._until import train_until
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.policies import POLICIES, AnnealingPolicy, Policy, ScorePolicy, VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
@@ -156,18 +156,6 @@ class PolicyObjective:
         parts = vars(self).pop("_parts", None)
         if parts is not None:
             parts.stack.close()
-
-
-def train_until(trainer: GRPOTrainer, iterations: int, progress: bool = False) -> pd.DataFrame:
-    """Run a trainer to an iteration and return its history.
-
-    Raises:
-        KeyboardInterrupt: interrupted; the trainer itself only returns earlier.
-    """
-    history = trainer.run(iterations, progress=progress)
-    if trainer.iteration < iterations:
-        raise KeyboardInterrupt(f"stopped at iteration {trainer.iteration} of {iterations}")
-    return history
 
 
 @dataclass(frozen=True)
