@@ -164,6 +164,8 @@ def test_rank_correlation_is_that_of_scipy_in_every_resample():
     assert np.isnan(draw.rank_correlation(first, np.zeros_like(first))).all()
     twice = [np.concatenate([v, v]) for v in (first, second)]  # Seeds that do not differ.
     assert draw.rank_correlation(*twice) == pytest.approx(found)
+    apart = [np.concatenate([second, v]) for v in (second, first)]  # 1 with itself, once less.
+    assert draw.rank_correlation(*apart).max() == 1.0, "none is above 1"
     with pytest.raises(ValueError, match="second must have the shape of first"):
         draw.rank_correlation(first, second[0, 0])
 

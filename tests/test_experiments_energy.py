@@ -31,7 +31,7 @@ from irlkit.lab.experiments._energy_claims import (
     energy_claims,
     untrained,
 )
-from irlkit.lab.experiments._gain import AFTER, BEFORE, HIGHEST, Gains, WatchedEnergy
+from irlkit.lab.experiments._gain import AFTER, BEFORE, LIMIT, Gains, WatchedEnergy
 from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import _Evidence
 from irlkit.lab.experiments.presets import AnnealingTraining, Rung, Variant, presets
@@ -521,12 +521,21 @@ def test_watched_energies_are_bounded_and_reward_nothing(finished):
     data = finished.test
     energy = EnergyReward(finished.potential, clip=np.inf, references=data)
     close = data.batch.replace(cell=data.batch.cell * 0.4)
-    assert energy(close).info["energy_above_reference"].max() > HIGHEST
+    assert energy(close).info["energy_above_reference"].max() > LIMIT
     found = WatchedEnergy(energy, 2)(close)
-    assert not found.values.any() and found.info["energy_above_reference"][:2].max() == HIGHEST
+    assert not found.values.any() and found.info["energy_above_reference"][:2].max() == LIMIT
     assert np.isnan(found.info["energy_above_reference"][2:]).all()
     relaxed = WatchedEnergy(energy, 2, 20)(close).info["energy_above_reference"][:2]
-    assert relaxed.min() < 0 and relaxed.max() <= HIGHEST
+    assert relaxed.min() < 0 and relaxed.max() <= LIMIT
+
+    class FarBelow(EnergyReward):
+        def __call__(self, batch):
+            result = super().__call__(batch)
+            result.info["energy_above_reference"][0] = -1e5
+            return result
+
+    energy = FarBelow(finished.potential, clip=np.inf, references=data)
+    assert WatchedEnergy(energy, 2)(close).info["energy_above_reference"][0] == -LIMIT
 
 
 def test_judges_by_name(monkeypatch):

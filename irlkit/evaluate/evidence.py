@@ -253,7 +253,7 @@ class Bootstrap:
             raise ValueError(
                 f"second must have the shape of first, {pair[0].shape}, got {pair[1].shape}"
             )
-        return self._resampled(_rank_correlation, *pair, held=pair[0].size)
+        return self._resampled(_rank_correlation, *pair, held=pair[0].size).clip(-1, 1)
 
     def centred(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return a statistic that resampling shifts, shape (1 + n_samples,).

@@ -66,9 +66,12 @@ class Measured:
         draws = torch.Generator().manual_seed(0)
         each = np.stack([self._resampled(metric, self.metrics[variant, s], draws, n_samples)
                          for s in seeds])  # fmt: skip
-        self._samples[key] = each.mean(0)
+        drawn = each.mean(0)
         if not variant.endswith(START):
-            self._samples[key] += _few_runs(len(seeds), draws, n_samples) @ each[:, 0] / len(seeds)
+            drawn = drawn + _few_runs(len(seeds), draws, n_samples) @ each[:, 0] / len(seeds)
+        if metric in _METRICS:  # Shares, and a diversity: Student's t knows no bounds.
+            drawn = drawn.clip(*((1, np.inf) if metric == "composition_diversity" else (0, 1)))
+        self._samples[key] = drawn
         return self._samples[key]
 
     def _resampled(

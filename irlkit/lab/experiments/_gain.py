@@ -24,14 +24,17 @@ JUDGE_RELAXED = "judge, relaxed"
 BEFORE, AFTER = "before", "after"
 
 
-HIGHEST = 10.0
-"""What a single structure counts at most in validations, eV/atom above its reference."""
+LIMIT = 10.0
+"""What a single structure counts at most in validations, eV/atom above or below its reference.
+
+A network may give atoms that nearly touch any energy, far below all others as well.
+"""
 
 
 class WatchedEnergy(Reward):
     """Rewards nothing, and notes energies of a potential, after relaxation if that is asked for.
 
-    The result's `info` holds `energy_above_reference` (eV/atom, at most `HIGHEST`, nan for
+    The result's `info` holds `energy_above_reference` (eV/atom, within `LIMIT`, nan for
     structures that are left out).
 
     Args:
@@ -54,7 +57,7 @@ class WatchedEnergy(Reward):
             first = relax(first, self.energy.potential, max_steps=self.max_steps).crystals
         above = np.full(len(batch), np.nan)
         found = self.energy(first).info["energy_above_reference"]
-        above[: len(first)] = np.minimum(found, HIGHEST)
+        above[: len(first)] = found.clip(-LIMIT, LIMIT)
         nothing = torch.zeros(len(batch), dtype=torch.float64)
         return RewardResult(nothing, {"energy_above_reference": above})
 

@@ -44,8 +44,8 @@ class JudgedExperiment(EnergyExperiment[EnergyPreset]):
         Returns:
             A row per policy, seed and iteration of a validation; none beside them; and the columns
             that are there, eV/atom above the composition's lowest polymorph: energy_above_lowest,
-            judge_above_lowest, where a structure counts at most 10, and relaxed_above_lowest, of
-            the first structures alone.
+            judge_above_lowest, where a structure counts at most 10 either way, and
+            relaxed_above_lowest, of the first structures alone.
         """
         table = self.history.rename(columns=_COLUMNS)
         there = [column for column in _COLUMNS.values() if column in table]
