@@ -17,7 +17,7 @@ from irlkit.data import CrystalDataset
 from irlkit.data.writers import write
 from irlkit.evaluate.denovo import DeNovoMetrics
 from irlkit.evaluate.diversity import composition_diversity
-from irlkit.evaluate.evidence import Bootstrap, Estimate, _few_runs
+from irlkit.evaluate.evidence import Bootstrap, Estimate, _few_runs, _of_runs
 from irlkit.lab.experiments._denovo_claims import START
 from irlkit.lab.experiments._training import file_name
 from irlkit.lab.experiments.claims import Claim, _verdicts_in_words
@@ -68,7 +68,7 @@ class Measured:
                          for s in seeds])  # fmt: skip
         drawn = each.mean(0)
         if not variant.endswith(START):
-            drawn = drawn + _few_runs(len(seeds), draws, n_samples) @ each[:, 0] / len(seeds)
+            drawn = drawn + _of_runs(_few_runs(len(seeds), draws, n_samples), each[:, 0])
         if metric in _METRICS:  # Shares, and a diversity: Student's t knows no bounds.
             drawn = drawn.clip(*((1, np.inf) if metric == "composition_diversity" else (0, 1)))
         self._samples[key] = drawn

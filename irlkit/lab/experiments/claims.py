@@ -283,8 +283,8 @@ class _Evidence:
         self, metric: str, ours: _Group, theirs: _Group, relative: bool, statistic: str
     ) -> Estimate:
         """A difference, or a share of what is positive."""
-        first, second = map(getattr(self.draw, statistic), self.values(metric, ours, theirs))
-        if not relative:
-            return Estimate.of(first - second)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Estimate.of(np.where(second > 0, first / second, np.nan))
+        first, second = self.values(metric, ours, theirs)
+        if relative:
+            return Estimate.of(self.draw._ratio(first, second, statistic))
+        of = getattr(self.draw, statistic)
+        return Estimate.of(of(first) - of(second))
