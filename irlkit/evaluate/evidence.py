@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,8 @@ from irlkit.utils.checks import check_count, checked
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _LEVEL = 0.95
+_TRIMMED = 0.1
+"""Share that is left out at either end."""
 _CHUNK = 2**22
 """Weights that are held at a time."""
 
@@ -225,7 +227,7 @@ class Bootstrap:
         """
         return self._resampled(_mean, self._shaped(values))
 
-    def trimmed_mean(self, values: np.ndarray, share: float = 0.1) -> np.ndarray:
+    def trimmed_mean(self, values: np.ndarray, share: float = _TRIMMED) -> np.ndarray:
         """Return the mean without a share of the values at either end; see ``mean``.
 
         Args:
@@ -265,21 +267,16 @@ class Bootstrap:
         Of as many training seeds on both sides, the ratios of each seed have the spread: the
         second statistic alone could not be told from 0 with two of them, whatever the ratios are.
         """
-        both = getattr(self, statistic)
         pair = self._shaped(first), self._shaped(second)
+        if len(pair[0]) != len(pair[1]):
+            of = getattr(self, statistic)
+            return _quotient(of(first), of(second))
+        of = _STATISTICS[statistic]
 
-        def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.where(theirs > 0, ours / theirs, np.nan)
+        def ratio(weights: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            return _quotient(of(weights, ours), of(weights, theirs))
 
-        n = len(pair[0])
-        if n == 1 or n != len(pair[1]):
-            return ratio(both(first), both(second))
-        drawn = [both(v.reshape(1, -1, v.shape[-1])) for v in pair]  # Of no spread of seeds.
-        each = [[both(v[i : i + 1])[0] for i in range(n)] for v in pair]
-        generator = torch.Generator().manual_seed(0)
-        spread = _mean_of_runs(ratio(*map(np.array, each)), generator, self._n_samples)
-        return ratio(*drawn) + np.nan_to_num(spread - spread[0])
+        return self._resampled(ratio, *pair, held=max(v.size for v in pair))
 
     def centred(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return a statistic that resampling shifts, shape (1 + n_samples,).
@@ -294,6 +291,12 @@ class Bootstrap:
         chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
         values = np.concatenate([statistic(weights) for weights in chunks])
         return np.concatenate([values[:1], values[1:] + values[0] - values[1:].mean()])
+
+
+def _quotient(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The first over the second, nan where that is not positive."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(second > 0, first / second, np.nan)
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -321,6 +324,14 @@ def _trimmed_mean(weights: np.ndarray, values: np.ndarray, share: float) -> np.n
     kept = np.clip(ends, low, high) - np.clip(ends - weights, low, high)
     with np.errstate(invalid="ignore", divide="ignore"):
         return kept @ values.flat[place] / kept.sum(1)
+
+
+_STATISTICS: Mapping[str, Callable[..., np.ndarray]] = {
+    "mean": _mean,
+    "trimmed_mean": partial(_trimmed_mean, share=_TRIMMED),
+    "median": partial(_trimmed_mean, share=0.5),
+}
+"""Name of a method of `Bootstrap` -> what it computes."""
 
 
 def _rank_correlation(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
