@@ -175,6 +175,8 @@ def lab(folder, tmp_path_factory):
     ]
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(config)}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(config / "lab" / "user-settings")}
+    # The browser draws meanwhile: threads that wait for one another then slow everything down.
+    environment |= {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -95,6 +95,7 @@ class Hull:
         strict: bool = True,
     ) -> None:
         pairs = list(energies.items() if isinstance(energies, Mapping) else energies)
+        reduced = {formula: Composition(formula).reduced_formula for formula, _ in pairs}
         if not pairs:
             raise ValueError("energies must hold at least one entry, got none")
         self.potential, self.strict = potential, strict
@@ -102,7 +103,7 @@ class Hull:
         for formula, energy in pairs:
             if not np.isfinite(energy):
                 raise ValueError(f"energies[{formula!r}] must be finite, in eV/atom, got {energy}")
-            name = Composition(formula).reduced_formula
+            name = reduced[formula]
             real[name] = min(float(energy), real.get(name, np.inf))
         of_elements = {name: _shares(name) for name in real}
         pure = ((next(iter(of)), real[name]) for name, of in of_elements.items() if len(of) == 1)
@@ -118,13 +119,15 @@ class Hull:
                 self._real[frozenset(of)][name] = real[name] - self._mixed(of)
         for name, energy in (virtual or {}).items():
             of = _shares(name)
-            if missing := sorted(set(of) - set(self._elements)):
+            if not of.keys() <= self._elements.keys():
+                missing = sorted(of.keys() - self._elements.keys())
                 raise ValueError(f"virtual[{name!r}] needs entries of the elements {missing}")
             if not np.isfinite(energy):
                 raise ValueError(f"virtual[{name!r}] must be finite, in eV/atom, got {energy}")
-            if frozenset(of) in self._real:  # named as a real entry is, which then replaces it
+            system = frozenset(of)
+            if system in self._real:  # named as a real entry is, which then replaces it
                 name = Composition(name).reduced_formula
-            self._virtual[frozenset(of)][name] = float(energy)
+            self._virtual[system][name] = float(energy)
         self._found: dict[str, tuple[float, dict[str, float]]] = {}
 
     def _mixed(self, shares: Mapping[str, float]) -> float:
@@ -344,7 +347,7 @@ def _prototypes(completed: bool, without: frozenset[str], strict: bool, potentia
         return Hull(kept, potential, strict=strict)
     entries = pd.read_parquet(VIRTUAL_ENTRIES)
     virtual = dict(zip(*(entries[name] for name in entries.columns), strict=True))
-    surveyed = sorted({e for f in virtual for e in _shares(f)})
+    surveyed = sorted(set(re.findall("[A-Z][a-z]?", "".join(virtual))))
     if potential != POTENTIAL:
         shift = _shift_of_elements(table.groupby("formula").min(), potential)
         for f in virtual:
@@ -364,7 +367,8 @@ def _systems(name: str, systems: Iterable[str], elements: Collection[str]) -> se
     return set(found.values())
 
 
-def _shares(formula: str) -> dict[str, float]:
+@functools.lru_cache(maxsize=2**18)
+def _shares(formula: str) -> Mapping[str, float]:
     """Symbol -> share of the atoms."""
     parts = _PLAIN.findall(formula)
     if "".join(a + b for a, b in parts) == formula and len({a for a, _ in parts}) == len(parts):
