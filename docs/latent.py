@@ -42,6 +42,7 @@ def main():
     parser.add_argument("--gap-iterations", type=int, default=laptop.gap_iterations)
     parser.add_argument("--structures", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--groups", type=int, default=laptop.n_groups)
     parser.add_argument("--group-size", type=int, default=laptop.group_size)
     parser.add_argument("--learning-rate", type=float, default=laptop.latent_learning_rate)
     parser.add_argument("--steps", type=int, default=laptop.latent_steps)
@@ -62,6 +63,7 @@ def main():
         iterations=max(given.iterations, 1),
         gap_iterations=given.gap_iterations,
         seeds=tuple(given.seeds),
+        n_groups=given.groups,
         group_size=given.group_size,
         latent_learning_rate=given.learning_rate,
         latent_steps=given.steps,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from irlkit.envs import Evaluator, PropertyReward, SiteFilling, SiteFillingPolicy, Skeletons
-from irlkit.rl import generate, rollout
+from irlkit.rl import Categorical, generate, rollout
 from tests.test_envs import Curve
 from tests.toys import trainer_config
 
@@ -157,6 +157,19 @@ def test_groups_share_skeleton_and_order_and_ratios_are_one(mode):
     with pytest.raises(ValueError, match="n_steps must be at least 8"):
         generate(SiteFillingPolicy(SiteFilling("NaCl"), width=8),
                  Skeletons.get("NaCl").requests(), 5, generator=draws)  # fmt: skip
+
+
+def test_the_noise_scale_is_the_temperature():
+    process = SiteFilling(["AuSb3", "RbVF3"], ["Li", "F", "Sr", "Br"])
+    torch.manual_seed(0)
+    policy, draws = SiteFillingPolicy(process, width=16), torch.Generator().manual_seed(0)
+    trajectory = rollout(policy, process.initial(process.skeletons.requests(), draws), 5, draws)
+    inputs = trajectory.inputs(policy, torch.zeros(1, dtype=torch.int64))
+    logits = policy.steps(inputs)["element"].policy.logits
+    policy.noise_scale = {"element": 0.5}
+    colder = policy.steps(inputs)["element"].policy
+    assert torch.allclose(colder.logits.softmax(-1), (2 * logits).softmax(-1), atol=1e-6)
+    assert bool((colder.entropy() < Categorical(logits).entropy()).all())
 
 
 def test_what_is_placed_is_where_the_order_says():

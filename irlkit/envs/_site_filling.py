@@ -105,6 +105,7 @@ class SiteFillingPolicy(Policy):
     """Probabilities of the elements at the site in turn, from the graph of what is there.
 
     Its reference is uniform, so that `kl_weight` and `entropy_weight` keep fillings apart alike.
+    The noise scale is the temperature of the logits.
 
     Args:
         process: with the skeletons that it is trained on.
@@ -147,6 +148,7 @@ class SiteFillingPolicy(Policy):
         step = inputs.index.repeat_interleave(len(n) // k)
         turn = (inputs.states["order"].flatten()[atom] == step[:, None]) & real
         logits = self.network(skeleton, species, turn.int().argmax(1), target)
+        logits = logits / self.noise_scale["element"]
         # Full structures wait, without a choice.
         waiting = torch.full_like(logits, -torch.inf)
         waiting[:, 0] = 0.0
