@@ -13,6 +13,8 @@ def test_shipped_results_are_whole():
     found = load_finished(n_structures=6)
     assert list(found.schedules) == [
         "learned",
+        "rule, for 10 steps",
+        "rule, for 5 steps",
         "handcrafted, for 500 steps",
         "handcrafted, for 10 steps",
         "none",

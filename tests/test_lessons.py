@@ -120,13 +120,27 @@ def test_spreads_and_their_claims():
     table = lessons.spreads(flow, {"data": data, "ODE": data, "SDE": data, "noise alone": 2 * data})
     assert table.loc["data", "distance"] == pytest.approx(2**0.5, rel=0.05)
     assert 0.15 < table.loc["data", "smallest share"] <= 0.2
-    claims = lessons.interpolant_claims(1.0, 1.05, table)
-    assert all(claim.holds for claim in claims)
-    worse = lessons.interpolant_claims(1.0, 0.5, table)
+    claims = lessons.interpolant_claims(1.0, 1.05, 3.0, table)
+    assert all(claim.holds for claim in claims) and claims[0].control == 3.0
+    worse = lessons.interpolant_claims(1.0, 0.5, 3.0, table)
     assert not worse[-1].holds, "no network beats the mean"
-    assert not lessons.interpolant_claims(0.0, 0.5, table)[-1].holds
-    untrained = lessons.interpolant_claims(1.0, 40.0, table)
-    assert not untrained[0].holds and untrained[-1].kind == "guard"
+    assert not lessons.interpolant_claims(0.0, 0.5, 3.0, table)[-1].holds
+
+
+def test_a_network_in_the_plane_that_learned_nothing_satisfies_guards_alone():
+    flow = teaching.PlaneFlow(Interpolant())
+    generator = torch.Generator().manual_seed(0)
+    network = teaching.PlaneNetwork(generator)
+    exact, untrained = (
+        teaching.velocity_loss(flow, of, torch.Generator().manual_seed(1))
+        for of in (flow.velocity, network)
+    )
+    points = flow.sample_data(500, generator)
+    table = lessons.spreads(flow, dict.fromkeys(("data", "ODE", "SDE"), points))
+    table.loc["noise alone"] = 2 * table.loc["data"]
+    claims = lessons.interpolant_claims(exact, untrained, untrained, table)
+    assert {claim.kind for claim in claims if claim.holds} == {"guard"}
+    assert [claim.kind for claim in claims if not claim.holds] == ["aim"]
 
 
 def test_parameters_of_a_notebook_are_what_its_literal_cells_set():

@@ -18,8 +18,9 @@ def energy_claims(
     The claims are about the model that reinforcement begins with, integrated as the policies are.
     The same about this model with the annealing and the many steps that suit its structures best,
     as the paper has it, are aims: how low its energies are says what that annealing does to
-    energies, which depends on the data (docs/results.md), more than what reinforcement does. The
-    control is the policy before training, with the same noise and steps.
+    energies, which depends on the data (docs/results.md), more than what reinforcement does: half
+    of its energy is what the paper has, all of it the mark that was set here. The control is the
+    policy before training, with the same noise and steps.
 
     That matches are kept and structures stay valid are guards: a policy that does nothing keeps
     them. Where a reference is not the lowest polymorph of its composition, an energy below it is
@@ -46,10 +47,11 @@ def energy_claims(
     for theirs, kind in ((start, "claim"), (best, "aim"), (plain, "aim")):
         of: Kind = "claim" if kind == "claim" else "aim"
         for group in ours.values():
-            claims.append(check(energy, group, theirs, "<= 0.5", of, relative=True))
-            claims.append(
-                check(energy, group, theirs, "<= 0.5", of, relative=True, statistic="median")
-            )
+            for target in ("<= 0.5", "< 1") if theirs is best else ("<= 0.5",):
+                claims += [
+                    check(energy, group, theirs, target, of, relative=True, statistic=statistic)
+                    for statistic in ("mean", "median")
+                ]
             if theirs is not plain:
                 claims.append(check("rmse", group, theirs, "< 0", of))
     if with_annealing:
@@ -70,7 +72,10 @@ def energy_claims(
         ]
     by_kind = {preset.policies[name].policy: group for name, group in ours.items()}
     velocity, score = by_kind["velocity"], by_kind["score"]
-    claims.append(check(energy, velocity, score, "<= 1.1", "guard", relative=True))
+    claims += [
+        check(energy, one, other, "<= 1.1", "guard", relative=True)
+        for one, other in ((velocity, score), (score, velocity))
+    ]
     return claims
 
 

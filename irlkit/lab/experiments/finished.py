@@ -23,7 +23,10 @@ from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import PRETRAINED, load_pretrained
 
 SHIPPED = PRETRAINED / "annealing"
-"""Results of notebook 04 that come with the package (an earlier preset laptop, the first seed)."""
+"""Results of notebook 04 that come with the package (an earlier preset laptop, the first seed).
+
+The rule's constants are those that docs/rule.py chooses.
+"""
 
 
 @dataclass(frozen=True)
