@@ -117,7 +117,7 @@ def interpolant_claims(
     )
     ode, noise = (distance[a] / distance[b] for a, b in (("ODE", "data"), ("noise alone", "SDE")))
     return [
-        check("loss of the learned over that of the exact velocity", ratio, "<= 1.1", "aim", before),
+        check("loss of the learned over the exact velocity", ratio, "<= 1.1", "aim", before),
         check("noise alone over SDE: distance from the spots", noise, "> 1", "guard"),
         check("ODE: distance from the spots over that of the data", ode, "<= 1.3", "guard"),
         check("the learned loss is not below the exact one: ratio", ratio, ">= 0.99", "guard"),
