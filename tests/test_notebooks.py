@@ -217,7 +217,7 @@ def test_the_explorers_page_shows_it_and_write_nothing(tmp_path, monkeypatch):
     explorer.drag.click()
     assert explorer.controls.children[0] is explorer._live, "in the static one's place"
     assert len(explorer._live.layout.shapes) == 10, "the handles are there from the beginning"
-    assert next(iter(explorer.schedules)) == "learned" and len(explorer.schedules) == 4
+    assert next(iter(explorer.schedules)) == "learned" and len(explorer.schedules) == 6
     explorer.save_button.click()
     assert not list(tmp_path.glob("*.safetensors"))
 
