@@ -35,11 +35,8 @@ WRITE_STACKS = f"""
 import faulthandler
 faulthandler.dump_traceback_later(280, repeat=True, file=open({STACKS!r}, "w"))
 """
-OPENED_AGAIN = ("00_quickstart",)
-"""Notebooks that are opened again when they are saved: all figures are drawn twice more.
-
-One with structures in space is enough: what a saved figure needs does not depend on the notebook.
-"""
+OPENED_AGAIN = ("00_quickstart", "04_velocity_annealing")
+"""Notebooks that are opened again when they are saved: all figures are drawn twice more."""
 # Software rendering: there is no graphics card where tests run.
 ARGUMENTS = (
     "--no-sandbox",

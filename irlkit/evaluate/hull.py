@@ -95,7 +95,6 @@ class Hull:
         strict: bool = True,
     ) -> None:
         pairs = list(energies.items() if isinstance(energies, Mapping) else energies)
-        reduced = {formula: Composition(formula).reduced_formula for formula, _ in pairs}
         if not pairs:
             raise ValueError("energies must hold at least one entry, got none")
         self.potential, self.strict = potential, strict
@@ -103,7 +102,7 @@ class Hull:
         for formula, energy in pairs:
             if not np.isfinite(energy):
                 raise ValueError(f"energies[{formula!r}] must be finite, in eV/atom, got {energy}")
-            name = reduced[formula]
+            name = Composition(formula).reduced_formula
             real[name] = min(float(energy), real.get(name, np.inf))
         of_elements = {name: _shares(name) for name in real}
         pure = ((next(iter(of)), real[name]) for name, of in of_elements.items() if len(of) == 1)
@@ -347,7 +346,7 @@ def _prototypes(completed: bool, without: frozenset[str], strict: bool, potentia
         return Hull(kept, potential, strict=strict)
     entries = pd.read_parquet(VIRTUAL_ENTRIES)
     virtual = dict(zip(*(entries[name] for name in entries.columns), strict=True))
-    surveyed = sorted(set(re.findall("[A-Z][a-z]?", "".join(virtual))))
+    surveyed = sorted({e for f in virtual for e in _shares(f)})
     if potential != POTENTIAL:
         shift = _shift_of_elements(table.groupby("formula").min(), potential)
         for f in virtual:
