@@ -48,8 +48,9 @@ class MatchSession:
 
     def _match(self, items: Sequence[Item], keys: list[list[bytes]]) -> list[np.ndarray | None]:
         results: list[np.ndarray | None] = []
-        # Structures of one composition with one reference: places in the results.
-        groups: dict[tuple[bytes, bytes], list[tuple[np.ndarray, int, PreparedStructure]]] = {}
+        structures: list[PreparedStructure] = []
+        references: list[PreparedStructure] = []
+        places: list[tuple[np.ndarray, int]] = []
         for ((numbers, pos, cell), _), own in zip(items, keys, strict=True):
             result = np.full(len(own), np.nan)
             usable = [
@@ -60,19 +61,17 @@ class MatchSession:
                 possible = self.matcher.possible(numbers, lattice, [entry[1] for entry in usable])
                 if possible:
                     structure = self.matcher.prepare(numbers, pos, lattice)
-                    for k in (usable[i][0] for i in possible):
-                        group = groups.setdefault((own[k], structure.numbers.tobytes()), [])
-                        group.append((result, k, structure))
+                    for k, reference in (usable[i] for i in possible):
+                        structures.append(structure)
+                        references.append(reference)
+                        places.append((result, k))
                 results.append(result)
             except _ERRORS:
                 # Lattices without a Niggli cell, for which pymatgen raises, match nothing.
                 results.append(None)
-        for (key, _), group in groups.items():
-            target = self._prepared[key]
-            assert target is not None
-            values = self.matcher.rmsds([structure for _, _, structure in group], target)
-            for (result, k, _), value in zip(group, values, strict=True):
-                result[k] = value
+        values = self.matcher.rmsds(structures, references)
+        for (result, k), value in zip(places, values, strict=True):
+            result[k] = value
         return results
 
     def _prepare(self, reference: Arrays) -> bytes:

@@ -23,22 +23,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
-from scipy.optimize import linear_sum_assignment
 
 from irlkit.evaluate._lattices import (
     determinants,
-    dot,
     fractional_tolerance,
-    gram_schmidt,
     inverse,
     lll_reduced,
     matrices,
     parameters,
 )
+from irlkit.evaluate._search import Search
 
-_IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
-_FORBIDDEN = 1e20
-"""Squared distance of pairs that must not be assigned to each other, Å²."""
 _PRIMITIVE_TOLERANCE = 0.25
 """Distance within which pymatgen takes atoms as translated copies, Å."""
 _EXACT = 1e-5
@@ -48,8 +43,6 @@ _MAX_VOLUME = 1e15
 a cubic cell of 1e5 Å, it takes any basis for a Niggli basis."""
 _MAX_ELEMENTS = 1 << 22
 """Size of temporary arrays that needs more memory than a processor's cache, but not too much."""
-_CACHED_ELEMENTS = 1 << 13
-"""Pairs of atoms for which displacements are computed at once; measured to be fastest."""
 
 
 @dataclass(frozen=True)
@@ -122,37 +115,66 @@ class RmsdMatcher:
         )
 
     def rmsds(
-        self, structures: Sequence[PreparedStructure], reference: PreparedStructure
+        self, structures: Sequence[PreparedStructure], references: Sequence[PreparedStructure]
     ) -> np.ndarray:
-        """Return displacements between several structures and one reference, over (V/N)^⅓.
+        """Return displacements between structures and one reference each, over (V/N)^⅓.
+
+        It is faster the more pairs come together, and those of one composition with one reference
+        the most.
 
         Args:
-            structures: With the same atomic numbers in the same order.
-            reference: What to match with.
+            structures: To match.
+            references: What to match with, as many.
 
         Returns:
             Shape (len(structures),), float64, nan where there is no match.
         """
         result = np.full(len(structures), np.nan)
-        n = len(reference.numbers)
-        if not len(structures) or not np.array_equal(
-            np.sort(structures[0].numbers), np.sort(reference.numbers)
-        ):
+        # One reference, and species in one order: searched together.
+        groups: dict[tuple[int, bytes], list[int]] = {}
+        for i, (structure, reference) in enumerate(zip(structures, references, strict=True)):
+            if np.array_equal(np.sort(structure.numbers), np.sort(reference.numbers)):
+                groups.setdefault((id(reference), structure.numbers.tobytes()), []).append(i)
+        members = [i for group in groups.values() for i in group]
+        if not members:
             return result
-        owners, bases = [], []
-        for i, structure in enumerate(structures):
-            found = self._bases(structure, reference)
-            if found is not None:
-                owners.append(np.full(len(found[0]), i))
-                bases.append(found)
-        if not bases:
+        owner, integers, lengths, angles = self._bases(
+            [structures[i] for i in members], [references[i] for i in members]
+        )
+        # What concerns bases alone is computed for those of all pairs together.
+        sizes = np.array([len(references[i].numbers) for i in members])[owner]
+        lattices = matrices(lengths, angles)
+        norm = (sizes / np.abs(determinants(lattices))) ** (1 / 3)
+        tolerance = fractional_tolerance(lattices, norm, self.stol)
+        inverses = inverse(integers)
+        searches, first = [], 0
+        for group in groups.values():
+            begin, end = np.searchsorted(owner, (first, first + len(group)))
+            own, reference = owner[begin:end] - first, references[group[0]]
+            if len(own) and len(reference.numbers) == 1:
+                result[[group[k] for k in np.unique(own)]] = 0.0
+            elif len(own):
+                numbers, part = structures[group[0]].numbers, slice(begin, end)
+                pos = np.stack([structures[i].pos for i in group])
+                known = reference.numbers, reference.pos
+                search = Search(numbers, pos, *known, own, inverses[part], tolerance[part])
+                searches.append((group, begin + search.bases, search))
+            first += len(group)
+        if not searches:
             return result
-        owner = np.concatenate(owners)
-        if n == 1:
-            result[owner] = 0.0
-            return result
-        integers, lengths, angles = (np.concatenate(part) for part in zip(*bases, strict=True))
-        return self._search(structures, reference, owner, integers, lengths, angles)
+        used = np.concatenate([bases for _, bases, _ in searches])
+        lll, mapping = lll_reduced(lattices[used])
+        norm = norm[used]
+        lll_tolerance = fractional_tolerance(lll, norm, self.stol)
+        first = 0
+        for group, bases, search in searches:
+            part = slice(first, first + len(bases))
+            best = search.displacements(
+                lll[part], mapping[part], lll_tolerance[part], norm[part], min(_EXACT, self.stol)
+            )
+            result[group] = np.where(best < self.stol, best, np.nan)
+            first += len(bases)
+        return result
 
     def possible(
         self, numbers: np.ndarray, lattice: Lattice, references: Sequence[PreparedStructure]
@@ -186,245 +208,102 @@ class RmsdMatcher:
         return possible
 
     def _bases(
-        self, structure: PreparedStructure, reference: PreparedStructure
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Bases of a structure's lattice whose lengths and angles are close to the reference's.
+        self, structures: Sequence[PreparedStructure], references: Sequence[PreparedStructure]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bases of structures' lattices whose lengths and angles are close to their references'.
 
-        Both lattices are first scaled to the geometric mean of their volumes.
+        Both lattices of a pair are first scaled to the geometric mean of their volumes.
 
         Returns:
-            Integer matrices (as float64) that give the bases from the structure's, shape
-            (m, 3, 3), and the lengths (m, 3), Å, and angles (m, 3), degrees, of the averages of
-            basis and reference; None for m = 0.
+            The pair of each basis, ascending, shape (m,); integer matrices (as float64) that give
+            the bases from the structures', shape (m, 3, 3); and the lengths (m, 3), Å, and angles
+            (m, 3), degrees, of the averages of basis and reference.
         """
-        scale = (reference.volume / structure.volume) ** (1 / 6)
+        volumes = np.array(
+            [[pair[0].volume, pair[1].volume] for pair in zip(structures, references, strict=True)]
+        )
+        scale = (volumes[:, 1] / volumes[:, 0]) ** (1 / 6)
+        cells = np.stack([structure.cell for structure in structures]) * scale[:, None, None]
+        targets = parameters(
+            np.stack([reference.cell for reference in references]) / scale[:, None, None]
+        )
         # Niggli lengths are the successive minima: but for the tolerance of the reduction, no
         # basis has shorter vectors.
-        longest = reference.lengths / scale * (1 + self.ltol)
-        if (structure.lengths * scale > longest * 1.01).any():
-            return None
-        cell = structure.cell * scale
-        target_lengths, target_angles = parameters(reference.cell[None] / scale)
-        target_lengths, target_angles = target_lengths[0], target_angles[0]
-        integers, distances, _, _ = Lattice(cell).get_points_in_sphere(
-            [[0, 0, 0]], [0, 0, 0], target_lengths.max() * (1 + self.ltol), zip_results=False
-        )
-        if not len(distances):
-            return None
-        ratios = distances[:, None] / target_lengths
-        close = (ratios < 1 + self.ltol) & (ratios > 1 / (1 + self.ltol))
-        choices = [np.flatnonzero(close[:, k]) for k in range(3)]
-        units = [(integers[choice] @ cell) / distances[choice, None] for choice in choices]
-        angles = [
-            np.degrees(np.arccos(np.clip(units[j] @ units[k].T, -1, 1)))
-            for j, k in ((1, 2), (0, 2), (0, 1))
-        ]
-        alpha, beta, gamma = (
-            np.abs(angles[k] - target_angles[k]) <= self.angle_tol for k in range(3)
-        )
-        step = max(1, _MAX_ELEMENTS // max(1, alpha.size))
-        triples = [np.empty((0, 3), dtype=np.int64)]
-        for begin in range(0, len(gamma), step):
-            part = slice(begin, begin + step)
-            found = np.argwhere(gamma[part, :, None] & alpha[None] & beta[part, None, :])
-            found[:, 0] += begin
-            triples.append(found)
-        chosen = np.concatenate(triples)
-        points = np.stack([choices[k][chosen[:, k]] for k in range(3)], axis=1)
-        regular = np.rint(np.abs(determinants(integers[points]))) == 1
-        points, (a, b, c) = points[regular], chosen[regular].T
-        if not len(points):
-            return None
-        basis_angles = np.stack([angles[0][b, c], angles[1][a, c], angles[2][a, b]], axis=1)
-        return (
-            integers[points],
-            (distances[points] + target_lengths) / 2,
-            (basis_angles + target_angles) / 2,
-        )
-
-    def _search(
-        self,
-        structures: Sequence[PreparedStructure],
-        reference: PreparedStructure,
-        owner: np.ndarray,
-        integers: np.ndarray,
-        lengths: np.ndarray,
-        angles: np.ndarray,
-    ) -> np.ndarray:
-        """Smallest displacements over bases and translations, nan if above `stol`.
-
-        Args:
-            structures: With the same atomic numbers in the same order.
-            reference: What to match with.
-            owner: Structure of each basis, ascending, shape (m,).
-            integers: Bases, shape (m, 3, 3).
-            lengths: Of the averaged lattices, Å, shape (m, 3).
-            angles: Of the averaged lattices, degrees, shape (m, 3).
-        """
-        n = len(reference.numbers)
-        allowed = reference.numbers[:, None] == structures[0].numbers[None, :]
-        # An atom of the rarest element goes onto each of its kind.
-        pivot = int(allowed.sum(axis=1).argmin())
-        lattices = matrices(lengths, angles)
-        norm = (n / np.abs(determinants(lattices))) ** (1 / 3)
-        tolerance = fractional_tolerance(lattices, norm, self.stol)
-        # Positions in the new basis = integers · old basis.
-        pos = np.stack([structure.pos for structure in structures])[owner] @ inverse(integers)
-        pos -= np.floor(pos)
-        shifts = pos[:, allowed[pivot]] - reference.pos[pivot]
-        basis, translation = _within_tolerance(
-            reference.pos, pos, shifts, allowed, tolerance, pivot
-        )
-        used, compact = np.unique(basis, return_inverse=True)
-        lll, mapping = lll_reduced(lattices[used])
-        lll_tolerance = fractional_tolerance(lll, norm[used], self.stol)
-        best = np.full(len(structures), np.inf)
-        exact = min(_EXACT, self.stol)
-        size = max(16, _CACHED_ELEMENTS // n**2)
-        waiting = np.arange(len(basis))
-        while len(waiting):
-            part, waiting = waiting[:size], waiting[size:]
-            m, u = basis[part], compact[part]
-            moved = reference.pos + shifts[m, translation[part]][:, None, :]
-            values = norm[m] * _displacements(
-                moved @ mapping[u], pos[m] @ mapping[u], lll[u], lll_tolerance[u], allowed
+        lengths = np.stack([structure.lengths for structure in structures]) * scale[:, None]
+        longest = np.stack([reference.lengths for reference in references]) / scale[:, None]
+        possible = (lengths <= longest * (1 + self.ltol) * 1.01).all(axis=1)
+        found: list[tuple[np.ndarray, ...]] = []
+        waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
+        most = 0
+        for i in np.flatnonzero(possible).tolist():
+            points, distances, _, _ = Lattice(cells[i]).get_points_in_sphere(
+                [[0, 0, 0]], [0, 0, 0], targets[0][i].max() * (1 + self.ltol), zip_results=False
             )
-            # pymatgen ends its search at the first displacement that is as good as none.
-            settled, first = np.unique(owner[m[values < exact]], return_index=True)
-            np.minimum.at(best, owner[m], values)
-            best[settled] = values[values < exact][first]
-            if len(settled):
-                waiting = waiting[~np.isin(owner[basis[waiting]], settled)]
-        return np.where(best < self.stol, best, np.nan)
+            most = max(most, len(points))
+            if waiting and (len(waiting) + 1) * most**2 > _MAX_ELEMENTS:
+                found.append(self._close_bases(waiting, cells, *targets))
+                waiting, most = [], len(points)
+            waiting.append((i, points, distances))
+        if waiting:
+            found.append(self._close_bases(waiting, cells, *targets))
+        if not found:
+            return np.empty(0, dtype=np.int64), np.empty((0, 3, 3)), *np.empty((2, 0, 3))
+        owner, integers, lengths, angles = map(np.concatenate, zip(*found, strict=True))
+        return owner, integers, lengths, angles
 
-
-def _within_tolerance(
-    reference: np.ndarray,
-    pos: np.ndarray,
-    shifts: np.ndarray,
-    allowed: np.ndarray,
-    tolerance: np.ndarray,
-    pivot: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bases and translations that bring every reference atom near an atom of its element.
-
-    Args:
-        reference: Fractional coordinates, shape (n, 3).
-        pos: Fractional coordinates in each basis, shape (m, n, 3).
-        shifts: Translations of the reference in each basis, shape (m, t, 3).
-        allowed: True where reference atom i and atom j are of one element, shape (n, n).
-        tolerance: Largest fractional difference along each axis, shape (m, 3).
-        pivot: Atom that the translations bring into coincidence.
-
-    Returns:
-        Indices of basis and translation of the candidates that remain, in order.
-    """
-    n_bases, n_shifts = shifts.shape[:2]
-    basis = np.repeat(np.arange(n_bases), n_shifts)
-    translation = np.tile(np.arange(n_shifts), n_bases)
-    if (tolerance >= 0.5).all():
-        return basis, translation
-    for i in range(len(reference)):
-        if i == pivot:
-            continue
-        d = (reference[i] + shifts[basis, translation])[:, None, :] - pos[basis][:, allowed[i]]
-        d -= np.rint(d)
-        np.abs(d, out=d)
-        near = (d <= tolerance[basis][:, None, :]).all(axis=2).any(axis=1)
-        basis, translation = basis[near], translation[near]
-        if not len(basis):
-            break
-    return basis, translation
-
-
-def _displacements(
-    reference: np.ndarray,
-    pos: np.ndarray,
-    lattices: np.ndarray,
-    tolerance: np.ndarray,
-    allowed: np.ndarray,
-) -> np.ndarray:
-    """Root-mean-square displacement of the best assignment, after the best translation, Å.
-
-    Args:
-        reference: Fractional coordinates, shape (s, n, 3).
-        pos: Fractional coordinates, shape (s, n, 3).
-        lattices: LLL-reduced lattices, Å, shape (s, 3, 3).
-        tolerance: Pairs further apart along an axis are not assigned, shape (s, 3).
-        allowed: Pairs of one element, shape (n, n).
-
-    Returns:
-        Shape (s,); larger than any cell where no assignment is within the tolerance.
-    """
-    n_candidates, n, _ = reference.shape
-    first, second = allowed.nonzero()
-    # Wrapped before the difference is taken: the 27 images around it are those pymatgen tries.
-    difference = (pos % 1.0)[:, second] - (reference % 1.0)[:, first]
-    wrapped = difference - np.rint(difference)
-    near = np.abs(wrapped) <= tolerance[:, None, :]
-    candidate, pair = (near[..., 0] & near[..., 1] & near[..., 2]).nonzero()
-    found = (wrapped @ lattices)[candidate, pair]
-    squares = dot(found, found)
-    # Two images of one vector differ by at least the shortest lattice vector, which is no shorter
-    # than the least Gram-Schmidt vector: below half of that the wrapped image is the closest.
-    shortest = gram_schmidt(lattices)[0].min(axis=1)
-    open_ = np.flatnonzero(squares >= shortest[candidate] / 4 * (1 - 1e-9))
-    found[open_], squares[open_] = _closest_images(
-        difference[candidate[open_], pair[open_]], lattices, candidate[open_]
-    )
-    cost = np.full((n_candidates, n, n), _FORBIDDEN)
-    cost[candidate, first[pair], second[pair]] = squares
-    vectors = np.full((n_candidates, n, n, 3), _FORBIDDEN)
-    vectors[candidate, first[pair], second[pair]] = found
-    assignment = _assign(cost)
-    rows = np.arange(n_candidates)[:, None], np.arange(n)[None, :]
-    chosen = vectors[*rows, assignment]
-    chosen -= chosen.mean(axis=1, keepdims=True)
-    return np.sqrt(np.einsum("snk,snk->s", chosen, chosen) / n)
-
-
-def _closest_images(
-    difference: np.ndarray, lattices: np.ndarray, lattice: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shortest of the 27 vectors around fractional differences, Å, and their squares, Å².
-
-    Args:
-        difference: Shape (k, 3).
-        lattices: Shape (s, 3, 3), Å.
-        lattice: Which one each difference is in, shape (k,).
-    """
-    metric = lattices @ lattices.transpose(0, 2, 1)
-    image_squares = dot(_IMAGES @ metric, _IMAGES)
-    product = np.einsum("ki,kij->kj", difference, metric[lattice])
-    # |v + t|² = |v|² + 2 v·t + |t|², of which the first does not matter here.
-    relative = (2 * product) @ _IMAGES.T + image_squares[lattice]
-    image = relative.argmin(axis=1)
-    least = relative.min(axis=1)
-    # Where two are equally short, the first with the least rounding error is pymatgen's choice.
-    tied = np.flatnonzero(
-        (relative <= (least + 1e-9 * (1 + np.abs(least)))[:, None]).sum(axis=1) > 1
-    )
-    if len(tied):
-        vectors = (difference[tied, None, :] @ lattices[lattice[tied]]) + (_IMAGES @ lattices)[
-            lattice[tied]
-        ]
-        image[tied] = dot(vectors, vectors).argmin(axis=1)
-    closest = np.einsum("ki,kij->kj", difference + _IMAGES[image], lattices[lattice])
-    return closest, dot(closest, closest)
-
-
-def _assign(cost: np.ndarray) -> np.ndarray:
-    """Column of each row in the cheapest assignment, shape (s, n), for costs (s, n, n)."""
-    nearest = cost.argmin(axis=2)
-    rest = cost.copy()
-    np.put_along_axis(rest, nearest[:, :, None], np.inf, axis=2)
-    gap = rest.min(axis=2) - np.take_along_axis(cost, nearest[:, :, None], axis=2)[:, :, 0]
-    # If all rows prefer different columns, without ties, nothing cheaper exists.
-    settled = (np.sort(nearest, axis=1) == np.arange(cost.shape[1])).all(axis=1)
-    settled &= (gap > 1e-9).all(axis=1)
-    for k in np.flatnonzero(~settled):
-        nearest[k] = linear_sum_assignment(cost[k])[1]
-    return nearest
+    def _close_bases(
+        self,
+        pairs: Sequence[tuple[int, np.ndarray, np.ndarray]],
+        cells: np.ndarray,
+        target_lengths: np.ndarray,
+        target_angles: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What `_bases` returns, of some pairs: number, lattice points (k, 3), distances (k,)."""
+        number = np.array([pair[0] for pair in pairs])
+        target_lengths, target_angles = target_lengths[number], target_angles[number]
+        most = max(len(points) for _, points, _ in pairs)
+        points, distances = np.zeros((len(pairs), most, 3)), np.full((len(pairs), most), np.inf)
+        for i, (_, own, lengths) in enumerate(pairs):
+            points[i, : len(own)], distances[i, : len(own)] = own, lengths
+        ratios = distances[:, :, None] / target_lengths[:, None, :]
+        close = (ratios < 1 + self.ltol) & (ratios > 1 / (1 + self.ltol))
+        units = (points @ cells[number]) / distances[:, :, None]
+        # Per vector of a basis its candidates, in order, and which of them are not padding.
+        choices, chosen, present = [], [], []
+        for k in range(3):
+            choice = np.argsort(~close[:, :, k], axis=1, kind="stable")
+            choice = choice[:, : close[:, :, k].sum(axis=1).max()]
+            choices.append(choice)
+            present.append(np.take_along_axis(close[:, :, k], choice, axis=1))
+            chosen.append(np.take_along_axis(units, choice[:, :, None], axis=1))
+        angles, fit = [], []
+        for axis, (j, k) in enumerate(((1, 2), (0, 2), (0, 1))):
+            cosines = np.clip(chosen[j] @ chosen[k].transpose(0, 2, 1), -1, 1)
+            angles.append(np.degrees(np.arccos(cosines)))
+            off = np.abs(angles[axis] - target_angles[:, axis, None, None])
+            fit.append((off <= self.angle_tol) & present[j][:, :, None] & present[k][:, None, :])
+        pair, a, b = fit[2].nonzero()
+        step = max(1, _MAX_ELEMENTS // max(1, choices[2].shape[1]))
+        thirds = [np.empty((2, 0), dtype=np.int64)]
+        for begin in range(0, len(pair), step):
+            part = slice(begin, begin + step)
+            row, c = (fit[1][pair[part], a[part]] & fit[0][pair[part], b[part]]).nonzero()
+            thirds.append(np.stack([row + begin, c]))
+        row, c = np.concatenate(thirds, axis=1)
+        pair, a, b = pair[row], a[row], b[row]
+        vectors = np.stack([choices[0][pair, a], choices[1][pair, b], choices[2][pair, c]], axis=1)
+        integers = points[pair[:, None], vectors]
+        regular = np.flatnonzero(np.rint(np.abs(determinants(integers))) == 1)
+        pair, a, b, c, vectors = (x[regular] for x in (pair, a, b, c, vectors))
+        basis_angles = np.stack(
+            [angles[0][pair, b, c], angles[1][pair, a, c], angles[2][pair, a, b]], axis=1
+        )
+        return (
+            number[pair],
+            integers[regular],
+            (distances[pair[:, None], vectors] + target_lengths[pair]) / 2,
+            (basis_angles + target_angles[pair]) / 2,
+        )
 
 
 def _may_be_reducible(numbers: np.ndarray, pos: np.ndarray, lengths: np.ndarray) -> bool:
