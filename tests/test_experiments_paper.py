@@ -157,6 +157,22 @@ def test_presets_name_what_the_paper_used():
     assert (score.grpo.distillation_weight, velocity.grpo.distillation_weight) == (3e-5, 0.0)
 
 
+def test_sweeps_of_the_paper_count_grid_points(tmp_path):
+    preset = experiments.resolve("sweep", "paper")
+    for policy, n_steps in (("annealing", 99), ("velocity", 49), ("score", 49)):
+        experiment = experiments.SweepExperiment(
+            policy, None, "prototypes", preset, out_dir=tmp_path / policy
+        )
+        assert experiment.objective.grpo["n_steps"] == n_steps
+    preset = experiments.resolve("sweep", "paper", n_steps=7)
+    experiment = experiments.SweepExperiment(
+        "score", None, "prototypes", preset, out_dir=tmp_path / "given"
+    )
+    assert experiment.objective.grpo["n_steps"] == 7
+    with pytest.raises(ValueError, match="steps_of"):
+        replace(preset, steps_of={"score": 0})
+
+
 def test_what_is_given_comes_before_the_preset():
     assert experiments.resolve("annealing", "paper", checkpoint="a", dataset="b").checkpoint == "a"
     given = experiments.resolve("energy", "paper", dataset="b", potential="chgnet")

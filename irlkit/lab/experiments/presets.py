@@ -336,7 +336,8 @@ class SweepPreset(_Preset):
     """Size and settings of notebook 05; see also ``Settings``.
 
     Attributes:
-        n_steps: integration steps; None: 10 of an annealing policy, 50 of others.
+        n_steps: integration steps; None: what `steps_of` says.
+        steps_of: policy -> integration steps; of others 10 for an annealing policy, else 50.
         n_trials: configurations that are tried.
         iterations: of GRPO, per trial.
         retrain_iterations: of GRPO, per seed, when the best is trained again.
@@ -350,6 +351,7 @@ class SweepPreset(_Preset):
 
     kind: ClassVar[str] = "sweep"
 
+    steps_of: Mapping[str, int] = field(default_factory=dict)
     n_trials: int = 20
     iterations: int = 30
     retrain_iterations: int = 60
@@ -359,6 +361,11 @@ class SweepPreset(_Preset):
     prune: bool = True
     validate_every: int = 5
     validation_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for policy, n_steps in self.steps_of.items():
+            check_n_steps(n_steps, f"steps_of[{policy!r}]")
 
 
 _KINDS: dict[str, type[_Preset]] = {

@@ -81,7 +81,9 @@ class SweepExperiment(AnnealedExperiment[Any]):
             potential=potential,
             iterations=preset.iterations,
             grpo={
-                "n_steps": preset.n_steps,
+                "n_steps": preset.steps_of.get(policy)
+                if preset.n_steps is None
+                else preset.n_steps,
                 "validate_every": preset.validate_every,
                 "validation_size": preset.validation_size,
                 "max_batch": preset.max_batch,
