@@ -457,8 +457,11 @@ def test_metrics_during_training_are_drawn_beside_the_test_split(finished):
     assert len(validations) == 2 * 3 and set(validations["seed"]) == {0, 1}
     crmse = finished.pool.stol - finished.history["validation_reward"].to_numpy()
     np.testing.assert_allclose(validations["polymorph_crmse"], crmse, atol=1e-6)
-    schedules = ["no annealing", "learned annealing", "handcrafted", "rule"]
+    schedules = ["no annealing", "learned annealing", "handcrafted", "handcrafted, 6 steps", "rule"]
     assert sorted(tests["policy"]) == sorted(schedules)
+    many = finished.evaluation.query("n_steps == 6 and schedule == 'handcrafted' and tuned_at == 6")
+    found = tests.set_index("policy").loc["handcrafted, 6 steps", "valid_rate"]
+    assert found == pytest.approx(many["valid_rate"].mean())
     rows = finished.evaluation.query("n_steps == 3 and schedule == 'rule'")
     found = tests.set_index("policy").loc["rule", "polymorph_match_rate"]
     assert found == pytest.approx(rows["polymorph_match_rate"].mean())

@@ -386,8 +386,9 @@ def test_validation_is_drawn_beside_the_test_split(finished):
     tests = tests.fillna(0.5)
     figure = validation_curves(curves.fillna(1.0), tests, ("polymorph_match_rate", "invalid_rate"))
     solid = [trace for trace in figure.data if trace.fill is None and trace.line.dash is None]
-    dashed = [trace for trace in figure.data if trace.line.dash == "dash"]
+    dashed = [trace for trace in figure.data if trace.line.dash is not None]
     assert len(solid) == 2 * 2 and len(dashed) == 2 * 3
+    assert {trace.line.dash for trace in dashed} == {"dot", "dash"}
     assert dashed[0].line.color not in {trace.line.color for trace in solid}, "the pretrained one"
     score_based = curves[curves["policy"] == "score-based"]
     expected = score_based.groupby("iteration")["polymorph_match_rate"].mean()

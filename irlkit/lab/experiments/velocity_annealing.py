@@ -293,16 +293,20 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         """Return metrics of the validations, and on the test split beside (Fig. 8).
 
         Returns:
-            A row per seed and iteration of a validation, and a row per schedule at few steps on the
-            test split, means over seeds; with the columns of ``VALIDATION_COLUMNS``, matches and
-            displacements being those with the closest polymorph.
+            A row per seed and iteration of a validation, and a row per schedule at few steps, and
+            of the handcrafted one at many, on the test split, means over seeds; with the columns of
+            ``VALIDATION_COLUMNS``, matches and displacements being those with the closest
+            polymorph.
         """
         columns = [*VALIDATION_COLUMNS.values()]
         validated = self.history[self.history["validation_reward"].notna()]
         validated = validated.rename(columns=VALIDATION_COLUMNS).assign(policy="learned annealing")
-        few, found = self.preset.n_steps, self.structures
-        found = found[found["n_steps"] == few]
-        found = found[found["tuned_at"].isna() | (found["tuned_at"] == few)]
+        few, many, found = self.preset.n_steps, self.preset.reference_steps, self.structures
+        at_many = (found["n_steps"] == many) & (found["tuned_at"] == many)
+        at_few = (found["n_steps"] == few) & (found["tuned_at"].isna() | (found["tuned_at"] == few))
+        reference = f"handcrafted, {many} steps"
+        found = found.assign(schedule=found["schedule"].mask(at_many, reference))
+        found = found[at_few | at_many]
         closest = found["polymorph_rmsd"]
         values = (closest.notna(), closest, closest.fillna(self.pool.stol), found["valid"])
         found = found.assign(**dict(zip(columns, values, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -30,7 +31,7 @@ def validation_curves(
     Args:
         curves: columns policy, seed, iteration and the metrics; seeds make a band.
         tests: columns policy and the metrics; drawn as dashed lines, those of a policy that is
-            among the curves in its colour, others in grey.
+            among the curves in its colour, others in grey, each with dashes of its own.
         metrics: a panel each, two in a row.
     """
     need(curves, "policy", "seed", "iteration", *metrics)
@@ -40,6 +41,8 @@ def validation_curves(
     titles = [_LABELS.get(metric, metric) for metric in metrics]
     figure, places = grid(titles, 2, horizontal_spacing=0.1, vertical_spacing=0.14)
     ends = [curves["iteration"].min(), curves["iteration"].max()]
+    others = [name for name in tests["policy"].unique() if name not in colors]
+    dashes = dict(zip(others, cycle(("dot", "dashdot", "longdash", "longdashdot")), strict=False))
     add_lines(figure, places, metrics, "iteration", lines)
     for metric, place in zip(metrics, places, strict=True):
         first = place is places[0]
@@ -48,7 +51,11 @@ def validation_curves(
                 x=ends,
                 y=[value, value],
                 mode="lines",
-                line={"color": colors.get(name, GREY), "dash": "dash", "width": 1.5},
+                line={
+                    "color": colors.get(name, GREY),
+                    "dash": dashes.get(name, "dash"),
+                    "width": 1.5,
+                },
                 name=f"{name}, test split",
                 legendgroup=f"{name}, test split",
                 showlegend=first,
