@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
@@ -198,6 +197,9 @@ def evaluate_energies(
             element that the potential does not know, a reference without an energy, or
             `reference_energies` of another potential or number of structures.
     """
+    # Takes as long as all else that rewards import, in every process that they start.
+    from scipy.stats import trim_mean
+
     batch, formulas = _paired(generated, references)
     if reference_energies is None:
         reference_energies = potential(batch)
@@ -231,7 +233,7 @@ def evaluate_energies(
         energy_above_reference=_mean(above),
         energy_above_lowest=_mean(above_lowest),
         median_energy_above_reference=float(np.median(finite)) if some else np.nan,
-        trimmed_energy_above_reference=float(stats.trim_mean(finite, 0.1)) if some else np.nan,
+        trimmed_energy_above_reference=float(trim_mean(finite, 0.1)) if some else np.nan,
         invalid_rate=1 - len(finite) / len(batch),
         n_failed=int(result.failed.sum()),
         n_structures=len(batch),
