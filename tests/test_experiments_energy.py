@@ -710,6 +710,7 @@ def test_interrupted_processes_go_on_where_they_were(
     train_all = WorkerPool.map
 
     def interrupted(pool, assignments):
+        pool.n_workers = 1
         train_all(pool, [replace(assignments[0], iterations=1)])
         raise KeyboardInterrupt
 

@@ -28,6 +28,7 @@ from irlkit.utils.system import write_atomically
 from tests.test_grpo import assert_same_bits, make_trainer
 from tests.test_sweeps import Parabola, make, run, same
 from tests.toy_calculators import Troubled
+from tests.toy_workers import np_volume, volume_but_killed_by_one_atom
 from tests.toys import ToyModel, crystals, volume_reward
 
 resource = pytest.importorskip("resource")
@@ -237,13 +238,6 @@ def test_a_closed_folder_is_told_before_the_work(closed):
 # --- workers and calculators ---
 
 
-def volume_but_killed_by_one_atom(batch):
-    """For worker processes: SIGKILL, as the system sends it when memory is short."""
-    if len(batch.species) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return batch.volume
-
-
 def test_a_worker_killed_during_a_reward_costs_its_structure_only(tmp_path):
     batch = crystals()  # the second has one atom
     with FunctionReward(volume_but_killed_by_one_atom, on_failure=-1.0, n_workers=1) as reward:
@@ -279,12 +273,6 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path):
         whole = make_trainer(lambda s: function(s), validation=None)
         whole.run(2, progress=False)
     assert_same_bits(whole, trainer)
-
-
-def np_volume(batch):
-    """For worker processes: slow enough to be killed at it."""
-    threading.Event().wait(0.1)
-    return np.asarray(batch.volume)
 
 
 def test_a_calculator_that_hangs_costs_its_structures_only(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -949,28 +950,37 @@ def test_wrong_checkpoints(tmp_path):
 
 
 KILLED = """
-import sys
+import os, sys
 from tests.test_grpo import make_trainer
-print("ready", flush=True)
-make_trainer(out_dir=sys.argv[1], resume=True).run(int(sys.argv[2]), progress=False)
+for line in sys.stdin:
+    # Each run has a process of its own; what takes seconds to import is imported once.
+    run = os.fork()
+    if not run:
+        make_trainer(out_dir=sys.argv[1], resume=True).run(int(sys.argv[2]), progress=False)
+        os._exit(0)
+    print(run, flush=True)
+    os.waitpid(run, 0)
+    print("ended", flush=True)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bits(tmp_path):
-    iterations = 300
+    iterations = 150
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(iterations)]
-    for seconds in (0.05, 0.4, 0.9):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=root)
-        process.stdout.readline()
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, cwd=root, **pipes) as process:
+        for seconds in (0.05, 0.4, 0.9):
+            process.stdin.write(b"run\n")
+            process.stdin.flush()
+            run = int(process.stdout.readline())
+            ended, _, _ = select.select([process.stdout], [], [], seconds)
+            if not ended:
+                os.kill(run, signal.SIGKILL)
+            assert process.stdout.readline() == b"ended\n"
+        process.stdin.close()
     resumed = make_trainer(out_dir=tmp_path, resume=True)
     resumed.run(iterations, progress=False)
     whole = make_trainer()
