@@ -14,6 +14,7 @@ import numpy as np
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials import Potential
+from irlkit.utils._calculators import calculate
 from irlkit.utils.checks import checked
 from irlkit.utils.system import processes_possible
 from irlkit.utils.workers import WorkerPool
@@ -134,7 +135,7 @@ class CalculatorBackend(Backend):
     ) -> None:
         self.name = name
         self.has_gap = has_gap
-        self._pool = WorkerPool(partial(partial, _calculate, factory), n_workers, timeout)
+        self._pool = WorkerPool(partial(partial, calculate, factory), n_workers, timeout)
         # One: what is finished is kept, and no worker waits for another's filling.
         n = self._pool.n_workers
         self.at_once, self.in_parallel = 1, n if n > 1 and processes_possible() else 1
@@ -162,38 +163,6 @@ class CalculatorBackend(Backend):
     def close(self) -> None:
         """End the worker processes; the next call starts new ones."""
         self._pool.close()
-
-
-def _calculate(factory: Callable[..., Any], item: tuple[Any, Any, str]) -> float:
-    atoms, like, quantity = item
-    calculator = atoms.calc = factory(like, quantity)
-    try:
-        energy = float(atoms.get_potential_energy()) / len(atoms)
-    except Exception as error:
-        name = type(error).__name__
-        if "Convergence" in name or name == "SCFError":  # Often without a message.
-            raise RuntimeError(f"the calculation did not converge ({name})") from error
-        raise
-    else:
-        return energy if quantity == "energy" else _gap(calculator)
-    finally:
-        if (scratch := getattr(calculator, "scratch", None)) is not None:
-            scratch.cleanup()
-
-
-def _gap(calculator: Any) -> float:
-    """From the highest band below the Fermi level to the lowest above; 0 where one crosses it."""
-    level = calculator.get_fermi_level()
-    n_points = len(calculator.get_ibz_k_points())
-    lowest, highest = [], []
-    for spin in range(calculator.get_number_of_spins()):
-        bands = np.array([calculator.get_eigenvalues(kpt=k, spin=spin) for k in range(n_points)])
-        lowest.append(bands.min(0))
-        highest.append(bands.max(0))
-    low, high = np.concatenate(lowest), np.concatenate(highest)
-    if ((low <= level) & (high > level)).any():
-        return 0.0
-    return max(float(low[low > level].min() - high[high <= level].max()), 0.0)
 
 
 def version(*packages: str) -> str:

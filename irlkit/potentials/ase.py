@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.potentials.base import Computed, Potential
+from irlkit.utils._calculators import prepare
 from irlkit.utils.checks import checked
 from irlkit.utils.workers import WorkerPool
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 
 class ASEPotential(Potential):
@@ -51,7 +49,7 @@ class ASEPotential(Potential):
             listed = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
             name = f"ase:{getattr(factory, '__name__', type(factory).__name__)}({listed})"
         self.name = name
-        self._pool = WorkerPool(partial(_prepare, factory, arguments), n_workers, timeout)
+        self._pool = WorkerPool(partial(prepare, factory, arguments), n_workers, timeout)
 
     def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
         items = [(atoms, forces, stress) for atoms in batch.to_ase()]
@@ -71,18 +69,3 @@ class ASEPotential(Potential):
     def close(self) -> None:
         """End the worker processes; the next call starts new ones."""
         self._pool.close()
-
-
-def _prepare(factory: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[Any], Any]:
-    return partial(_calculate, factory(**arguments))
-
-
-def _calculate(calculator: Any, item: tuple[Atoms, bool, bool]) -> tuple[Any, ...]:
-    """Energy per atom, forces and stress, (3, 3); None where they are not wanted."""
-    atoms, forces, stress = item
-    atoms.calc = calculator
-    return (
-        float(atoms.get_potential_energy()) / len(atoms),
-        np.asarray(atoms.get_forces(), dtype=np.float64) if forces else None,
-        np.asarray(atoms.get_stress(voigt=False), dtype=np.float64) if stress else None,
-    )
