@@ -117,14 +117,24 @@ def test_spreads_and_their_claims():
     flow = teaching.PlaneFlow(Interpolant())
     generator = torch.Generator().manual_seed(0)
     data = flow.sample_data(2000, generator)
-    table = lessons.spreads(flow, {"data": data, "ODE": data, "SDE": data, "noise alone": 2 * data})
+    sets = {"data": data, "ODE": data, "SDE": data, "noise alone": 2 * data}
+    table = lessons.spreads(flow, sets)
     assert table.loc["data", "distance"] == pytest.approx(2**0.5, rel=0.05)
     assert 0.15 < table.loc["data", "smallest share"] <= 0.2
-    claims = lessons.interpolant_claims(1.0, 1.05, 3.0, table)
-    assert all(claim.holds for claim in claims) and claims[0].control == 3.0
-    worse = lessons.interpolant_claims(1.0, 0.5, 3.0, table)
-    assert not worse[-1].holds, "no network beats the mean"
-    assert not lessons.interpolant_claims(0.0, 0.5, 3.0, table)[-1].holds
+    exact = 1 + 0.1 * torch.randn(64, generator=generator, dtype=torch.float64)
+
+    def claims_of(exact, learned, untrained):
+        return lessons.interpolant_claims(exact, learned, untrained, flow, sets)
+
+    claims = claims_of(exact, 1.05 * exact, 3.0 * exact)
+    assert all(claim.holds for claim in claims) and claims[0].control == pytest.approx(3.0)
+    ratio = table.loc["noise alone", "distance"] / table.loc["SDE", "distance"]
+    assert claims[1].value == pytest.approx(ratio)
+    assert claims[1].low < ratio < claims[1].high
+    assert not claims_of(exact, 0.5 * exact, 3.0 * exact)[-1].holds, "no network beats the mean"
+    assert not claims_of(0.0 * exact, exact, 3.0 * exact)[-1].holds
+    close = 1.095 + 0.1 * torch.randn(64, generator=generator, dtype=torch.float64)
+    assert claims_of(exact, close, 3.0 * exact)[0].verdict == "undecided"
 
 
 def test_a_network_in_the_plane_that_learned_nothing_satisfies_guards_alone():
@@ -136,9 +146,9 @@ def test_a_network_in_the_plane_that_learned_nothing_satisfies_guards_alone():
         for of in (flow.velocity, network)
     )
     points = flow.sample_data(500, generator)
-    table = lessons.spreads(flow, dict.fromkeys(("data", "ODE", "SDE"), points))
-    table.loc["noise alone"] = 2 * table.loc["data"]
-    claims = lessons.interpolant_claims(exact, untrained, untrained, table)
+    sets = dict.fromkeys(("data", "ODE", "SDE"), points)
+    sets["noise alone"] = flow.sample_base(500, generator)
+    claims = lessons.interpolant_claims(exact, untrained, untrained, flow, sets)
     assert {claim.kind for claim in claims if claim.holds} == {"guard"}
     assert [claim.kind for claim in claims if not claim.holds] == ["aim"]
 

@@ -246,8 +246,8 @@ def train_velocity(
 @checked
 def velocity_loss(
     flow: PlaneFlow, velocity: Field, generator: torch.Generator, n: int = 64, n_times: int = 400
-) -> float:
-    """Return the mean squared distance from velocity targets of new pairs, over times and axes.
+) -> Tensor:
+    """Return mean squared distances from velocity targets of new pairs, over times and axes.
 
     Args:
         flow: draws the pairs.
@@ -256,6 +256,9 @@ def velocity_loss(
         n: pairs per time.
         n_times: the middles of so many equal parts of [0.001, 0.999]. The targets of latent noise
             grow without bound at both ends, so that few would say another mean than training's.
+
+    Returns:
+        Shape (n,), of one pair per time each, all independent; their mean is the loss.
     """
     check_count("n", n)
     check_count("n_times", n_times)
@@ -263,8 +266,8 @@ def velocity_loss(
     with torch.no_grad():
         for t in 0.001 + 0.998 * (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times:
             x_t, target, _ = flow.sample_pairs(t, n, generator)
-            losses.append((velocity(t, x_t) - target).square().mean())
-    return float(torch.stack(losses).mean())
+            losses.append((velocity(t, x_t) - target).square().mean(1))
+    return torch.stack(losses).mean(0)
 
 
 @checked
@@ -280,9 +283,13 @@ def distance_to_modes(flow: PlaneFlow, points: Tensor) -> float:
     >>> distance_to_modes(flow, torch.tensor([[0.0, 2.5], [0.0, 1.5]]))
     1.0
     """
+    return float(_squares(flow, points).mean().sqrt())
+
+
+def _squares(flow: PlaneFlow, points: Tensor) -> Tensor:
+    """Squared distances to the nearest mean, in spreads of the data, shape (n,)."""
     _check_points("points", points)
-    nearest = torch.cdist(points.double(), flow.means).min(1).values
-    return float(nearest.square().mean().sqrt() / flow.spread)
+    return (torch.cdist(points.double(), flow.means).min(1).values / flow.spread).square()
 
 
 def _check_points(name: str, points: Tensor) -> None:

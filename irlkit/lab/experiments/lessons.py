@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from irlkit.crystals import CrystalBatch
+from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.polymorphs import known_structures
-from irlkit.lab.teaching import PlaneFlow, distance_to_modes
+from irlkit.lab.teaching import PlaneFlow, _squares, distance_to_modes
 from irlkit.networks.flow_model import FlowModel
 
 
@@ -101,21 +102,38 @@ def spreads(flow: PlaneFlow, sets: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def interpolant_claims(
-    loss_exact: float, loss_learned: float, loss_untrained: float, table: pd.DataFrame
+    loss_exact: Tensor,
+    loss_learned: Tensor,
+    loss_untrained: Tensor,
+    flow: PlaneFlow,
+    sets: Mapping[str, Tensor],
 ) -> list[Claim]:
     """Check what theory says, for the numbers of a run; what needs no learning is a guard.
 
+    Intervals are those of pairs and points, drawn again; one network was trained.
+
     Args:
-        loss_exact: of the exact velocity.
+        loss_exact: of the exact velocity, as ``velocity_loss`` returns it, shape (n,).
         loss_learned: of the learned one, on the same pairs.
         loss_untrained: of a network that learned nothing, on the same pairs: the control.
-        table: of ``spreads``, with rows data, ODE, SDE and noise alone, by the exact velocity.
+        flow: of the data.
+        sets: name -> points, as many of each, shape (n, 2): "data", "ODE", "SDE" and "noise alone",
+            by the exact velocity.
     """
-    distance, check = table["distance"], Claim.check
-    ratio, before = (
-        loss / loss_exact if loss_exact else np.nan for loss in (loss_learned, loss_untrained)
+    check = Claim.check
+    of_pairs = Bootstrap(np.arange(len(loss_exact)))
+    exact, learned, untrained = (
+        of_pairs.mean(loss.double().numpy()) for loss in (loss_exact, loss_learned, loss_untrained)
     )
-    ode, noise = (distance[a] / distance[b] for a, b in (("ODE", "data"), ("noise alone", "SDE")))
+    of_points = Bootstrap(np.arange(len(sets["data"])))
+    distance = {
+        name: np.sqrt(of_points.mean(_squares(flow, points).numpy()))
+        for name, points in sets.items()
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, before = Estimate.of(learned / exact), Estimate.of(untrained / exact)
+        ode = Estimate.of(distance["ODE"] / distance["data"])
+        noise = Estimate.of(distance["noise alone"] / distance["SDE"])
     return [
         check("loss of the learned over the exact velocity", ratio, "<= 1.1", "aim", before),
         check("noise alone over SDE: distance from the spots", noise, "> 1", "guard"),
