@@ -1,11 +1,11 @@
 """irlkit: inference-time reinforcement learning on generative models of crystals."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import irlkit._heap
 import irlkit._home
 import irlkit._waiting  # noqa: F401  # before anything imports torch
+from irlkit._lazy import from_homes
 
 if TYPE_CHECKING:
     from irlkit.crystals import CrystalBatch
@@ -24,9 +24,4 @@ _HOMES = {
 }
 """Imported when first asked for: worker processes, which need no torch, start without it."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+__getattr__ = from_homes(globals(), _HOMES)

@@ -6,7 +6,7 @@ second, and in each of them every translation that puts an atom of the rarest el
 the second structure; an optimal assignment of the atoms and the best translation then give a
 displacement (Ong et al., 2013). Here the same steps are taken
 
-- on arrays, for all bases and translations of a pair together;
+- on arrays, for the bases of many pairs together, and all translations of those that are alike;
 - once per structure where they concern one structure only (`RmsdMatcher.prepare`);
 - after tests that rule out a match without computing one: unequal compositions of the primitive
   cells, and lattice vectors that no basis can bring within the length tolerance.
@@ -219,9 +219,8 @@ class RmsdMatcher:
             the bases from the structures', shape (m, 3, 3); and the lengths (m, 3), Å, and angles
             (m, 3), degrees, of the averages of basis and reference.
         """
-        volumes = np.array(
-            [[pair[0].volume, pair[1].volume] for pair in zip(structures, references, strict=True)]
-        )
+        pairs = zip(structures, references, strict=True)
+        volumes = np.array([[ours.volume, theirs.volume] for ours, theirs in pairs])
         scale = (volumes[:, 1] / volumes[:, 0]) ** (1 / 6)
         cells = np.stack([structure.cell for structure in structures]) * scale[:, None, None]
         targets = parameters(

@@ -1,7 +1,8 @@
 """Rewards of generated structures."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from irlkit._lazy import from_homes
 
 if TYPE_CHECKING:
     from irlkit.rewards.base import Reward, RewardResult
@@ -68,12 +69,7 @@ _HOMES = {
 }
 """Imported when first asked for: a worker process that asks a function needs none of the others."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+__getattr__ = from_homes(globals(), _HOMES)
 
 
 def __dir__() -> list[str]:

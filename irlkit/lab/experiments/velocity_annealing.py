@@ -303,6 +303,7 @@ class VelocityAnnealing(AnnealedExperiment[AnnealingPreset]):
         validated = validated.rename(columns=VALIDATION_COLUMNS).assign(policy="learned annealing")
         few, many, found = self.preset.n_steps, self.preset.reference_steps, self.structures
         at_many = (found["n_steps"] == many) & (found["tuned_at"] == many)
+        at_many &= found["schedule"] == "handcrafted"
         at_few = (found["n_steps"] == few) & (found["tuned_at"].isna() | (found["tuned_at"] == few))
         reference = f"handcrafted, {many} steps"
         found = found.assign(schedule=found["schedule"].mask(at_many, reference))
