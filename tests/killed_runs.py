@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 optuna.create_study(sampler=optuna.samplers.TPESampler())
 
 torch.set_num_threads(1)
-DATA = load("prototypes", "train", max_atoms=4, cache=False, progress=False).subset(8)
+DATA = load("prototypes", "train", max_atoms=4, progress=False).subset(8)
 CHGNET = CHGNetPotential()
 NOISE = {"pos": ConstantNoise(0.1), "cell": ConstantNoise(0.1)}
 ITERATIONS = 8

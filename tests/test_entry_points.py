@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import random
+import shutil
 import sys
 import tempfile
 import warnings
@@ -28,7 +29,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from irlkit.crystals import CrystalBatch  # noqa: E402
-from irlkit.data import readers  # noqa: E402
+from irlkit.data import _cache, load, readers  # noqa: E402
+from irlkit.data.loading import EMBEDDED  # noqa: E402
 from irlkit.flows import schedules  # noqa: E402
 from irlkit.utils.system import TimeUp, time_limit  # noqa: E402
 from tests.entry_points import EXCLUDED, MISSING, MODULES, NEED_THEM, Kit, entries  # noqa: E402
@@ -108,8 +110,13 @@ GROUPS = list(MODULES)
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory):
+    load("prototypes", progress=False)
+    parsed = f"{_cache.key(EMBEDDED['prototypes'][0], niggli=True)}.npz"
+    cache = tmp_path_factory.mktemp("cache")
+    # Not parsed once more, and nothing else of what is there.
+    shutil.copy(_cache.folder() / parsed, cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IRLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("IRLKIT_CACHE", str(cache))
         yield Kit(tmp_path_factory.mktemp("kit"))
 
 
