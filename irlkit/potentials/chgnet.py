@@ -158,18 +158,23 @@ class _Network:
             near_basis = self._radial(_rows(lengths, near), "rbf_expansion_bg", self.near_cutoff)
             near_weight = F.linear(near_basis, w["bond_weights_bg.weight"])
             angle = F.linear(self._angular(cosine), w["angle_embedding.weight"])
+            parts_of_angles = _numbered((left, len(near)), (right, len(near)), (center, len(atom)))
 
+        start, end = torch.cat([first, second]), torch.cat([second, first])
+        both = count_up(first.new_tensor([len(first), len(first)]))
+        parts_of_bonds = _numbered((start, len(atom)), (both, len(bond)), (end, len(atom)))
+        atom_weight = torch.cat([atom_weight, atom_weight])
         for k in range(self.n_layers):
             block = self.blocks[k]
-            hidden = _per_bond(block.split(atom, bond, atom), first, second)
-            message = block.finish(hidden) * torch.cat([atom_weight, atom_weight])
-            gathered = torch.zeros_like(atom).index_add(0, torch.cat([first, second]), message)
+            hidden = _added(block.split(atom, bond, atom), parts_of_bonds)
+            message = block.finish(hidden) * atom_weight
+            gathered = torch.zeros_like(atom).index_add(0, start, message)
             atom = atom + F.linear(gathered, w[f"atom_conv_layers.{k}.mlp_out.layers.1.weight"])
             if k == self.n_layers - 1 or not has_angles:
                 continue
             block = self.bond_blocks[k]
             near_bond = _rows(bond, near)
-            hidden = _per_angle(block.split(near_bond, near_bond, angle, atom), center, left, right)
+            hidden = block.per_angle(near_bond, angle, atom, parts_of_angles)
             message = block.finish(hidden) * _rows(near_weight, left) * _rows(near_weight, right)
             gathered = torch.zeros_like(near_bond).index_add(0, left, message)
             update = F.linear(gathered, w[f"bond_conv_layers.{k}.mlp_out.layers.1.weight"])
@@ -177,9 +182,7 @@ class _Network:
             if k < len(self.angle_blocks):
                 block = self.angle_blocks[k]
                 near_bond = _rows(bond, near)
-                hidden = _per_angle(
-                    block.split(near_bond, near_bond, angle, atom), center, left, right
-                )
+                hidden = block.per_angle(near_bond, angle, atom, parts_of_angles)
                 angle = angle + block.finish(hidden)
 
         site = F.layer_norm(atom, atom.shape[1:], w["readout_norm.weight"], w["readout_norm.bias"])
@@ -241,6 +244,13 @@ class _GatedMLP:
         contributions[0] = contributions[0] + self.first_bias
         return contributions
 
+    def per_angle(self, bond: Tensor, angle: Tensor, atom: Tensor, rows: Tensor) -> Tensor:
+        """The first layer for angles: of both bonds, the angle and its atom."""
+        left, right, of_angle, of_atom = self.first
+        tables = [F.linear(bond, left, self.first_bias), F.linear(bond, right)]
+        others = _added([*tables, F.linear(atom, of_atom)], rows)
+        return others.addmm_(angle, of_angle.T)
+
     def finish(self, hidden: Tensor) -> Tensor:
         """What follows the first layer."""
         core, gate = hidden.chunk(2, dim=1)
@@ -262,17 +272,19 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, x) if x.ndim == 2 else F.embedding(index, x[:, None]).squeeze(1)
 
 
-def _per_bond(parts: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
-    """Sum of contributions of centre, bond and neighbour, for both directions of each bond."""
-    center, bond, neighbor = parts
-    directions = ((first, second), (second, first))
-    return torch.cat([_rows(center, a) + _rows(neighbor, b) + bond for a, b in directions])
+def _numbered(*parts: tuple[Tensor, int]) -> Tensor:
+    """Rows of several tables, given with their lengths, as rows of all of them, shape (m, parts)."""
+    begin = 0
+    rows = []
+    for index, length in parts:
+        rows.append(index + begin)
+        begin += length
+    return torch.stack(rows, dim=1)
 
 
-def _per_angle(parts: list[Tensor], center: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Sum of contributions of both bonds, the angle and its atom."""
-    left_bond, right_bond, angle, atom = parts
-    return _rows(left_bond, left) + _rows(right_bond, right) + angle + _rows(atom, center)
+def _added(tables: list[Tensor], rows: Tensor) -> Tensor:
+    """Sums of one row of each table, in one pass; the gradient is summed in a fixed order."""
+    return F.embedding_bag(rows, torch.cat(tables), mode="sum")
 
 
 def _directed(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
