@@ -7,6 +7,7 @@ from pymatgen.core import Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data import load
+from irlkit.evaluate import amd as module
 from irlkit.evaluate.amd import amd, amd_distance
 
 
@@ -84,6 +85,16 @@ def test_distance_is_bounded_and_continuous(known):
     noise = 1e-3 * torch.randn(known.pos.shape, generator=torch.Generator().manual_seed(0))
     moved = amd_distance(amd(known.replace(pos=known.pos + noise.double())), a)
     assert moved.max() < 0.05 < away.median()
+
+
+def test_smallest_distances_in_parts(known, monkeypatch):
+    fingerprints = amd(known)
+    away = amd_distance(fingerprints[:, None], fingerprints[None])
+    away.fill_diagonal_(torch.inf)
+    for at_once in (1, 1 << 22):
+        monkeypatch.setattr(module, "_MAX_DISTANCES", at_once)
+        assert torch.equal(module._smallest(fingerprints, fingerprints, 0.0), away.amin(1))
+        assert not module._smallest(fingerprints[:2], fingerprints).any()
 
 
 def test_words():

@@ -83,6 +83,13 @@ def test_stability(pool):
     assert plain.relaxed is None and "relaxed_unique" not in plain.table
     above = plain.table["e_above_hull"]
     assert (plain.table["metastable"] == ((above <= 0.1) & plain.table["covered"])).all()
+    # On the hull, but for rounding.
+    energies = plain.table["energy_per_atom"].where(~oxides & ~last)
+    elements = dict.fromkeys(("K", "Br", "Mg", "O"), float(energies.max()) + 1)
+    hull = Hull({**elements, "KBr": float(energies.min()) - 1e-9}, "springs")
+    near = denovo(batch, other, potential=Springs(), hull=hull, relax=False, pool=pool).table
+    assert near["e_above_hull"].min() > 0
+    assert (near["stable"] == (energies == energies.min())).all() and near["stable"].any()
 
 
 def test_words_about_hulls(pool):

@@ -457,5 +457,10 @@ def test_a_target_together_with_stability_and_validity():
     assert result.info["e_above_hull"] == pytest.approx([0.5, 0.125], abs=1e-3)
     assert result.info["valid_composition"].tolist() == [1.0, 0.0]
     assert both.lowest == -5 - 2 - 0.5 and both.energies().count(" + ") == 2
+    closed = []
+    for reward in (both, stable, valid):
+        reward.evaluator.close = lambda reward=reward: closed.append(reward)
+    both.close()
+    assert closed == [both, stable, valid]
     with pytest.raises(ValueError, match="other properties, each once"):
         PropertyReward(both.evaluator, 100.0, also=[(both, 1.0)])

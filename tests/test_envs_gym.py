@@ -111,6 +111,11 @@ def test_bad_input_is_refused_in_words():
     env.reset(seed=0)
     with pytest.raises(ValueError, match="action must be from 0 to 17, got 18"):
         env.step(18)
+    many = gymnasium.make_vec(NAME, num_envs=2, vectorization_mode="vector_entry_point")
+    many.reset(seed=0)
+    for actions in ([0, 18], [-1, 0], [0], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="actions must be 2 whole numbers from 0 to 17, got"):
+            many.step(np.array(actions))
     with pytest.raises(ValueError, match=r"options\['skeleton'\] must be one of"):
         env.reset(options={"skeleton": "perovskite"})
     with pytest.raises(ValueError, match=r"options\['order'\] must be the sites 0 to 3"):

@@ -129,6 +129,20 @@ def test_what_does_not_exist_in_resamples_has_no_end():
     assert vars(Estimate.of(0.3)) == {"value": 0.3, "low": 0.3, "high": 0.3}
 
 
+def test_a_few_resamples_without_what_is_measured_take_no_end_from_the_others():
+    draw = Bootstrap([str(i) for i in range(4)], generator(), 2000)
+    there = np.array([1.0, 0.0, 0.0, 0.0])
+
+    def mean(weights):
+        total = weights @ there
+        return np.where(total > 0, total, np.nan)
+
+    found = draw.centred(mean)
+    assert 0.25 < np.isnan(found).mean() < 0.4
+    assert found[0] == 1 and np.nanmean(found[1:]) == pytest.approx(1)
+    assert np.isnan(draw.centred(lambda weights: np.full(len(weights), np.nan))).all()
+
+
 def test_spreads_of_both_kinds_of_seeds_are_told_apart():
     rng = np.random.default_rng(0)
     table = rng.normal(0, 3, (400, 1)) + rng.normal(0, 1, (1, 300)) + rng.normal(0, 2, (400, 300))

@@ -117,6 +117,7 @@ def test_guided_draws_have_a_share_of_the_noise():
     start = crystals((40,) * 8)
     for share in (1.0, 0.1):
         policy = make_policy(noise_share=share, shares=(0.0, 0.0, 0.0, 1e-9))
+        assert policy.identity()["guide"].endswith(" 0.1") == (share == 0.1)
         trajectory = rollout(policy, start, 2, generator())
         spread = trajectory.actions["pos"].std(dim=(1, 2))
         expected = share * 0.02 * trajectory.times.diff().sqrt()

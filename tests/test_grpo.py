@@ -239,7 +239,7 @@ def test_configuration_checks_itself(setting, message):
         trainer_config(**setting)
 
 
-@pytest.mark.parametrize("name", ["policy_weight", "entropy_weight", "noise_decay"])
+@pytest.mark.parametrize("name", ["policy_weight", "entropy_weight", "noise_decay", "clip_eps"])
 def test_settings_are_for_fields_of_the_process(name):
     with pytest.raises(ValueError, match=rf"{name} must be for fields .*\['volume'\]"):
         make_trainer(config={name: {"volume": 0.5}, "iterations": 3})
@@ -344,6 +344,18 @@ def test_history_and_files(tmp_path):
     t = torch.rand(5, dtype=torch.float64)
     assert torch.equal(best(t, t)["cell"], trainer.policy.annealing(t, t)["cell"])
     assert trainer.validate() == trainer.best["validation_reward"]
+
+
+def test_the_best_stays_the_best_where_an_average_is_kept():
+    """What is judged after it was restored is the best policy, not the average of later ones."""
+    trainer = make_trainer(config={"average_decay": 0.5, "learning_rate": 0.5})
+    trainer.run(4, progress=False)
+    trainer.best["policy"] = {name: x + 0.3 for name, x in trainer.best["policy"].items()}
+    policy = trainer.restore_best()
+    t = torch.rand(5, dtype=torch.float64)
+    best = policy.annealing(t, t)["cell"]
+    with trainer.averaged():
+        assert torch.equal(policy.annealing(t, t)["cell"], best)
 
 
 def test_validation_is_noise_free_and_repeatable():
@@ -574,6 +586,45 @@ def test_an_error_in_the_reward_is_passed_on_and_can_be_continued(tmp_path):
     assert resumed.iteration == trainer.iteration == 1
     resumed.run(4, progress=False)
     assert_same_bits(whole, resumed)
+
+
+class OwnNoise:
+    """Has no text but that of where it is in memory."""
+
+    def __call__(self, t):
+        return 0.1 + 0 * t
+
+
+def test_a_run_with_numbers_of_numpy_and_noise_of_ones_own_is_continued(tmp_path):
+    def trainer(**options):
+        return make_trainer(
+            noise={"pos": OwnNoise(), "cell": OwnNoise()},
+            config={
+                "learning_rate": np.geomspace(1e-3, 1e-1, 3)[1],
+                "final_learning_rate": np.float32(0.005),
+                "noise_decay": {"pos": np.float64(0.5)},
+                "n_steps": [np.int64(2), np.int64(3)],
+                "iterations": np.int64(2),
+                "seed": np.int64(1),
+            },
+            **options,
+        )
+
+    whole = trainer()
+    whole.run(2, progress=False)
+    trainer(out_dir=tmp_path).run(1, progress=False)
+    resumed = trainer(out_dir=tmp_path, resume=True)
+    assert resumed.iteration == 1
+    resumed.run(2, progress=False)
+    pd.testing.assert_frame_equal(bits(whole)[0], bits(resumed)[0], check_exact=True)
+
+
+def test_a_validation_says_that_it_is_one():
+    trainer = make_trainer(config={"validate_every": 1})
+    trainer.validation_reward = FunctionReward(lambda structures: structures.volume * np.nan)
+    message = "in validation after iteration 00000"
+    with pytest.raises(NonFiniteRewardError, match=message):
+        trainer.run(1, progress=False)
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -125,6 +125,7 @@ def test_a_file_without_a_list_of_entries(tmp_path, text):
         ),
         (lambda: Hull(ENERGIES, "toy", {"NaCl": np.nan}), r"virtual\['NaCl'\] must be finite"),
         (lambda: Hull(ENERGIES, "toy").without("NaCl"), "a chemical system such as 'Na-Cl'"),
+        (lambda: Hull(ENERGIES, "toy").without("Na"), "two elements or more, got 'Na'"),
         (lambda: Hull.prototypes(without=["NaCl"]), "without must be a chemical system"),
         (
             lambda: Hull(ENERGIES, "toy").energy_above_hull(

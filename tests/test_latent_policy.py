@@ -185,6 +185,16 @@ def test_renoised_paths_give_the_same_gradient():
     assert likeness[1] < likeness[2]
 
 
+def test_renoised_paths_need_no_more_memory_than_a_rollout():
+    policy = LatentPolicy(diffusion(), renoised=5)
+    trajectory = episode(policy)
+    n_atoms = len(trajectory.states["latent"][-1])
+    seen = []
+    policy.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    assert policy.retrace(trajectory, draws(1)).log_probs["latent"].shape == (5, n_atoms)
+    assert seen == [n_atoms] * 5
+
+
 def test_a_bad_structure_changes_no_other_and_ranks_draw_what_one_would():
     policy = changed(LatentPolicy(diffusion(), renoised=5))
     trajectory = episode(policy)

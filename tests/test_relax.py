@@ -166,7 +166,9 @@ def test_parts_and_dtypes():
     assert torch.allclose(parts.crystals.pos, whole.crystals.pos, atol=1e-9)
     single = relax(batch.to(dtype=torch.float32), potential)
     assert single.crystals.dtype == torch.float32
-    assert (single.crystals.pos >= 0).all() and (single.crystals.pos < 1).all()
+    edge = batch.replace(pos=batch.pos.clone().fill_(-1e-9)).to(dtype=torch.float32)[:1]
+    for crystals in (single.crystals, relax(edge, potential, max_steps=0).crystals):
+        assert (crystals.pos >= 0).all() and (crystals.pos < 1).all()
     np.testing.assert_allclose(single.energy_per_atom, whole.energy_per_atom, atol=1e-4)
     empty = relax(batch[:0], potential)
     assert len(empty) == 0 and len(empty.crystals) == 0 and empty.stress.shape == (0, 3, 3)

@@ -15,16 +15,20 @@ import torch.distributed as dist
 from irlkit.lab.train import main
 from irlkit.networks.autoencoder import Autoencoder
 from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
+from irlkit.rl import GRPOTrainer, Request, SpeciesPolicy
 from irlkit.rl._communicator import DistributedCommunicator
 from irlkit.utils.draws import SharedDraws, standard_normal
+from tests.test_discrete import tiny_model
 from tests.test_grpo import make_trainer
+from tests.test_other_processes import share_of_oxygen
 from tests.test_policies import generator
-from tests.toys import volume_reward
+from tests.toys import trainer_config, volume_reward
 
 gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()) or sys.platform != "linux",
     reason="needs torch.distributed with gloo",
 )
+RARE = 1000.0
 SETTINGS = {"n_groups": 4, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
 
 
@@ -42,16 +46,32 @@ class Recording:
         trainer.optimizer.step = record
 
 
+def volume_and_what_is_rare(structures):
+    """Tells what is rare only where it is there, as rewards tell what has failed."""
+    result = volume_reward(structures)
+    rare = structures.volume > RARE
+    if rare.any():
+        result.info["rare"] = rare.double().numpy()
+    return result
+
+
 def run(kind, folder, iterations, resume=False):
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    trainer = make_trainer(
-        volume_reward,
-        kind=kind,
-        config=SETTINGS,
-        out_dir=folder / "out",
-        resume=resume,
-        communicator=DistributedCommunicator() if dist.is_initialized() else None,
-    )
+    options = {
+        "out_dir": folder / "out",
+        "resume": resume,
+        "communicator": DistributedCommunicator() if dist.is_initialized() else None,
+    }
+    if kind == "species":
+        # Half of the steps at which any structure changes, in three parts.
+        some = {**SETTINGS, "n_steps": 8, "step_fraction": 0.5, "minibatch_updates": 3}
+        policy, request = SpeciesPolicy(tiny_model("mask")), Request(torch.tensor([1, 2]))
+        config = trainer_config(**some)
+        trainer = GRPOTrainer(
+            policy, share_of_oxygen, request, config, validation=request, **options
+        )
+    else:
+        trainer = make_trainer(volume_and_what_is_rare, kind=kind, config=SETTINGS, **options)
     recording = Recording(trainer)
     trainer.run(iterations, progress=False)
     return trainer, recording.gradients
@@ -89,12 +109,12 @@ def two_processes(kind, folder, iterations, resume=False):
 
 
 @gloo
-@pytest.mark.parametrize("kind", ["annealing", "velocity"])
+@pytest.mark.parametrize("kind", ["annealing", "velocity", "species"])
 def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
     one, expected = run(kind, tmp_path / "one", 2)
     first, second = two_processes(kind, tmp_path, 2)
     assert first["wrote"] and not second["wrote"]
-    assert len(expected) == len(first["gradients"]) == 4
+    assert len(expected) == len(first["gradients"]) == (12 if kind == "species" else 4)
     for ranks in (first, second):
         for ours, theirs in zip(ranks["gradients"], expected, strict=True):
             for a, b in zip(ours, theirs, strict=True):
@@ -105,7 +125,9 @@ def test_two_processes_have_the_gradients_of_one(kind, tmp_path):
     assert any(float(g.abs().max()) > 1e-6 for step in expected for g in step if g is not None)
     # The history of all groups, not of one rank's.
     history = pd.read_parquet(tmp_path / "out" / "history.parquet")
-    for column in ("reward", "validation_reward", "cell_policy_loss", "grad_norm"):
+    field = "species" if kind == "species" else "cell"
+    others = [] if kind == "species" else ["info_rare"]
+    for column in ("reward", "validation_reward", f"{field}_policy_loss", "grad_norm", *others):
         torch.testing.assert_close(
             torch.tensor(history[column].to_numpy()),
             torch.tensor(one.history[column].to_numpy()),

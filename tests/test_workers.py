@@ -78,6 +78,13 @@ def test_workers_lost_again_and_again_end_the_call(monkeypatch):
     pool.close()
 
 
+def test_items_that_take_too_long_are_no_lost_workers(monkeypatch):
+    monkeypatch.setattr(workers, "_MAX_LOSSES", 2)
+    pool = WorkerPool(make_worker, 1, timeout=0.2)
+    assert [o.late for o in pool.map(["hang"] * 3 + ["fine"])] == [True] * 3 + [False]
+    pool.close()
+
+
 def test_a_factory_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(workers, "_START_SECONDS", 1.0)
     with pytest.raises(WorkersLostError, match="did not start within 1 s"):

@@ -377,14 +377,24 @@ class CrystalGymVector(_Judging, VectorEnv):
         return self._sites.observe(), {"action_mask": self._sites.action_mask()}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Fill a site in each; those that were full begin anew instead."""
-        sites = self._sites
+        """Fill a site in each; those that were full begin anew instead.
+
+        Raises:
+            ValueError: other actions than one of the elements' numbers per environment.
+        """
+        sites, chosen = self._sites, np.asarray(actions)
+        known = chosen.dtype.kind in "iu" and 0 <= chosen.min() <= chosen.max() < len(sites.numbers)
+        if chosen.shape != (self.num_envs,) or not known:
+            raise ValueError(
+                f"actions must be {self.num_envs} whole numbers from 0 to {len(sites.numbers) - 1},"
+                f" got {actions!r}"
+            )
         ended = np.flatnonzero(self._full)
         going = np.flatnonzero(~self._full)
         sites.begin(ended, self.np_random, {})
         rewards = np.zeros(self.num_envs)
         self._full = np.zeros(self.num_envs, dtype=bool)
-        self._full[going] = sites.place(going, np.asarray(actions)[going])
+        self._full[going] = sites.place(going, chosen[going])
         info: dict[str, Any] = {"action_mask": sites.action_mask()}
         rows = np.flatnonzero(self._full)
         if len(rows):

@@ -283,5 +283,6 @@ class PropertyReward(Reward):
         return " + ".join([self.evaluator.judge, *(r.energies() for r, _ in self.also)])
 
     def close(self) -> None:
-        """Close the evaluator."""
-        self.evaluator.close()
+        """Close the evaluator, and those of the other properties."""
+        for reward in (self, *(reward for reward, _ in self.also)):
+            reward.evaluator.close()

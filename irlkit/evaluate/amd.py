@@ -93,6 +93,15 @@ def _nearest(x: Tensor, cell: Tensor, images: Tensor, k: int) -> Tensor:
     return nearest.clamp_min(0).sqrt().mean(1)
 
 
+def _smallest(a: Tensor, b: Tensor, above: float = -math.inf) -> Tensor:
+    """Smallest `amd_distance` above a bound of each of a (m, k) from all of b (n, k), (m,)."""
+    found = []
+    for part in a.split(max(1, _MAX_DISTANCES // max(b.numel(), 1))):
+        distance = amd_distance(part[:, None], b[None])
+        found.append(distance.masked_fill(distance <= above, math.inf).amin(1))
+    return torch.cat(found)
+
+
 @checked
 def amd_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the bounded distance d/(1 + d) with d the largest difference in Å, from 0 to 1.

@@ -31,15 +31,12 @@ from irlkit.crystals.compositions import element_counts
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.diversity import composition_diversity
 from irlkit.evaluate.evidence import Bootstrap, Estimate
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.hull import METASTABLE, Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, is_unique, is_valid_composition
 from irlkit.potentials import Potential
 from irlkit.potentials import relax as relax_structures
 from irlkit.utils.checks import checked
-
-METASTABLE = 0.1
-"""Largest energy above the hull of a metastable structure, eV/atom."""
 
 _OF_ALL = (
     "valid valid_composition covered stable metastable sun msun msun_only judge_covered "
@@ -267,7 +264,8 @@ def _stability(
             result = of.energy_above_hull(structures, table[f"{name}energy_per_atom"].to_numpy())
             table[f"{name}e_above_hull"], table[f"{prefix}covered"] = result.value, result.covered
         for kind, limit in (("stable", 0.0), ("metastable", METASTABLE)):
-            good = table[f"{prefix}covered"] & (table[f"{by}e_above_hull"] <= limit)
+            # On the hull, but for rounding.
+            good = table[f"{prefix}covered"] & (table[f"{by}e_above_hull"] <= limit + 1e-6)
             table[f"{prefix}{kind}"] = good
             table[f"{prefix}{'sun' if kind == 'stable' else 'msun'}"] = new & good
         table[f"{prefix}msun_only"] = table[f"{prefix}msun"] & ~table[f"{prefix}stable"]

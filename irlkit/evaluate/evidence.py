@@ -183,8 +183,10 @@ class Bootstrap:
         """How often each of n is drawn, shape (1 + n_samples, n); once each at first."""
         shape = (self._n_samples, n)
         drawn = torch.randint(n, shape, generator=self._generator)
-        counts = torch.zeros(shape).scatter_add_(1, drawn, torch.ones(shape))
-        return np.concatenate([np.ones((1, n)), counts.double().numpy()])
+        counts = torch.zeros(1 + self._n_samples, n, dtype=torch.float64)
+        counts[0] = 1.0
+        counts[1:].scatter_add_(1, drawn, counts.new_ones(()).expand(shape))
+        return counts.numpy()
 
     def _shaped(self, values: np.ndarray) -> np.ndarray:
         """The values with all three axes."""
@@ -288,11 +290,14 @@ class Bootstrap:
         other data of the same size.
 
         Args:
-            statistic: of weights of the structures, shape (m, n_structures) to (m,).
+            statistic: of weights of the structures, shape (m, n_structures) to (m,), nan where it
+                has none.
         """
         chunks = np.array_split(self._weights, -(-self._weights.size // _CHUNK))
         values = np.concatenate([statistic(weights) for weights in chunks])
-        return np.concatenate([values[:1], values[1:] + values[0] - values[1:].mean()])
+        there = values[1:][np.isfinite(values[1:])]
+        shift = values[0] - there.mean() if len(there) else 0.0
+        return np.concatenate([values[:1], values[1:] + shift])
 
 
 def _quotient(first: np.ndarray, second: np.ndarray) -> np.ndarray:

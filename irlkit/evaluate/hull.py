@@ -34,6 +34,8 @@ POTENTIAL = "chgnet-0.3.0"
 """Of the energies of the embedded data set."""
 HULLS = (POTENTIAL, "7net-0")
 """Potentials whose energies of the embedded data set come with the package."""
+METASTABLE = 0.1
+"""Largest energy above the hull of a metastable structure, eV/atom."""
 _SURVEYED_ORDER = 3
 """Virtual entries stand for all systems of so many elements."""
 
@@ -214,9 +216,14 @@ class Hull:
         """Return a hull without the real entries of a chemical system such as "Na-Cl".
 
         Raises:
-            ValueError: that is none of the hull's elements.
+            ValueError: that is none of the hull's elements, or an element by itself.
         """
         (part,) = _systems("system", [system], self.elements)
+        if len(part) == 1:
+            raise ValueError(
+                f"system must have two elements or more, got {system!r}: energies are above those "
+                "of the elements"
+            )
         other = copy.copy(self)
         other._found = {}
         kept = {of: entries for of, entries in self._real.items() if of != part}

@@ -19,7 +19,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
-from irlkit.evaluate.amd import amd, amd_distance
+from irlkit.evaluate.amd import _smallest, amd
 from irlkit.evaluate.matching import MatchPool
 from irlkit.utils.checks import checked
 
@@ -119,8 +119,7 @@ class KnownStructures:
         ours = dict(zip(used, amd(structures.select(used), self.k), strict=True))
         for formula, members in groups.items():
             a = torch.stack([ours[i] for i in members])
-            away = amd_distance(a[:, None], self._amd[formula][None])
-            nearest[members] = away.amin(1).numpy()
+            nearest[members] = _smallest(a, self._amd[formula]).numpy()
         return nearest
 
     def _pairs(self, structures: CrystalBatch, use: np.ndarray) -> list[tuple[int, int]]:

@@ -273,7 +273,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _numbered(*parts: tuple[Tensor, int]) -> Tensor:
-    """Rows of several tables, given with their lengths, as rows of all of them, shape (m, parts)."""
+    """Rows of several tables, given with their lengths, as rows of all, shape (m, parts)."""
     begin = 0
     rows = []
     for index, length in parts:

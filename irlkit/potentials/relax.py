@@ -131,7 +131,7 @@ def relax(
         for name in ("energy_per_atom", "max_force", "stress", "n_steps", "converged", "failed")
     }
     crystals = CrystalBatch.concatenate([_crystals(done) for done in finished])[order]
-    crystals = crystals.wrap().to(batch.device, batch.dtype)
+    crystals = crystals.to(batch.device, batch.dtype).wrap()
     arrays = {name: values.numpy() for name, values in final.items()}
     return Relaxation(potential.name, crystals, **arrays, reasons=dict(sorted(reasons.items())))
 

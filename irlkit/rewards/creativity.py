@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from irlkit.crystals import CrystalBatch, validity
 from irlkit.data import CrystalDataset
-from irlkit.evaluate.amd import amd, amd_distance
+from irlkit.evaluate.amd import _smallest, amd
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures, _by_formula, is_unique
 from irlkit.rewards.base import Reward, RewardResult
@@ -66,7 +65,8 @@ class CreativityReward(Reward):
         for members in _by_formula(batch.reduced_formulas(), valid).values():
             asked = [i for i in members if i in place]
             if asked and len(members) > 1:
-                near = _nearest(amd(batch.select(members)), [members.index(i) for i in asked])
+                of_all = amd(batch.select(members))
+                near = _smallest(of_all[[members.index(i) for i in asked]], of_all, 1e-9).numpy()
                 at = [place[i] for i in asked]
                 away[at] = np.minimum(away[at], near)
         away[~np.isfinite(away)] = 0.0
@@ -75,8 +75,3 @@ class CreativityReward(Reward):
     def close(self) -> None:
         """End the worker processes."""
         self._pool.close()
-
-
-def _nearest(fingerprint: Tensor, rows: list[int]) -> np.ndarray:
-    distance = amd_distance(fingerprint[rows, None], fingerprint[None])
-    return distance.masked_fill(~(distance > 1e-9), torch.inf).amin(1).numpy()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from irlkit.crystals import CrystalBatch, validity
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.hull import METASTABLE, Hull
 from irlkit.potentials import Potential, relax
 from irlkit.rewards.base import RewardResult
 from irlkit.rewards.energy import _PotentialReward
@@ -78,7 +78,7 @@ class StabilityReward(_PotentialReward):
         cost = np.clip(np.nan_to_num(above, nan=np.inf), 0.0, self.limit)
         info = {
             "energy_above_hull": above,
-            "metastable": np.nan_to_num(above, nan=np.inf) <= 0.1,
+            "metastable": np.nan_to_num(above, nan=np.inf) <= METASTABLE,
             "covered": np.asarray(found.covered),
             "energy_per_atom": energy,
             "valid": valid,

@@ -25,7 +25,11 @@ class ParameterAverage:
     @checked
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.values = self._parameters()
+        self.restart()
+
+    def restart(self) -> None:
+        """Take the parameters as they are now for the average."""
+        self.values: dict[str, Tensor] = self._parameters()
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.policy.named_parameters()}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from irlkit.rl.config import TrainerConfig
 from irlkit.rl.process import State
 from irlkit.utils.draws import SharedDraws
+
+T = TypeVar("T")
 
 
 class Communicator:
@@ -46,6 +48,10 @@ class Communicator:
     def average_row(self, row: dict[str, float]) -> dict[str, float]:
         """Return a row of the history for all ranks: means, and sums of counts."""
         return row
+
+    def union(self, steps: Tensor) -> Tensor:
+        """Return the time steps, sorted, that are among those of any rank."""
+        return steps
 
 
 class DistributedCommunicator(Communicator):
@@ -111,9 +117,26 @@ class DistributedCommunicator(Communicator):
         return {k: v / weighted[0] for k, v in zip(terms, weighted[1:], strict=True)}
 
     def average_row(self, row: Mapping[str, float]) -> dict[str, float]:
-        means = dict(zip(row, (v / self.size for v in self._sum(row.values())), strict=True))
+        # What only some ranks have, such as their share of structures that failed, is 0 elsewhere.
+        names: dict[str, None] = {}
+        for of_rank in self._gathered(list(row)):
+            names |= dict.fromkeys(of_rank)
+        sums = self._sum(row.get(name, 0.0) for name in names)
+        means = {name: value / self.size for name, value in zip(names, sums, strict=True)}
         means["non_finite"] *= self.size
         return {**means, "n_steps": row["n_steps"], "n_updates": row["n_updates"]}
+
+    def union(self, steps: Tensor) -> Tensor:
+        return torch.tensor(sorted({i for own in self._gathered(steps.tolist()) for i in own}))
+
+    def _gathered(self, value: T) -> list[T]:
+        """What every rank has, by rank."""
+        values = [value] * self.size
+        for rank in range(self.size):
+            holder = [value]
+            self._dist.broadcast_object_list(holder, src=rank, device=self._device)
+            values[rank] = holder[0]
+        return values
 
     def _sum(self, values: Iterable[float]) -> list[float]:
         """Sums over the ranks."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from irlkit.flows.schedules import check_n_steps
 from irlkit.rl.grpo import WEIGHTS, GRPOConfig, check_group_size, of_field
 from irlkit.utils.checks import is_number
@@ -96,6 +98,7 @@ class TrainerConfig:
         if not isinstance(self.grpo, GRPOConfig):
             raise ValueError(f"grpo must be a GRPOConfig, got {type(self.grpo).__name__}")
         for entry in fields(self):
+            object.__setattr__(self, entry.name, _as_python(getattr(self, entry.name)))
             self._check_kind(entry.name, str(entry.type))
         check_group_size(self.group_size)
         for name in (*_COUNTS, *_OPTIONAL_COUNTS, "replay"):
@@ -195,7 +198,7 @@ class TrainerConfig:
             names: the process's fields.
         """
         names = tuple(names)
-        settings = {name: getattr(self.grpo, name) for name in WEIGHTS}
+        settings = {name: getattr(self.grpo, name) for name in (*WEIGHTS, "clip_eps")}
         for name, value in {"noise_decay": self.noise_decay, **settings}.items():
             if isinstance(value, Mapping) and (unknown := sorted(set(value) - set(names))):
                 raise ValueError(f"{name} must be for fields {names}, got {unknown}")
@@ -233,6 +236,15 @@ class TrainerConfig:
     def _done(self, iteration: int) -> float:
         """Which part of the run is done, from 0 in the first iteration to 1 in the last."""
         return 0.0 if self.iterations is None else min(iteration / max(self.iterations - 1, 1), 1.0)
+
+
+def _as_python(value: Any) -> Any:
+    """NumPy's numbers as Python's, the only ones that checkpoints can hold."""
+    if isinstance(value, Mapping):
+        return {name: _as_python(entry) for name, entry in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_as_python, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _as_tuple(n_steps: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -252,7 +253,8 @@ class GRPOTrainer:
 
         with self.averaged():
             generated = self._within_memory(attempt, len(requests))
-            values, info = self._score(self.validation_reward, generated)
+            when = f"validation after iteration {self.iteration:05d}"
+            values, info = self._score(self.validation_reward, generated, when)
         return values.mean(), info
 
     @contextlib.contextmanager
@@ -279,6 +281,8 @@ class GRPOTrainer:
             raise ValueError("there is no best policy yet: give a validation set and call run")
         self.policy.load_state_dict(self.best["policy"])
         self.policy.noise_scale = dict(self.best["noise_scale"])
+        if self._average is not None:
+            self._average.restart()
         return self.policy
 
     # ----------------------------------------------------------------------------------------------
@@ -294,7 +298,8 @@ class GRPOTrainer:
         x_0, draws = self.communicator.share(x_0, self._generator)
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
         asked = {"group_size": config.group_size, "answer": answer}
-        rewards, info = self._score(self.reward, trajectory.final, **asked)
+        when = f"iteration {self.iteration + 1:05d}"
+        rewards, info = self._score(self.reward, trajectory.final, when, **asked)
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
@@ -385,11 +390,10 @@ class GRPOTrainer:
         return torch.randint(n, (count,), generator=self._generator)
 
     def _score(
-        self, reward: Reward, structures: CrystalBatch, **options: Any
+        self, reward: Reward, structures: CrystalBatch, when: str, **options: Any
     ) -> tuple[Tensor, dict[str, float]]:
         """Checked rewards (float64, on the CPU) and the means of the reward's information."""
         folder = None if self.out_dir is None else self.out_dir / "non_finite_rewards"
-        when = f"iteration {self.iteration + 1:05d}"
         result = scoring.score(reward, structures, folder, when, **options)
         return result.values, scoring.means(result.info)
 
@@ -425,8 +429,13 @@ class GRPOTrainer:
     @cached_property
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
+        # Where an object is in memory, which its text may say, is another place in another process.
+        of_policy = {
+            name: re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+            for name, text in self.policy.identity().items()
+        }
         return {
-            **self.policy.identity(),
+            **of_policy,
             "energies": self.reward.energies(),
             "data": request_digest(self.requests, self.validation),
             "config": json.dumps(self.config.to_settings(), sort_keys=True),

@@ -134,7 +134,10 @@ class PolicyUpdate:
         if n_used == n_steps and config.minibatch_updates == 1:
             return [torch.arange(n_steps, device=device)] * config.n_ppo_epochs, 1.0
         pool = self.policy.busy_steps(trajectory) if n_used < n_steps else None
-        pool = torch.arange(n_steps) if pool is None or not len(pool) else pool.cpu()
+        if pool is not None:  # The same for all ranks, which draw the same steps.
+            pool = self.communicator.union(pool.cpu())
+        if pool is None or not len(pool):
+            pool = torch.arange(n_steps)
         n_used = max(round(config.step_fraction * len(pool)), 1)
         indices = [
             pool[index].to(device)

@@ -167,7 +167,7 @@ class WorkerPool:
         if error is None:
             return pickle.loads(future.result()), False
         if isinstance(error, TimeoutError):
-            return _late(self.timeout), True
+            return _late(self.timeout), False
         if isinstance(error, ProcessExpired):
             return Outcome(
                 error=f"the worker process ended (exit status {error.exitcode})", lost=True

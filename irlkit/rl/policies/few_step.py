@@ -153,6 +153,8 @@ class FewStepPolicy(VelocityPolicy):
         references = self._references[0]
         of = "" if references is None else f" {references.name} {references.split}"
         guide = f"{self.guide_steps} {self.shares} {self.max_distance}{of}"
+        if self.noise_share != 1.0:
+            guide += f" {self.noise_share}"
         return {**super().identity(), "guide": guide}
 
 

@@ -196,9 +196,16 @@ class LatentPolicy(Policy):
             trajectory.state_scopes,
             {"latent": torch.cat([x, z])},
         )
-        inputs = self.observe(new.inputs(self, torch.arange(self.renoised, device=z.device)))
-        log_probs = self.steps(inputs)["latent"].policy.log_prob(actions)
-        return replace(new, log_probs={"latent": log_probs}, frozen=inputs.frozen)
+        log_probs, frozen = [], []
+        for i in torch.arange(self.renoised, device=z.device):  # as a rollout, a step at a time
+            inputs = self.observe(new.inputs(self, i[None]))
+            log_probs.append(self.steps(inputs)["latent"].policy.log_prob(actions[i][None]))
+            frozen.append(inputs.frozen["noise"]["latent"])
+        return replace(
+            new,
+            log_probs={"latent": torch.cat(log_probs)},
+            frozen={"noise": {"latent": torch.cat(frozen)}},
+        )
 
     def save(self, path: str | Path, metadata: Mapping[str, object] | None = None) -> None:
         """Write a model that ``LatentDiffusion.load`` reads.
