@@ -16,7 +16,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.envs._site_filling import SiteFilling, SiteFillingPolicy
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.evaluation import Evaluator, PropertyReward
-from irlkit.envs.skeletons import Elements, Skeletons
+from irlkit.envs.skeletons import Elements, Skeletons, _symbols_of
 from irlkit.evaluate.evidence import Estimate, _mean_of_runs
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
@@ -300,7 +300,7 @@ def _baseline(
             return result
 
     reward = record.reward
-    symbols = [str(s) for s in _symbols(process)]
+    symbols = _symbols_of(process.numbers)
 
     def make() -> Any:
         options: dict[str, Any] = {"elements": symbols, "mode": process.mode}
@@ -349,9 +349,3 @@ def _unseen(
     means = values.reshape(-1, n).mean(1).tolist()
     names = process.skeletons.names
     return [{"skeleton": s, "reward": m} for s, m in zip(names, means, strict=True)]
-
-
-def _symbols(process: SiteFilling) -> list[str]:
-    from pymatgen.core import Element
-
-    return [Element.from_Z(int(z)).symbol for z in process.numbers]

@@ -13,7 +13,7 @@ from irlkit.crystals import CrystalBatch
 from irlkit.envs._graphs import N_GAUSSIANS, Graphs
 from irlkit.envs._site_filling import MODES
 from irlkit.envs.evaluation import Evaluator, PropertyReward
-from irlkit.envs.skeletons import Elements, Skeletons, atomic_numbers
+from irlkit.envs.skeletons import Elements, Skeletons, _symbols_of, atomic_numbers
 from irlkit.utils.checks import checked
 
 
@@ -39,7 +39,7 @@ class _Sites:
             raise ValueError(f"max_elements must be at least 1 or None, got {max_elements}")
         self.skeletons = Skeletons.get(skeletons)
         self.numbers = atomic_numbers(elements)
-        self.symbols = _symbols(self.numbers)
+        self.symbols = _symbols_of(self.numbers)
         self.mode, self.max_elements = mode, max_elements
         evaluator = property
         self._owns_evaluator = not isinstance(property, Evaluator)
@@ -407,9 +407,3 @@ class CrystalGymVector(_Judging, VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Close the evaluator, unless it was given."""
         self._sites.close()
-
-
-def _symbols(numbers: np.ndarray) -> list[str]:
-    from pymatgen.core import Element
-
-    return [Element.from_Z(int(z)).symbol for z in numbers]

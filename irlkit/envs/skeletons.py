@@ -239,3 +239,10 @@ def _numbers_of(symbols: str) -> np.ndarray:
     from pymatgen.core import Element
 
     return np.array([Element(symbol).Z for symbol in symbols.split()], dtype=np.int64)
+
+
+def _symbols_of(numbers: np.ndarray) -> list[str]:
+    """Return the symbols of atomic numbers."""
+    from pymatgen.core import Element
+
+    return [str(Element.from_Z(int(z)).symbol) for z in numbers]
