@@ -14,6 +14,7 @@ from pymatgen.core import Lattice, Structure
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.flows.base_distribution import BaseDistribution
+from irlkit.flows.dynamics import Dynamics
 from irlkit.flows.schedules import (
     ConstantNoise,
     LinearAnnealing,
@@ -24,12 +25,15 @@ from irlkit.lab import experiments
 from irlkit.lab.experiments import _handcrafted as handcrafted
 from irlkit.lab.experiments import claims, records
 from irlkit.lab.experiments._annealing_claims import annealing_claims
+from irlkit.lab.experiments._jobs import fingerprint
 from irlkit.lab.experiments.presets import Rung, presets
 from irlkit.networks.cspnet import CSPNet
 from irlkit.networks.flow_model import FlowModel
 from irlkit.pretraining import KINDS
+from irlkit.rl.policies import VelocityPolicy
 from irlkit.rl.trainer import GRPOTrainer
 from tests.tiny_experiments import evaluated
+from tests.toys import ToyModel
 
 # --------------------------------------------------------------------------------------------------
 # Presets
@@ -686,3 +690,38 @@ def test_a_folder_that_cannot_be_made(files, tmp_path):
 def test_what_is_no_checkpoint_is_named(files, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         experiments.VelocityAnnealing("nowhere", files / "salts.csv", TINY, progress=False)
+
+
+class OwnSchedule:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, t, dt):
+        return {name: torch.full_like(t, self.factor) for name in ("pos", "cell")}
+
+
+def test_names_of_evaluations_are_those_of_what_generates():
+    """Not of where it is in memory: another run, or an object that came later, could be there."""
+
+    def deployed(scale, **options):
+        policy = VelocityPolicy(ToyModel(), {"pos": ConstantNoise(0.1)}, **options)
+        with torch.no_grad():
+            policy.network.scale.fill_(scale)
+        return fingerprint(vars(policy.deploy()))
+
+    assert deployed(0.5) == deployed(0.5) != deployed(0.6)
+    own = [fingerprint(vars(Dynamics(ToyModel(), OwnSchedule(x)))) for x in (1.0, 1.0, 2.0)]
+    assert own[0] == own[1] != own[2]
+    functions = [fingerprint(lambda t, x=x: x * t) for x in (1.0, 1.0, 2.0)]
+    assert functions[0] == functions[1] != functions[2]
+    assert fingerprint([1, 2]) != fingerprint([1, 3])
+
+
+def test_parameters_are_names_that_cells_set_to_values():
+    cells = ["", "seed = 1", "x = = 3", "table.size = 100", "a, b = 1, 2", "c = 3", "del c"]
+    cells += ["seed = 2", "n = m = 5", "def f(): pass", "print(seed)", "y = f()"]
+    assert records.parameters_of({"In": cells, "seed": 2, "n": 5, "m": 5}) == {
+        "seed": 2,
+        "n": 5,
+        "m": 5,
+    }

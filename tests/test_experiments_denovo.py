@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import irlkit
 from irlkit.evaluate.hull import Hull
 from irlkit.lab.experiments import denovo
 from irlkit.lab.experiments.denovo import DeNovoReinforcement, DeNovoSize
+from irlkit.rewards import Reward, RewardResult
 from irlkit.rl.policies.species import SpeciesPolicy
 from tests.test_null_policy import check
 
@@ -24,6 +26,18 @@ TINY = DeNovoSize(
 @pytest.fixture(scope="module")
 def model():
     return irlkit.load_pretrained("denovo-mask")
+
+
+class Interrupting(Reward):
+    """Is interrupted in the second iteration."""
+
+    calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return RewardResult(batch.volume.double())
 
 
 def make(model, folder, **changes):
@@ -65,6 +79,21 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(model, tmp_path):
     second.train(denovo.REINFORCED)
     ours, theirs = (e.policies[denovo.REINFORCED, 0].parameters() for e in (whole, second))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    # A cell that runs again adds nothing, and what is there is not passed off as less.
+    history = second.history
+    pd.testing.assert_frame_equal(second.train(denovo.REINFORCED), history)
+    with pytest.raises(
+        ValueError, match="must be at least 2, got 1: reinforced, seed 0"
+    ):
+        make(model, tmp_path / "parts", **as_made, iterations=1).train(denovo.REINFORCED)
+
+
+def test_an_interruption_ends_the_training(model, tmp_path, monkeypatch):
+    experiment = make(model, tmp_path, seeds=(0,))
+    monkeypatch.setattr(experiment, "reward", lambda variant: Interrupting())
+    with pytest.raises(KeyboardInterrupt, match="stopped at iteration 1 of 2"):
+        experiment.train(denovo.REINFORCED)
+    assert experiment.trainer(denovo.REINFORCED, 0).iteration == 1
 
 
 def test_claims_of_a_policy_that_learned_nothing(model, tmp_path):

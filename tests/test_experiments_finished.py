@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from irlkit.data import load
+from irlkit.data.writers import write
 from irlkit.lab.experiments.finished import SHIPPED, _some_found, load_finished
 
 
@@ -46,6 +48,15 @@ def test_what_is_missing_or_foreign_is_said(tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="not the data that they were made with"):
         load_finished(tmp_path / "other")
+    # The same data as files of its splits.
+    record["parameters"]["settings"]["test_size"] = 480
+    record["dataset"]["name"] = str(tmp_path / "splits")
+    path.write_text(json.dumps(record))
+    (tmp_path / "splits").mkdir()
+    for name, size in (("train", 2), ("val", 2), ("test", 500)):
+        part = load("prototypes", name, progress=False).subset(size)
+        write(tmp_path / "splits" / f"{name}.parquet", part.batch, part.table)
+    assert len(load_finished(tmp_path / "other", n_structures=4).structures) == 4
     (tmp_path / "other" / "structures.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="structures"):
         load_finished(tmp_path / "other")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -65,6 +66,11 @@ def test_a_run_its_tables_figures_and_files(flow, diffusion, tmp_path):
     longer = experiment.seconds(LONGER)
     assert list(longer.index) == [faster] and cost["seconds"].idxmin() == faster
     assert float(longer["seconds"].iloc[0]) >= float(cost["seconds"].max())
+    # Cells that run again change nothing.
+    experiment.train(REINFORCED)
+    assert experiment.train_equal_seconds() == faster
+    pd.testing.assert_frame_equal(experiment.seconds(), cost)
+    pd.testing.assert_frame_equal(experiment.seconds(LONGER), longer)
     experiment.evaluate(LONGER, faster)
     assert experiment._at_equal()["seconds"][faster] == LONGER
     table = experiment.table()

@@ -9,7 +9,7 @@ import torch
 
 from irlkit import potentials
 from irlkit.lab import experiments
-from irlkit.lab.experiments._splits import load_splits
+from irlkit.lab._splits import load_splits
 from irlkit.lab.experiments._stages import announce, in_words
 from irlkit.lab.experiments.estimate import _count_work
 from irlkit.lab.experiments.presets import Rung, presets

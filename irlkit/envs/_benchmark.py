@@ -300,7 +300,7 @@ def _baseline(
             return result
 
     reward = record.reward
-    symbols = _symbols_of(process.numbers)
+    symbols = _symbols_of(process.numbers.numpy())
 
     def make() -> Any:
         options: dict[str, Any] = {"elements": symbols, "mode": process.mode}

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from irlkit.crystals import CrystalBatch
-from irlkit.evaluate.evidence import Bootstrap, Estimate, _quotient
+from irlkit.evaluate.evidence import Bootstrap, Estimate
 from irlkit.lab.experiments.claims import Claim, Kind
 from irlkit.potentials import Potential, relax
 from irlkit.rewards import EnergyReward, Reward, RewardResult
@@ -142,8 +142,7 @@ class Gains:
         claims = []
 
         def share(kind: str, what: str, target: str, of: Kind, statistic: str = "mean") -> None:
-            ours, all_of_it = (getattr(draw, statistic)(gains[k]) for k in (kind, REWARDED))
-            value = Estimate.of(_quotient(ours, all_of_it))
+            value = Estimate.of(draw._ratio(gains[kind], gains[REWARDED], statistic))
             how = statistic.replace("_", " ")
             name = f"share of the gain in rewarded energy ({how}) that {what}, {text}"
             claims.append(Claim.check(name, value, target, of))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 from torch import nn
@@ -74,15 +76,25 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
+        own = type(part).__repr__ is object.__repr__ and hasattr(part, "__dict__")
         if isinstance(part, nn.Module):
             add(getattr(part, "arguments", None))
             part = {name: value.detach() for name, value in part.state_dict().items()}
+        elif own or (is_dataclass(part) and not isinstance(part, type)):
+            # Not its text, which may be where it is in memory.
+            digest.update(f"{type(part).__qualname__}:".encode())
+            part = vars(part)
         if isinstance(part, Mapping):
             for name, value in part.items():
                 digest.update(f"{name}:".encode())
                 add(value)
+        elif isinstance(part, list | tuple):
+            for value in part:
+                add(value)
         elif hasattr(part, "detach"):
             digest.update(part.cpu().contiguous().numpy().tobytes())
+        elif inspect.isroutine(part):
+            digest.update(cloudpickle.dumps(part))
         else:
             digest.update(f"{part!r};".encode())
 

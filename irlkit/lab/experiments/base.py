@@ -22,8 +22,8 @@ from irlkit.evaluate import metrics
 from irlkit.evaluate.evidence import spread_of_seeds
 from irlkit.flows.dynamics import Dynamics, VelocityField
 from irlkit.flows.schedules import Annealing
+from irlkit.lab._splits import load_splits
 from irlkit.lab.experiments._jobs import Job, evaluation_records, fingerprint
-from irlkit.lab.experiments._splits import load_splits
 from irlkit.lab.experiments._stages import announce
 from irlkit.lab.experiments._training import Run, Trainings
 from irlkit.lab.experiments.claims import Claim, _Evidence, _verdicts_in_words, _with_range

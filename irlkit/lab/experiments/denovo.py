@@ -28,6 +28,7 @@ from irlkit.lab.experiments.claims import Claim
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.latent_diffusion import LatentDiffusion
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
+from irlkit.rl._until import train_until
 from irlkit.rl.policies.base import Policy
 from irlkit.rl.process import Request
 from irlkit.utils.progress import progress_bar
@@ -139,19 +140,32 @@ class DeNovoReinforcement(Measured):
     def train(self, *variants: str) -> pd.DataFrame:
         """Train variants with every seed; return the histories so far.
 
-        An interrupted training loses at most one iteration.
+        An interrupted training loses at most one iteration; another call goes on from there.
+
+        Raises:
+            KeyboardInterrupt: interrupted.
+            ValueError: a training in this folder has more iterations than are asked for.
         """
-        parts = [self.history] if len(self.history) else []
         runs = [(variant, seed) for variant in variants for seed in self.size.seeds]
+        parts = []
+        if len(self.history):
+            of = zip(self.history["variant"], self.history["seed"], strict=True)
+            parts = [self.history[[run not in runs for run in of]]]
         many = {REINFORCED: self.size.iterations, GAP: self.size.gap_iterations}
         totals = [many.get(variant, self.size.ablation_iterations) for variant, _ in runs]
         with progress_bar(total=sum(totals), disable=not self.progress, unit="iteration") as bar:
             for (variant, seed), total in zip(runs, totals, strict=True):
                 trainer = self.trainer(variant, seed)
                 bar.set_description(f"{variant}, seed {seed}")
-                bar.update(min(trainer.iteration, total))
+                if trainer.iteration > total:
+                    trainer.reward.close()
+                    raise ValueError(
+                        f"iterations must be at least {trainer.iteration}, got {total}: {variant}, "
+                        f"seed {seed}, has as many in {self.out_dir}; for fewer take another folder"
+                    )
+                bar.update(trainer.iteration)
                 while trainer.iteration < total:
-                    trainer.run(trainer.iteration + 1, progress=False)
+                    train_until(trainer, trainer.iteration + 1)
                     bar.update(1)
                 self.policies[variant, seed] = trainer.policy
                 trainer.reward.close()

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlkit import data
 from irlkit.data import CrystalDataset
 from irlkit.flows.schedules import (
     Annealing,
@@ -19,6 +18,7 @@ from irlkit.flows.schedules import (
     NoAnnealing,
     load_annealing,
 )
+from irlkit.lab._splits import load_splits
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import PRETRAINED, load_pretrained
 
@@ -81,7 +81,7 @@ def load_finished(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} has no results of notebook 04: {error!r}") from error
     checkpoint, dataset, test_size = names
-    test = data.load(dataset, "test").subset(test_size)
+    test = load_splits(dataset)[-1].subset(test_size)
     if len(test) != len(found):
         raise ValueError(
             f"{folder} has results of {len(found)} structures, the test split of {dataset} has "

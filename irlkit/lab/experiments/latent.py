@@ -23,6 +23,7 @@ from irlkit.lab.experiments.claims import Claim
 from irlkit.lab.experiments.denovo import _GAP_TARGET, _TUNING_SEED, DeNovoReinforcement
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.latent_diffusion import LatentDiffusion
+from irlkit.rl._until import train_until
 from irlkit.utils.progress import progress_bar
 
 _SECONDS = ["rollout_seconds", "reward_seconds", "update_seconds"]
@@ -136,7 +137,7 @@ class GeneratorComparison(Measured):
         seconds = self.seconds()["seconds"]
         name = str(seconds.idxmin())
         experiment, budget = self.experiments[name], float(seconds.max())
-        parts = [experiment.history]
+        parts = [experiment.history[experiment.history["variant"] != LONGER]]
         for seed in self.size.seeds:
             folder = experiment._folder(LONGER, seed)
             if not (folder / "checkpoint.pt").exists():
@@ -148,7 +149,7 @@ class GeneratorComparison(Measured):
                 bar.set_description(f"{name}, {LONGER}, seed {seed}")
                 while (spent := float(trainer.history[_SECONDS].to_numpy().sum())) < budget:
                     bar.update(round(spent) - bar.n)
-                    trainer.run(trainer.iteration + 1, progress=False)
+                    train_until(trainer, trainer.iteration + 1)
             experiment.policies[LONGER, seed] = trainer.policy
             trainer.reward.close()
             parts.append(trainer.history.assign(variant=LONGER, seed=seed))

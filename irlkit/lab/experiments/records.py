@@ -39,10 +39,15 @@ def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """
     names: dict[str, None] = {}
     for cell in namespace["In"]:
-        statements = ast.parse(cell).body
-        if all(isinstance(s, ast.Assign) and _is_literal(s.value) for s in statements):
-            names |= {ast.unparse(s.targets[0]): None for s in statements}  # type: ignore
-    return {name: namespace[name] for name in names}
+        try:
+            statements = ast.parse(cell).body
+        except SyntaxError:  # A typo, which stays in the list of cells.
+            continue
+        set_here = [s for s in statements if isinstance(s, ast.Assign) and _is_literal(s.value)]
+        if len(set_here) == len(statements):
+            targets = [target for s in set_here for target in s.targets]
+            names |= {target.id: None for target in targets if isinstance(target, ast.Name)}
+    return {name: namespace[name] for name in names if name in namespace}
 
 
 def _is_literal(value: ast.expr) -> bool:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from irlkit import data
 from irlkit.data import CrystalDataset
 from irlkit.evaluate.metrics import MatchPool
 from irlkit.flows.schedules import FIELD_NAMES, ConstantNoise, LearnedAnnealing
+from irlkit.lab._splits import load_splits
 from irlkit.lab.sweeps.spaces import SearchSpace
 from irlkit.networks.flow_model import FlowModel
 from irlkit.networks.pretrained import load_pretrained
@@ -174,9 +174,7 @@ def _load_parts(objective: PolicyObjective) -> _Parts:
     """Load the model, the data and the rewards of an objective."""
     assert objective.checkpoint is not None
     model = load_pretrained(objective.checkpoint, objective.device).requires_grad_(False)
-    train, validation = (
-        data.load(objective.dataset, split=name, progress=False) for name in ("train", "val")
-    )
+    train, validation, _ = load_splits(objective.dataset, progress=False)
     validation = validation.subset(objective.grpo.get("validation_size"))
     with ExitStack() as stack:
         reward: Reward
