@@ -102,6 +102,14 @@ def test_ids_and_missing_values(tmp_path):
     assert dataset.table["gap"].isna().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("missing", ["NA", "NaN", "None", "null", "n/a", ""])
+def test_what_is_missing_leaves_numbers_numbers(tmp_path, missing):
+    columns = {"energy_per_atom": ["-1.5", missing, "-2"]}
+    path = write_csv(tmp_path / "set.csv", STRUCTURES, **columns)
+    found = data.load(path).table["energy_per_atom"]
+    assert found.dtype == float and found.fillna(7).tolist() == [-1.5, 7, -2]
+
+
 def test_niggli_reduction_and_orientation(tmp_path):
     conventional = Structure.from_spacegroup(
         "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -361,7 +369,12 @@ def test_second_load_comes_from_the_cache(tmp_path, cache_folder, monkeypatch):
     path = write_csv(tmp_path / "set.csv", STRUCTURES, energy_per_atom=[1.0, 2.0, np.nan])
     first = data.load(path)
     assert len(list(cache_folder.iterdir())) == 1
-    monkeypatch.setattr(loading, "READERS", {".csv": None})
+
+    def never(path):
+        raise TypeError("read again")
+
+    never.__module__ = _tables.__name__
+    monkeypatch.setattr(loading, "READERS", {".csv": never})
     second = data.load(path)
     pd.testing.assert_frame_equal(first.table, second.table)
     for name in ("species", "pos", "cell", "n_atoms"):
@@ -453,6 +466,10 @@ def test_register_reader(tmp_path, monkeypatch):
     path = tmp_path / "set.poscars"
     path.write_text("---\n".join(structure.to(fmt="poscar") for structure in STRUCTURES))
     assert data.load(path).table["formula"].tolist() == ["NaCl", "MgO", "NaCl"]
+    # Not from the cache: the reader is another one now.
+    only = readers.RawRecords([STRUCTURES[1].to(fmt="poscar")], pd.DataFrame(index=range(1)))
+    data.register_reader(".poscars", lambda path: only)
+    assert data.load(path).table["formula"].tolist() == ["MgO"]
     with pytest.raises(ValueError, match="extension must start with a dot"):
         data.register_reader("lmdb", _tables.read_csv)
 

@@ -82,9 +82,7 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(model, tmp_path):
     # A cell that runs again adds nothing, and what is there is not passed off as less.
     history = second.history
     pd.testing.assert_frame_equal(second.train(denovo.REINFORCED), history)
-    with pytest.raises(
-        ValueError, match="must be at least 2, got 1: reinforced, seed 0"
-    ):
+    with pytest.raises(ValueError, match="must be at least 2, got 1: reinforced, seed 0"):
         make(model, tmp_path / "parts", **as_made, iterations=1).train(denovo.REINFORCED)
 
 

@@ -161,5 +161,7 @@ def test_base_cells_are_valid_and_have_the_fitted_lengths():
     assert torch.allclose(
         torch.tensor(again.log_length_std), torch.tensor(base.log_length_std), atol=0.01
     )
+    with pytest.raises(ValueError, match="log_length_std must not be negative"):
+        BaseDistribution((1.0, 1.0, 1.0), (0.1, -0.1, 0.1))
     with pytest.raises(ValueError, match="cell must be of shape"):
         BaseDistribution.fit(cell[:1])

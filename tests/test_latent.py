@@ -259,6 +259,30 @@ def test_training_of_the_diffusion_continues(dataset, tmp_path):
     assert torch.equal(ours.species, theirs.species) and torch.equal(ours.pos, theirs.pos)
 
 
+def test_a_time_at_the_end_of_the_range_is_the_last(dataset, monkeypatch):
+    almost_one = 1 - 2**-24
+    monkeypatch.setattr(torch, "rand", lambda n, generator=None: torch.full((n,), almost_one))
+    assert (torch.arange(6) + torch.rand(6)).max() / 6 == 1, "it is rounded up"
+    losses = diffusion().losses(dataset.batch.to(dtype=torch.float64), draws())
+    assert bool(losses["noise"].isfinite())
+
+
+def test_a_run_with_another_autoencoder_target_or_data_is_no_continuation(dataset, tmp_path):
+    def train(data=dataset, seed=0, target=None):
+        model = autoencoder(seed=seed).float()
+        options = {"target": target, "out_dir": tmp_path, "progress": False}
+        return pretrain_diffusion(data, model, DiffusionConfig(**TINY), **options)
+
+    train()
+    with pytest.raises(ValueError, match="a run with another autoencoder"):
+        train(seed=1)
+    with pytest.raises(ValueError, match="a run with another target"):
+        train(target=torch.arange(6))
+    moved = dataset.batch.replace(pos=wrap_positions(dataset.batch.pos + 0.1))
+    with pytest.raises(ValueError, match="a run with another dataset"):
+        train(CrystalDataset("moved", None, moved, dataset.table))
+
+
 def test_the_loss_of_the_diffusion_falls(dataset):
     settings = {**TINY, "iterations": 80, "learning_rate": 1e-2, "ema_decay": 0.9}
     config = DiffusionConfig(**settings, augment=False)
@@ -335,6 +359,11 @@ def test_errors(tmp_path, dataset):
     model = diffusion()
     with pytest.raises(ValueError, match=r"at most 5, the largest cells .* got 7"):
         model.generate(torch.tensor([2, 7]), generator=draws())
+    for wrong in ([0], [], [2.0], [[2]]):
+        with pytest.raises(ValueError, match="n_atoms must be whole numbers of atoms"):
+            model.generate(torch.tensor(wrong), generator=draws())
+    with pytest.raises(ValueError, match="max_batch must be at least 1, got -1"):
+        model.generate(torch.tensor([2]), generator=draws(), max_batch=-1)
     with pytest.raises(ValueError, match=r"latents have 8 numbers per atom, those of the auto.* 4"):
         LatentDiffusion(autoencoder(latent_dim=4), model.network)
     with pytest.raises(ValueError, match=r"\(5, 8\): this autoencoder has 8 numbers .*\(5, 4\)"):

@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pymatgen.core import Lattice, Structure
 from irlkit import potentials
 from irlkit.crystals import CrystalBatch
 from irlkit.data import load
-from irlkit.potentials import ASEPotential, CHGNetPotential, MACEPotential
+from irlkit.potentials import ASEPotential, CHGNetPotential, MACEPotential, base
 from irlkit.potentials._neighbors import find_neighbors, reduced, slices
 from irlkit.utils.workers import WorkersLostError
 from tests.tiny_mace import write_mace
@@ -322,6 +323,19 @@ def test_chgnet_does_not_depend_on_how_much_is_computed_at_once(chgnet, monkeypa
     np.testing.assert_allclose(chgnet(batch).energy_per_atom, expected, atol=5e-6, rtol=0)
 
 
+def test_parts_of_a_large_batch_are_the_whole(chgnet, monkeypatch):
+    batch = random_crystals()
+    whole = chgnet(batch, forces=True, stress=True)
+    monkeypatch.setattr(base, "_AT_ONCE", 2)
+    parts = chgnet(batch, forces=True, stress=True)
+    for name in ("energy_per_atom", "forces", "stress"):
+        ours, theirs = getattr(parts, name), getattr(whole, name)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-5)
+    far = CrystalBatch.from_structures([Structure(Lattice.cubic(20), ["H"], [[0] * 3])])
+    lone = CrystalBatch.concatenate([far, batch, far])
+    assert chgnet(lone).reasons.keys() == {0, len(lone) - 1}
+
+
 def test_chgnet_fails_on_isolated_atoms_and_impossible_densities(chgnet):
     batch = CrystalBatch.from_structures(
         [
@@ -439,6 +453,12 @@ def test_ase_factories_are_sent_to_workers_if_that_can_be():
         energies = potential(random_crystals()).energy_per_atom
     with ASEPotential(LennardJones, LJ, n_workers=0) as here:
         np.testing.assert_array_equal(here(random_crystals()).energy_per_atom, energies)
+    for factory, name in (
+        (partial(LennardJones, sigma=2.0), "ase:LennardJones(epsilon=0.5, sigma=2.0)"),
+        (partial(LennardJones, "x"), "ase:LennardJones('x', epsilon=0.5)"),
+        (LennardJones, "ase:LennardJones(epsilon=0.5)"),
+    ):
+        assert ASEPotential(factory, {"epsilon": 0.5}, n_workers=0).name == name
     lock = threading.Lock()
     with pytest.raises(ValueError, match=r"cannot be sent to a worker process: .*lock"):
         ASEPotential(lambda: lock and LennardJones(), n_workers=1)

@@ -202,6 +202,13 @@ def test_errors(dataset, tmp_path):
             pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
     (tmp_path / "checkpoint.pt").unlink()
     pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
+    others = dataset.select(range(len(dataset) - 1))
+    with pytest.raises(ValueError, match="belongs to a run with another dataset"):
+        pretrain(others, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["about"]  # As before it was there.
+    torch.save(content, tmp_path / "checkpoint.pt")
+    pretrain(dataset, PretrainingConfig(**TINY), progress=False, out_dir=tmp_path)
     with pytest.raises(ValueError, match="belongs to a run with other settings"):
         pretrain(
             dataset,

@@ -389,6 +389,8 @@ def test_formulas():
     assert dataset.table["material_id"].tolist() == ["LiMn3O4-z2", "NaCl-z1"]
     assert dataset.table["formula"].tolist() == ["LiMn3O4", "NaCl"]
     assert data.load(["TiO2"]).batch.n_atoms.tolist() == [3]
+    names = data.load(["TiO2", "MgO", "TiO2", "TiO2"]).table["material_id"].tolist()
+    assert names == ["TiO2-z1", "MgO-z1", "TiO2-z1-2", "TiO2-z1-3"]
     assert data.load(["TiO2"], max_atoms=13).batch.n_atoms.tolist() == [3, 6, 9, 12]
     with pytest.warns(UserWarning, match=r"2 of 3 records .*: Xy2 \(.*LiMn3O4 \(1 x 8 atoms"):
         dataset = data.load(["Xy2", "LiMn3O4", "NaCl"], max_atoms=4)
@@ -477,6 +479,8 @@ def test_parts_of_split_columns(tmp_path):
     table.to_csv(tmp_path / "set.csv", index=False)
     (part,) = load_parts(tmp_path / "set.csv", split="a")
     assert part.table["formula"].tolist() == ["NaCl", "KBr"]
+    with pytest.raises(ValueError, match=r"split must be one of \['a', 'b'\]"):
+        list(load_parts(tmp_path / "set.csv", split="A1"))
     with pytest.raises(ValueError, match="split must be one of"):
         list(load_parts(write_xyz(tmp_path / "set.xyz"), split="dev"))
 

@@ -9,6 +9,7 @@ import torch
 
 import irlkit
 from irlkit import data
+from irlkit.crystals import CrystalBatch
 from irlkit.data import writers
 from irlkit.evaluate.metrics import MatchPool, evaluate
 from tests.toys import integrate
@@ -95,6 +96,23 @@ def test_pymatgen_reads_the_cifs(tmp_path, small_batch):
         assert structure.lattice.parameters == pytest.approx(expected.lattice.parameters)
         assert structure.atomic_numbers == expected.atomic_numbers
         np.testing.assert_allclose(structure.frac_coords, expected.frac_coords, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["a.cif", "a.extxyz", "a.parquet"])
+def test_left_handed_cells_keep_their_handedness(tmp_path, name):
+    pos = torch.tensor([[0, 0, 0], [0.3, 0.1, 0.05], [0.1, 0.4, 0.2], [0.25, 0.2, 0.7]])
+    cell = torch.tensor([[4.0, 0, 0], [0.3, 5, 0], [0.2, 0.4, -6]])
+    crystal = CrystalBatch(
+        torch.tensor([3, 9, 17, 35]), pos.double(), cell[None].double(), torch.tensor([4])
+    )
+
+    def handedness(batch):
+        pos = batch.pos[batch.species.argsort()]
+        away = pos[1:] - pos[:1]
+        return float(torch.linalg.det((away - away.round()) @ batch.cell[0]))
+
+    again = read(writers.write(tmp_path / name, crystal)).batch
+    assert handedness(again) == pytest.approx(handedness(crystal)) and handedness(again) > 1
 
 
 def test_trajectory(tmp_path, small_batch):

@@ -26,6 +26,7 @@ from irlkit.data.readers import (
     Arrays,
     Malformed,
     RawRecords,
+    _with_numbers,
     chunked,
     register_reader,
     scalars,
@@ -148,7 +149,8 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
                 keep_default_na=False,
                 na_values=["", "nan"],
             )
-        return {str(row["material_id"]): row for row in table.to_dict("records")}  # type: ignore
+        rows = _with_numbers(table).to_dict("records")
+        return {str(row["material_id"]): row for row in rows}  # type: ignore
     except (*BROKEN, KeyError, ValueError) as error:
         raise ValueError(f"cannot read the table {path}: {error}") from error
 

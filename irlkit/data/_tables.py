@@ -12,7 +12,14 @@ import pandas as pd
 
 from irlkit.data import readers
 from irlkit.data._text import BROKEN, check_head, open_text
-from irlkit.data.readers import TEXT_COLUMNS, Arrays, Malformed, RawRecords, register_reader
+from irlkit.data.readers import (
+    TEXT_COLUMNS,
+    Arrays,
+    Malformed,
+    RawRecords,
+    _with_numbers,
+    register_reader,
+)
 
 STRUCTURE_COLUMNS = ("cif", "structure")
 """Columns that may hold the structure, the preferred one first."""
@@ -61,7 +68,7 @@ def read_csv(path: Path) -> Iterator[RawRecords]:
             )
             for table in chunks:
                 column = _structure_column(list(table.columns), path)
-                yield RawRecords(table.pop(column).tolist(), table)
+                yield RawRecords(table.pop(column).tolist(), _with_numbers(table))
     except _Unsuitable as error:
         raise ValueError(str(error)) from error
     except (*BROKEN, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,11 @@ def from_formulas(
         reasons = "; ".join(f"{entry.record} ({entry.reason})" for entry in skipped[:3])
         raise ValueError(f"formulas: none of the {len(formulas)} gave a composition: {reasons}")
     batch = CrystalBatch.from_species(species, dtype)
+    seen: Counter[str] = Counter()
+    for i, name_of in enumerate(ids):
+        seen[name_of] += 1
+        if seen[name_of] > 1:
+            ids[i] = f"{name_of}-{seen[name_of]}"
     table = pd.DataFrame(
         {
             "material_id": np.array(ids, dtype=object),

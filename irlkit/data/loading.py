@@ -189,18 +189,23 @@ def load_parts(
         _check_split(split, list(SPLITS))
     skipped: list[Skipped] = []
     n_records = n_gaps = 0
+    labels: set[str] = set()
     for records in read_chunks(reader, path):
         n_records += len(records.payloads)
         with torch_settings(plain=True):  # not while the caller has the turn
             batch, table, bad = _parse(records, niggli)
         if by == "split":
-            n_gaps += int((table["split"].map(_common_split) == "").sum())
+            found = table["split"].map(_common_split)
+            n_gaps += int((found == "").sum())
+            labels |= set(found) - {""}
         skipped += bad
         keep = _chosen(table, split, by, max_atoms)
         if keep.any():
             with torch_settings(plain=True):
                 part = _dataset(path, split, batch, table, bad, dtype).select(keep)
             yield part
+    if by == "split":
+        _check_split(split, sorted(labels))
     _warn_about(skipped, n_records, path)
     _warn_about_gaps(n_gaps, path)
 
@@ -297,6 +302,8 @@ def _warn_about_gaps(n_gaps: int, path: Path) -> None:
 
 def _parsed(path: Path, reader: Reader, niggli: bool, cache: bool, progress: bool) -> _cache.Entry:
     """All structures of a file, from the cache or from the file itself; float64."""
+    # A reader of somebody's own may have changed since.
+    cache = cache and getattr(reader, "__module__", "").startswith("irlkit.")
     key = _cache.key(path, niggli) if cache else ""
     entry = _cache.read(key) if cache else None
     if entry is not None:

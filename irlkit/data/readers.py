@@ -39,6 +39,22 @@ RENAMED = {
 """Common names of columns, whatever their case."""
 
 
+_MISSING = ("NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "Null", "null", "None", "none", "-")
+"""What stands for a number that is not known; as text it may be something else, NaN a formula."""
+
+
+def _with_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of a text file, its columns numbers where all but missing entries are."""
+    for name in table.columns:
+        column = table[name]
+        is_text = str(name).lower() in TEXT_COLUMNS
+        if not is_text and column.dtype.kind == "O" and column.isin(_MISSING).any():
+            numbers = pd.to_numeric(column.mask(column.isin(_MISSING)), errors="coerce")
+            if numbers.isna().equals(column.isna() | column.isin(_MISSING)):
+                table[name] = numbers
+    return table
+
+
 class Arrays(NamedTuple):
     """A structure as numbers.
 
@@ -90,6 +106,8 @@ READERS: dict[str, Reader] = {}
 @checked
 def register_reader(extension: str, reader: Reader) -> None:
     """Make `irlkit.data.load` read files of an extension, such as ".csv.gz".
+
+    What it reads is not cached: the reader may have changed by the next time.
 
     Raises:
         ValueError: the extension does not start with a dot.

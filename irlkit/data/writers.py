@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.data._files import TABLE
@@ -210,6 +211,12 @@ def _cifs(structures: CrystalBatch, rows: pd.DataFrame) -> Iterator[tuple[str, s
     names = [re.sub(r"[^\w.+-]", "_", name) for name in rows["material_id"]]
     if len(set(name.lower() for name in names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names)]
+    # Lengths and angles do not say that a cell is left-handed: (-a, -b, -c) is not, and the same.
+    sign = torch.where(torch.linalg.det(structures.cell) < 0, -1.0, 1.0).to(structures.cell)
+    structures = structures.replace(
+        pos=structures.pos * sign[structures.batch][:, None],
+        cell=structures.cell * sign[:, None, None],
+    )
     for name, structure in zip(names, structures.to_structures(), strict=True):
         text = str(CifWriter(structure, significant_figures=10))
         yield name, re.sub(r"(?m)^data_.*", f"data_{name}", text, count=1)

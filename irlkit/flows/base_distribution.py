@@ -106,6 +106,8 @@ class BaseDistribution:
             raise ValueError(
                 "log_length_mean and log_length_std: a base distribution needs both, or normal_cell"
             )
+        if any(not std >= 0 for std in self.log_length_std or ()):
+            raise ValueError(f"log_length_std must not be negative, got {self.log_length_std}")
         for name in ("normal_pos", "normal_cell"):
             pair = getattr(self, name)
             if pair is not None and not (isinstance(pair, Sequence) and pair[1] > 0):

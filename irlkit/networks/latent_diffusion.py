@@ -22,6 +22,7 @@ from irlkit.networks._transformer import Block, Slots
 from irlkit.networks.autoencoder import Autoencoder
 from irlkit.networks.cspnet import TimeEmbedding
 from irlkit.utils.checks import check_count, check_finite, checked
+from irlkit.utils.settings import torch_settings
 
 FORMAT = "irlkit-latent-diffusion-1"
 N_TIMES = 1000
@@ -146,9 +147,15 @@ class LatentDiffusion(nn.Module):
         self.info = dict(info or {})
 
     def check(self, n_atoms: Tensor) -> None:
-        """Raise a ValueError if structures, n_atoms of shape (B,), are larger than those seen."""
+        """Raise a ValueError unless cells, n_atoms of shape (B,), are as large as those seen."""
         largest = self.network.sizes["max_atoms"]
-        if len(n_atoms) and int(n_atoms.max()) > largest:
+        whole = n_atoms.ndim == 1 and not n_atoms.is_floating_point() and len(n_atoms)
+        if not whole or int(n_atoms.min()) < 1:
+            raise ValueError(
+                "n_atoms must be whole numbers of atoms, one or more structures of one or more, "
+                f"shape (B,), got {n_atoms.tolist()!r:.60}"
+            )
+        if int(n_atoms.max()) > largest:
             raise ValueError(
                 f"n_atoms must be at most {largest}, the largest cells that this model has seen, "
                 f"got {int(n_atoms.max())}"
@@ -171,7 +178,8 @@ class LatentDiffusion(nn.Module):
         size = len(crystals)
         # One time in each of as many equal parts of the range as there are structures.
         strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-        t = (N_TIMES * strata[torch.randperm(size, generator=generator)]).long().to(z.device)
+        t = (N_TIMES * strata[torch.randperm(size, generator=generator)]).long()
+        t = t.clamp(max=N_TIMES - 1).to(z.device)  # The last part's end can be rounded up.
         slots = Slots.from_n_atoms(crystals.n_atoms)
         x = _noised(z, noise[1], t[slots.batch, None])
         return {"noise": (self.network(x, t, slots, target) - noise[1]).square().mean()}
@@ -208,6 +216,7 @@ class LatentDiffusion(nn.Module):
         return self.autoencoder.crystals(self.scale * x, n_atoms)
 
     @checked
+    @torch_settings(plain=True)
     @torch.no_grad()
     def generate(
         self,
@@ -238,6 +247,8 @@ class LatentDiffusion(nn.Module):
                 trained with a property.
         """
         self.check(request)
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
         check_finite("eta", eta, least=0, most=1)
         check_finite("guidance", guidance, least=0)
         targets = self._targets(target, len(request))

@@ -46,8 +46,12 @@ class ASEPotential(Potential):
     ) -> None:
         arguments = arguments or {}
         if name is None:
-            listed = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
-            name = f"ase:{getattr(factory, '__name__', type(factory).__name__)}({listed})"
+            made, before, given = factory, [], arguments
+            if isinstance(factory, partial):
+                made, before = factory.func, [repr(value) for value in factory.args]
+                given = {**factory.keywords, **arguments}
+            listed = ", ".join([*before, *(f"{key}={given[key]!r}" for key in sorted(given))])
+            name = f"ase:{getattr(made, '__name__', type(made).__name__)}({listed})"
         self.name = name
         self._pool = WorkerPool(partial(prepare, factory, arguments), n_workers, timeout)
 

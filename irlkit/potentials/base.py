@@ -173,6 +173,27 @@ class Potential(Closing, ABC):
         return torch.bincount(batch.batch.cpu()[bad], minlength=len(batch)).numpy() == 0
 
 
+_AT_ONCE = 1024
+"""Structures whose neighbours are held at once."""
+
+
+def _joined(parts: list[Computed]) -> Computed:
+    """What was computed of the parts of a batch."""
+    reasons: dict[int, str] = {}
+    begin = 0
+    for part in parts:
+        reasons |= {begin + i: reason for i, reason in part.reasons.items()}
+        begin += len(part.energy_per_atom)
+
+    def joined(values: list[Tensor | None]) -> Tensor | None:
+        there = [value for value in values if value is not None]
+        return torch.cat(there) if there else None
+
+    energies = torch.cat([part.energy_per_atom for part in parts])
+    forces, stress = (joined([getattr(p, name) for p in parts]) for name in ("forces", "stress"))
+    return Computed(energies, forces, stress, reasons)
+
+
 class BatchedPotential(Potential):
     """A network that takes many structures at once, up to a cost that memory or caches bound."""
 
@@ -182,6 +203,9 @@ class BatchedPotential(Potential):
     _max_cost: int
 
     def _compute(self, batch: CrystalBatch, forces: bool, stress: bool) -> Computed:
+        if len(batch) > _AT_ONCE:
+            parts = [batch[i : i + _AT_ONCE] for i in range(0, len(batch), _AT_ONCE)]
+            return _joined([self._compute(part, forces, stress) for part in parts])
         batch = reduced(batch.to(self.device))
         neighbors = find_neighbors(batch, self._cutoff)
         costs, kinds, reasons = self._costs(batch, neighbors)

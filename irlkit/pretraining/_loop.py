@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,6 +88,9 @@ class TrainingState:
         model: to be trained.
         config: settings.
         n_train: number of training structures.
+
+    Attributes:
+        about: what else must be the same for a run to continue, such as a digest of its data.
     """
 
     def __init__(self, model: nn.Module, config: LoopConfig, n_train: int) -> None:
@@ -102,6 +106,7 @@ class TrainingState:
         self.order = torch.empty(0, dtype=torch.long)
         self.n_train = n_train
         self.history: list[dict[str, float]] = []
+        self.about: dict[str, str] = {}
 
     def losses(
         self, model: Any, batch: CrystalBatch, generator: torch.Generator
@@ -172,7 +177,7 @@ class TrainingState:
         modules = {name: getattr(self, name).state_dict() for name in _WITH_STATE}
         draws = {"generator": self.generator.get_state(), "order": self.order}
         state, tensors = pack({**modules, **draws})
-        content = {"format": FORMAT, "config": asdict(self.config)}
+        content = {"format": FORMAT, "config": asdict(self.config), "about": self.about}
         content |= {name: getattr(self, name) for name in _PLAIN}
         buffer = io.BytesIO()
         torch.save({**content, "state": state, "tensors": tensors}, buffer)
@@ -195,6 +200,9 @@ class TrainingState:
             different = [k for k in ours if k not in _FREE and config.get(k) != ours[k]]
             if different:
                 raise ValueError(f"it belongs to a run with other settings, {different}")
+            about = {**self.about, **content.get("about", {})}  # Older ones do not say.
+            if others := [name for name, of in about.items() if self.about.get(name) != of]:
+                raise ValueError(f"it belongs to a run with another {' and '.join(others)}")
             stored = unpack(content["state"], content["tensors"])
             for name in _WITH_STATE:
                 getattr(self, name).load_state_dict(stored[name])
@@ -207,6 +215,14 @@ class TrainingState:
                 f"out_dir: {path} is not a pretraining checkpoint of this run "
                 f"({type(error).__name__}: {error}); choose another out_dir, or delete it"
             ) from error
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return what tells tensors apart from others."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_dataset(dataset: CrystalDataset) -> None:
@@ -242,6 +258,8 @@ def run(
     data = dataset.batch.standard_orientation().to(device)
     held_out = None if validation is None else validation.batch.standard_orientation().to(device)
     folder = None if out_dir is None else Path(out_dir)
+    batch = dataset.batch
+    state.about["dataset"] = digest([batch.n_atoms, batch.species, batch.pos, batch.cell])
     if folder is not None:
         check_writable(folder)
         remove_leftovers(folder)
@@ -254,9 +272,13 @@ def run(
     try:
         _train(state, data, validate, folder, progress, name)
     except KeyboardInterrupt:
+        advice = ""
         if folder is not None:
             state.load(folder / CHECKPOINT)
-        advice = "" if folder is None else "; the same call continues"
+            kept = (folder / CHECKPOINT).exists()
+            advice = "; the same call " + (
+                "continues" if kept else "begins anew, without checkpoint"
+            )
         warnings.warn(
             f"stopped after {state.iteration} of {config.iterations} iterations{advice}",
             stacklevel=5,

@@ -19,8 +19,9 @@ from irlkit.evaluate.novelty import TOLERANCES
 from irlkit.networks.autoencoder import Autoencoder, reconstruction_losses, shifted
 from irlkit.networks.latent_diffusion import DiffusionTransformer, LatentDiffusion
 from irlkit.pretraining._denovo import shares_of_samples
-from irlkit.pretraining._loop import LoopConfig, TrainingState, check_dataset, run
+from irlkit.pretraining._loop import LoopConfig, TrainingState, check_dataset, digest, run
 from irlkit.utils.checks import check_finite, checked
+from irlkit.utils.settings import torch_settings
 
 
 @checked
@@ -76,6 +77,7 @@ class _AutoencoderState(TrainingState):
 
 
 @checked
+@torch_settings(plain=True)
 def pretrain_autoencoder(
     dataset: CrystalDataset,
     config: AutoencoderConfig | None = None,
@@ -211,6 +213,7 @@ class _DiffusionState(TrainingState):
 
 
 @checked
+@torch_settings(plain=True)
 def pretrain_diffusion(
     dataset: CrystalDataset,
     autoencoder: Autoencoder,
@@ -244,6 +247,7 @@ def pretrain_diffusion(
     """
     config = config or DiffusionConfig()
     check_dataset(dataset)
+    target = None if target is None else target.to(torch.get_default_dtype())
     spread = None if target is None else _mean_and_std(target, len(dataset))
     autoencoder = copy.deepcopy(autoencoder).to(device).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -259,10 +263,13 @@ def pretrain_diffusion(
         if spread is not None:
             network.target_scale.copy_(spread)
         known = dataset.batch.standard_orientation().to(device)
-        scale = float(autoencoder.encode(known)[0].std())
+        parts = torch.arange(len(known), device=known.device).split(512)
+        scale = float(torch.cat([autoencoder.encode(known[part])[0] for part in parts]).std())
     model = LatentDiffusion(autoencoder, network, scale).to(device)
     state = _DiffusionState(model, config, len(dataset))
     state.target = target
+    state.about["autoencoder"] = digest(autoencoder.state_dict().values())
+    state.about["target"] = "" if target is None else digest([target])
     return run(
         state,
         dataset,
