@@ -98,7 +98,7 @@ def _smallest(a: Tensor, b: Tensor, above: float = -math.inf) -> Tensor:
     found = []
     for part in a.split(max(1, _MAX_DISTANCES // max(b.numel(), 1))):
         distance = amd_distance(part[:, None], b[None])
-        found.append(distance.masked_fill(distance <= above, math.inf).amin(1))
+        found.append(distance.masked_fill(~(distance > above), math.inf).amin(1))
     return torch.cat(found)
 
 
