@@ -714,6 +714,9 @@ def test_names_of_evaluations_are_those_of_what_generates():
     assert own[0] == own[1] != own[2]
     functions = [fingerprint(lambda t, x=x: x * t) for x in (1.0, 1.0, 2.0)]
     assert functions[0] == functions[1] != functions[2]
+    methods = [fingerprint(OwnSchedule(x).__call__) for x in (1.0, 1.0, 2.0)]
+    assert methods[0] == methods[1] != methods[2]
+    assert fingerprint(lambda t: t + 1) != fingerprint(lambda t: t + 2) != fingerprint(abs)
     assert fingerprint([1, 2]) != fingerprint([1, 3])
 
 

@@ -1,5 +1,6 @@
 """The paper's own runs, each on tiny stand-ins for its model, data and potential; estimates."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from irlkit import potentials
 from irlkit.lab import experiments
 from irlkit.lab._splits import load_splits
+from irlkit.lab.experiments import base
 from irlkit.lab.experiments._stages import announce, in_words
 from irlkit.lab.experiments.estimate import _count_work
 from irlkit.lab.experiments.presets import Rung, presets
@@ -136,6 +138,9 @@ def counted(monkeypatch):
         return forward(self, t, species, pos, cell, *arguments, **options)
 
     monkeypatch.setattr(CSPNet, "forward", counting)
+    # Policies that training leaves alike are evaluated once; here each of them is.
+    names = map(str, itertools.count())
+    monkeypatch.setattr(base, "fingerprint", lambda *parts: next(names))
     return counts
 
 

@@ -332,6 +332,7 @@ def test_parts_of_a_large_batch_are_the_whole(chgnet, monkeypatch):
         ours, theirs = getattr(parts, name), getattr(whole, name)
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-5)
     far = CrystalBatch.from_structures([Structure(Lattice.cubic(20), ["H"], [[0] * 3])])
+    far = far.to(dtype=batch.dtype)
     lone = CrystalBatch.concatenate([far, batch, far])
     assert chgnet(lone).reasons.keys() == {0, len(lone) - 1}
 

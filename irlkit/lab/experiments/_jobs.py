@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pandas as pd
 from torch import nn
@@ -93,8 +92,13 @@ def fingerprint(*parts: Any) -> str:
                 add(value)
         elif hasattr(part, "detach"):
             digest.update(part.cpu().contiguous().numpy().tobytes())
-        elif inspect.isroutine(part):
-            digest.update(cloudpickle.dumps(part))
+        elif inspect.ismethod(part):
+            add([part.__func__, part.__self__])
+        elif inspect.isfunction(part):
+            cells = [cell.cell_contents for cell in part.__closure__ or ()]
+            add([part.__code__, part.__defaults__, part.__kwdefaults__, cells])
+        elif inspect.iscode(part):
+            add([part.co_name, part.co_code, part.co_names, part.co_consts])
         else:
             digest.update(f"{part!r};".encode())
 
