@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        help="folders of results, such as 04 or 04_mp20; default: one per notebook",
+        help="folders of results, such as 04 or 04_perov_5; default: one per notebook",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results")
     options = parser.parse_args()
