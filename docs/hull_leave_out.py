@@ -14,9 +14,8 @@ import pandas as pd
 from pymatgen.core import Composition
 
 from irlkit.data import load
-from irlkit.evaluate.denovo import METASTABLE
 from irlkit.evaluate.evidence import Bootstrap, Estimate
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.hull import METASTABLE, Hull
 from irlkit.utils.progress import progress_bar
 
 

@@ -284,5 +284,6 @@ class PropertyReward(Reward):
 
     def close(self) -> None:
         """Close the evaluator, and those of the other properties."""
-        for reward in (self, *(reward for reward, _ in self.also)):
-            reward.evaluator.close()
+        self.evaluator.close()
+        for reward, _ in self.also:
+            reward.close()

@@ -20,9 +20,8 @@ from irlkit.data.writers import write
 from irlkit.envs._benchmark import LIBRARIES, settings_of
 from irlkit.envs._stability import EnergyAboveHull
 from irlkit.envs._symmetry import canonical_keys
-from irlkit.evaluate.denovo import METASTABLE
 from irlkit.evaluate.evidence import Bootstrap, Estimate, _mean_of_runs
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.hull import METASTABLE, Hull
 from irlkit.lab.experiments._crystal_gym_claims import RANDOM, crystal_gym_claims
 from irlkit.lab.experiments._crystal_gym_sizes import BULK as BULK
 from irlkit.lab.experiments._crystal_gym_sizes import DENSITY as DENSITY

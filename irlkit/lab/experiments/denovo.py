@@ -13,8 +13,8 @@ from pymatgen.core import Composition
 
 from irlkit import data, potentials, rewards
 from irlkit.crystals import CrystalBatch
-from irlkit.evaluate.denovo import METASTABLE, DeNovoMetrics, denovo
-from irlkit.evaluate.hull import Hull
+from irlkit.evaluate.denovo import DeNovoMetrics, denovo
+from irlkit.evaluate.hull import METASTABLE, Hull
 from irlkit.evaluate.matching import MatchPool
 from irlkit.evaluate.novelty import TOLERANCES, KnownStructures
 from irlkit.flows.constraints import Constraints
