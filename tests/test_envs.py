@@ -144,6 +144,30 @@ def test_bulk_modulus_is_that_of_the_curve(v0):
     assert len(details["volumes"]) == len(details["energies"]) == 5
 
 
+def test_small_volumes_are_computed_where_energies_fall_towards_them(monkeypatch):
+    batch = filling("RbCaH3", "Rb Ca H H H")
+    volume = float(batch.volume) / 5
+    asked = []
+    energies = Curve.energies
+
+    def counted(self, given, like):
+        asked.append(np.round((given.volume / given.n_atoms).numpy() / volume, 2).tolist())
+        return energies(self, given, like)
+
+    monkeypatch.setattr(Curve, "energies", counted)
+    for v0, scan in (
+        (1.0, [[0.95, 1.39, 2.04], [0.65]]),
+        (1.5, [[0.95, 1.39, 2.04]]),
+        (0.5, [[0.95, 1.39, 2.04], [0.65], [0.44]]),
+    ):
+        asked.clear()
+        found = Evaluator("bulk_modulus", Curve(v0=v0 * volume))(batch)
+        assert found.values[0] == pytest.approx(100.0, rel=1e-3)
+        assert asked[: len(scan)] == scan and len(asked[len(scan)]) == 5
+        # The located minimum is near enough for the first fit.
+        assert len(asked) == len(scan) + 1, asked
+
+
 @pytest.mark.parametrize("v0", [2.0, 90.0])
 def test_a_curve_without_a_minimum_in_reach_is_a_failure(v0):
     found = Evaluator("bulk_modulus", Curve(v0=v0))(filling("RbCaH3", "Rb Ca H H H"))

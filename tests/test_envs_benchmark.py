@@ -91,6 +91,29 @@ def test_algorithms_of_tianshou_spend_their_budget(name):
     assert found.episodes.skeleton.nunique() == 2 and len(found.unseen) == 1
 
 
+@pytest.mark.parametrize("name", ["DQN", "DQN (sb3)"])
+def test_runs_of_neighbouring_seeds_meet_environments_of_their_own(name, monkeypatch):
+    """Counted on from the run's, seven of eight environments would be the same in both."""
+    pytest.importorskip(LIBRARIES[name], reason=f"{LIBRARIES[name]} is not installed (extra gym)")
+    from irlkit.envs._baselines import Settings
+    from irlkit.envs._crystal_gym import CrystalGym
+
+    seeds = []
+    reset = CrystalGym.reset
+
+    def seen(self, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed=seed, options=options)
+
+    monkeypatch.setattr(CrystalGym, "reset", seen)
+    of_run = []
+    for seed in (0, 1):
+        seeds.clear()
+        density(name, evaluations=10, seeds=[seed])
+        of_run.append({given for given in seeds if given is not None})
+    assert len(of_run[0]) == len(of_run[1]) == Settings().n_envs and not of_run[0] & of_run[1]
+
+
 @each_of_sb3
 def test_algorithms_of_sb3_spend_their_budget_learn_and_print_nothing(name, capsys):
     found = density(name, "random", evaluations=500)

@@ -42,6 +42,11 @@ class Settings:
         return max(1.0 - spent / self.exploration, 0.02)
 
 
+def seeds_of_envs(seed: int, n: int) -> list[int]:
+    """Return seeds of n environments, which runs of neighbouring seeds do not share."""
+    return np.random.SeedSequence(seed).generate_state(n).tolist()
+
+
 class Flat(gymnasium.ObservationWrapper):
     """Observations as one vector: skeleton, focus, target, species; the graph is the network's."""
 

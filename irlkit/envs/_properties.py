@@ -114,9 +114,10 @@ class BandGap(Property):
 class BulkModulus(Property):
     """B = V d²E/dV² at the volume of the lowest energy, GPa, from Birch and Murnaghan's equation.
 
-    Five volumes across the reach locate the minimum; then the equation is fitted to points around
-    it, which are moved (three times at most) while the minimum is not among them. The shape of the
-    skeleton stays. A curve without a minimum within the reach has no bulk modulus.
+    Three to five volumes across the reach locate the minimum, the smallest, which cost most, only
+    while energies fall towards them; then the equation is fitted to points around it, which are
+    moved (three times at most) while the minimum is not among them. The shape of the skeleton
+    stays. A curve without a minimum within the reach has no bulk modulus.
 
     Args:
         n_points: volumes of the fit, at least 4.
@@ -151,9 +152,7 @@ class BulkModulus(Property):
         low, high = self.reach
         volume = (batch.volume / batch.n_atoms).numpy()
         n = len(batch)
-        scan = np.tile(np.geomspace(low, high, 7)[1:-1], (n, 1))
-        energies, reasons = _curve(batch, scan, backend)
-        center = _lowest(scan, energies)
+        center, reasons = _locate(batch, np.geomspace(low, high, 7)[1:-1], backend)
         result = Values(np.full(n, np.nan), reasons, [{} for _ in range(n)])
         spread = np.linspace(-self.half_width, self.half_width, self.n_points)
         left = np.array([i for i in range(n) if i not in reasons], dtype=np.int64)
@@ -200,7 +199,8 @@ class BulkModulus(Property):
     def settings(self, backend: Backend) -> str:
         """Return the points and the backend."""
         low, high = self.reach
-        return f"{self.name}-{self.n_points}-{self.half_width:g}-{low:g}-{high:g}|{backend.name}"
+        fit = f"birch-{self.n_points}-{self.half_width:g}-{low:g}-{high:g}"
+        return f"{self.name}-{fit}|{backend.name}"
 
 
 def _curve(
@@ -215,17 +215,42 @@ def _curve(
     return found.values.reshape(n, p), reasons
 
 
+def _locate(
+    batch: CrystalBatch, v: np.ndarray, backend: Backend
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Volumes of the lowest energies, from a scan of rising volumes; why a crystal has none.
+
+    The two smallest, where neighbours are many, are looked at while energies fall towards them.
+    """
+    energy = np.full((len(batch), len(v)), np.inf)
+    energy[:, 2:], reasons = _curve(batch, np.tile(v[2:], (len(batch), 1)), backend)
+    for k in (1, 0):
+        falling = np.nan_to_num(energy, nan=np.inf).argmin(1) == k + 1
+        rows = np.array([i for i in np.flatnonzero(falling) if i not in reasons], dtype=np.int64)
+        if len(rows):
+            found, failed = _curve(batch[rows], np.full((len(rows), 1), v[k]), backend)
+            energy[rows, k] = found[:, 0]
+            reasons |= {int(rows[i]): why for i, why in failed.items()}
+    return _lowest(v, energy), reasons
+
+
 def _lowest(v: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Volumes of the minima of scans (n, p), p evenly spaced in ln v, by parabolas; shape (n,)."""
-    p = v.shape[1]
+    """Volumes of the minima of scans (n, p) at volumes (p,), by parabolas in v^(-2/3); shape (n,).
+
+    These are Birch's equation of the second order. A minimum beyond the three points about the
+    lowest is taken at the lower end of them.
+    """
     energy = np.nan_to_num(energy, nan=np.inf)
-    at = energy.argmin(1).clip(1, p - 2)[:, None]
-    left, middle, right = (np.take_along_axis(energy, at + d, 1)[:, 0] for d in (-1, 0, 1))
+    at = energy.argmin(1).clip(1, len(v) - 2)
+    rows = np.arange(len(at))
+    (x0, x1, x2), (e0, e1, e2) = zip(
+        *((v[at + d] ** (-2 / 3), energy[rows, at + d]) for d in (-1, 0, 1)), strict=True
+    )
     with np.errstate(all="ignore"):
-        shift = (left - right) / (left - 2 * middle + right) / 2
-    shift = np.where(np.abs(shift) <= 1, shift, np.sign(left - right))
-    step = np.log(v[:, 1] / v[:, 0])
-    return np.take_along_axis(v, at, 1)[:, 0] * np.exp(np.nan_to_num(shift) * step)
+        first, second = (e1 - e0) / (x1 - x0), (e2 - e1) / (x2 - x1)
+        x = (x0 + x1) / 2 - first * (x2 - x0) / (second - first) / 2
+    inside = (x2 <= x) & (x <= x0)
+    return np.where(inside, x, np.where(e0 < e2, x0, x2)) ** -1.5
 
 
 def _birch_murnaghan(

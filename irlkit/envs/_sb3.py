@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
-from irlkit.envs._baselines import Flat, FlatNetwork, Scorer, Settings, Spent
+from irlkit.envs._baselines import Flat, FlatNetwork, Scorer, Settings, Spent, seeds_of_envs
 from irlkit.envs.skeletons import Skeletons
 
 
@@ -51,6 +51,16 @@ class _Q(DQNPolicy):
         return made
 
 
+class _Envs(DummyVecEnv):
+    """Environments whose seeds do not count on from that of the run."""
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        if seed is None:
+            return super().seed()
+        self._seeds = [*seeds_of_envs(seed, self.num_envs)]
+        return self._seeds
+
+
 def train(
     name: str,
     make: Callable[[], gymnasium.Env],
@@ -72,7 +82,7 @@ def train(
         settings: of the algorithms.
     """
     n = settings.n_envs
-    envs = DummyVecEnv([lambda: Flat(make()) for _ in range(n)])
+    envs = _Envs([lambda: Flat(make()) for _ in range(n)])
     common: dict[str, Any] = {
         "env": envs,
         "learning_rate": settings.learning_rate,

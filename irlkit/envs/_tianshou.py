@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irlkit.envs._baselines import Flat, FlatNetwork, Scorer, Settings, Spent
+from irlkit.envs._baselines import Flat, FlatNetwork, Scorer, Settings, Spent, seeds_of_envs
 from irlkit.envs.skeletons import Skeletons
 
 _ATOMS = 51
@@ -79,7 +79,7 @@ def train(
     np.random.seed(seed)  # noqa: NPY002  # tianshou draws from it
     n = settings.n_envs
     envs = DummyVectorEnv([lambda: Flat(make()) for _ in range(n)])
-    envs.seed(seed)
+    envs.seed(seeds_of_envs(seed, n))
     algorithm, scorer = _algorithm(name, skeletons, n_elements, values, settings, envs)
     common: dict[str, Any] = {
         "max_epochs": 10**6,
