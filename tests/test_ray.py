@@ -230,6 +230,24 @@ def refuse():
 
 
 @pytest.mark.slow
+def test_workers_that_ray_ends_for_memory_are_lost(cluster, tmp_path, monkeypatch):
+    batch = crystals((2, 4, 2))
+    with RayReward(partial(dying, tmp_path, 0), 1, parts_per_worker=3) as reward:
+        get, asked = reward._get, []
+
+        def out_of_memory(future):
+            asked.append(future)
+            if len(asked) == 2:
+                raise reward._ray.exceptions.OutOfMemoryError("the node was low on memory")
+            return get(future)
+
+        monkeypatch.setattr(reward, "_get", out_of_memory)
+        result = reward(batch)
+    assert result.info["lost"].tolist() == [False, True, False]
+    assert torch.equal(result.values.isnan(), torch.tensor([False, True, False]))
+
+
+@pytest.mark.slow
 def test_errors_arrive_as_they_were(cluster):
     with RayReward(lambda: broken) as reward:
         with pytest.raises(ArithmeticError, match="1 structures are too many"):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -180,7 +181,7 @@ def test_linear_annealing():
     s = LinearAnnealing(pos=4.0, cell=-0.5)(t, torch.tensor(0.1))
     assert torch.equal(s["pos"], 4 * t)
     assert torch.equal(s["cell"], -0.5 * t)
-    with pytest.raises(ValueError, match="cell must be a finite slope"):
+    with pytest.raises(ValueError, match="cell must be a finite number"):
         LinearAnnealing(cell=float("nan"))
 
 
@@ -234,6 +235,13 @@ def test_save_and_load(name, tmp_path):
         assert torch.equal(annealing_on_grid(loaded, times)[field], s)
     assert read_annealing_metadata(path) == {"n_steps": [5, 10]}
     assert [p.name for p in path.parent.iterdir()] == ["annealing.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [LinearAnnealing, EndpointAnnealing])
+def test_numbers_of_numpy_are_saved(kind, tmp_path):
+    annealing = kind(np.float32(2.5), np.int64(1))
+    save_annealing(annealing, tmp_path / "annealing.safetensors")
+    assert load_annealing(tmp_path / "annealing.safetensors") == annealing == kind(2.5, 1.0)
 
 
 def test_wrong_files(tmp_path):

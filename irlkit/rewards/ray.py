@@ -77,6 +77,9 @@ class RayReward(Reward):
             if not (math.isfinite(amount) and amount >= 0):
                 raise ValueError(f"{name} must not be negative, got {amount!r}")
         self._ray, self._owns_cluster = connect(address, n_workers, cpus, gpus)
+        # Ray ends workers itself where a node runs out of memory, and says so in its own way.
+        errors = self._ray.exceptions
+        self._lost = errors.RayActorError, errors.OutOfMemoryError
         self.n_workers = n_workers
         self.parts_per_worker = parts_per_worker
         self.on_failure = float(on_failure)
@@ -144,7 +147,7 @@ class RayReward(Reward):
                 idle.append(worker)
                 try:
                     results[part] = self._get(future)
-                except self._ray.exceptions.RayActorError:
+                except self._lost:
                     pass  # lost, as often as it was tried
         except BaseException:
             self._stop()
@@ -165,7 +168,7 @@ class RayReward(Reward):
         worker, *_ = self._started(1)
         try:
             return self._get(getattr(worker, question).remote(*content))
-        except self._ray.exceptions.RayActorError as error:
+        except self._lost as error:
             raise WorkersLostError(f"a Ray worker does not stay alive: {error}") from error
 
     def _started(self, n: int) -> list[Any]:

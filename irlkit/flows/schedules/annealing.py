@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from irlkit.flows.schedules._perceptron import check_sizes, perceptron
 from irlkit.flows.schedules.grid import FIELD_NAMES
-from irlkit.utils.checks import checked, is_number
+from irlkit.utils.checks import check_finite, checked
 from irlkit.utils.settings import torch_settings
 
 
@@ -49,8 +49,8 @@ class LinearAnnealing:
 
     def __post_init__(self) -> None:
         for field in FIELD_NAMES:
-            if not is_number(getattr(self, field)):
-                raise ValueError(f"{field} must be a finite slope, got {getattr(self, field)!r}")
+            check_finite(field, getattr(self, field))
+            object.__setattr__(self, field, float(getattr(self, field)))  # Which can be saved.
 
     def __call__(self, t: Tensor, dt: Tensor) -> dict[str, Tensor]:
         return {field: getattr(self, field) * t for field in FIELD_NAMES}

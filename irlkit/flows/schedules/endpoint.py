@@ -36,6 +36,7 @@ class EndpointAnnealing:
     def __post_init__(self) -> None:
         for field in FIELD_NAMES:
             check_finite(field, getattr(self, field), above=0.0)
+            object.__setattr__(self, field, float(getattr(self, field)))  # Which can be saved.
 
     def __call__(self, t: Tensor, dt: Tensor) -> dict[str, Tensor]:
         left = torch.as_tensor((1.0 - t) / dt)
