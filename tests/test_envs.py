@@ -24,10 +24,11 @@ from irlkit.envs import (
     get_backend,
 )
 from irlkit.envs._backends import Backend, Computed, Passing
-from irlkit.envs._properties import GPA
+from irlkit.envs._properties import GPA, _lowest
 from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
 from irlkit.evaluate.hull import Hull
+from irlkit.potentials import ASEPotential
 
 
 def filling(name, symbols):
@@ -168,6 +169,20 @@ def test_small_volumes_are_computed_where_energies_fall_towards_them(monkeypatch
         assert len(asked) == len(scan) + 1, asked
 
 
+def test_a_scan_that_bends_down_is_followed_to_its_lower_end():
+    v = np.geomspace(0.3, 3.0, 7)[1:-1]
+    found = _lowest(v, np.array([[-3.2, -0.6, 0, 5, 5], [5, 4, 0, -0.6, -3.2]]))
+    assert found == pytest.approx([v[0], v[-1]])
+
+
+def test_highest_and_lowest_rewards_hold_those_of_other_properties():
+    other = PropertyReward(Evaluator("density", Curve()), 3.0)
+    reward = PropertyReward(Evaluator("bulk_modulus", Curve()), 300.0, [(other, 2.0)])
+    assert (reward.lowest, reward.highest) == (-7.0, 2.0)
+    batch = filling("RbCaH3", "Rb Ca H H H")
+    assert reward.lowest < float(reward(batch).values[0]) < reward.highest
+
+
 @pytest.mark.parametrize("v0", [2.0, 90.0])
 def test_a_curve_without_a_minimum_in_reach_is_a_failure(v0):
     found = Evaluator("bulk_modulus", Curve(v0=v0))(filling("RbCaH3", "Rb Ca H H H"))
@@ -192,6 +207,8 @@ def test_bad_properties_are_refused():
         Evaluator("hardness")
     with pytest.raises(ValueError, match=r"chgnet-0.3.0 computes no band gaps.*backend='gpaw'"):
         Evaluator("band_gap")
+    with pytest.raises(ValueError, match="reach must leave room"):
+        BulkModulus(reach=(0.97, 1.03))
     with pytest.raises(ValueError, match="n_points must be at least 4"):
         BulkModulus(n_points=3)
     with pytest.raises(ValueError, match="target"):
@@ -397,6 +414,13 @@ def test_time_limits_and_lost_processes_are_such_failures(symbol, passing):
 
 
 def test_a_backend_without_a_name_of_its_own_has_no_file(tmp_path):
+    def nested():
+        raise AssertionError("only its name is asked")
+
+    names = {ASEPotential(made, n_workers=0).name for made in (nested, lambda: None)}
+    assert len(names) == 2 and all("<" in name for name in names)
+    with pytest.raises(ValueError, match="shares its name"):
+        Evaluator("bulk_modulus", ASEPotential(nested, n_workers=0), EvaluationCache())
     backend = Curve(name="ase:<lambda>()")
     with pytest.raises(ValueError, match=r"backend 'ase:<lambda>\(\)' shares its name"):
         Evaluator("bulk_modulus", backend, tmp_path / "cache.sqlite")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from irlkit.envs import Evaluator, benchmark
-from irlkit.envs._benchmark import LIBRARIES
+from irlkit.envs._benchmark import LIBRARIES, settings_of
 from irlkit.lab.experiments import crystal_gym
 from tests.test_envs import Curve
 
@@ -147,10 +147,17 @@ def test_a_missing_library_is_named_and_its_algorithms_are_left_out(library, mon
     assert list(experiment.left_out) == absent
 
 
+def test_settings_out_of_their_range_are_named():
+    for settings, message in (({"exploration": 0}, "exploration must"), ({"n_envs": 0}, "n_envs")):
+        with pytest.raises(ValueError, match=message):
+            settings_of("DQN", settings)
+
+
 def test_what_cannot_be_compared_is_refused():
     for options, message in (
         ({"algorithms": ["A3C"]}, "algorithms must be among GRPO, PPO.*A3C"),
         ({"seeds": []}, "seeds must name at least one"),
+        ({"seeds": [0, 1, 0]}, "each once"),
         ({"evaluations": 3}, "evaluations be at least 10"),
         ({"settings": {"Grpo": {}}}, "settings must be among GRPO, PPO.*Grpo"),
         (

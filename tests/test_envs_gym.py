@@ -69,6 +69,31 @@ def test_masks_keep_the_number_of_elements():
     assert len(set(obs["species"].tolist())) == 2
 
 
+def test_masks_count_what_was_placed_not_what_stands_there_at_random():
+    env = gymnasium.make(NAME, mode="substitution", max_elements=2, skeletons="NaCl").unwrapped
+    draws = np.random.default_rng(0)
+    for seed in range(10):
+        _, info = env.reset(seed=seed)
+        full = False
+        while not full:
+            action = draws.choice(np.flatnonzero(info["action_mask"]))
+            _, _, full, _, info = env.step(action)
+        assert len(env.crystal().species.unique()) <= 2
+
+
+def test_an_evaluator_that_was_given_is_the_one_that_evaluates():
+    evaluator = Evaluator("density")
+    env = gymnasium.make(NAME, property=evaluator)
+    assert env.spec is not None and env.unwrapped.evaluator is evaluator
+
+
+def test_positions_are_observed_within_the_cell():
+    skeleton = Skeletons.get("RbVF3").crystals
+    outside = skeleton.replace(pos=skeleton.pos - 1.3)
+    env = gymnasium.make(NAME, skeletons=outside).unwrapped
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+
+
 def test_the_vector_environment_evaluates_in_one_batch_what_single_ones_do():
     envs = gymnasium.make_vec(NAME, 9, skeletons=["AuSb3", "RbVF3"], elements=["Na", "F", "K"])
     judged = []
@@ -109,11 +134,14 @@ def test_bad_input_is_refused_in_words():
             gymnasium.make(NAME, **options)
     env = gymnasium.make(NAME).unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="action must be from 0 to 17, got 18"):
-        env.step(18)
+    for action in (18, 1.7, [1]):
+        with pytest.raises(ValueError, match="action must be a whole number from 0 to 17, got"):
+            env.step(action)
     many = gymnasium.make_vec(NAME, num_envs=2, vectorization_mode="vector_entry_point")
+    with pytest.raises(ValueError, match="no episode has begun: call reset"):
+        many.step(np.array([0, 0]))
     many.reset(seed=0)
-    for actions in ([0, 18], [-1, 0], [0], [0.0, 1.0]):
+    for actions in ([0, 18], [-1, 0], [0], [0.0, 1.0], []):
         with pytest.raises(ValueError, match="actions must be 2 whole numbers from 0 to 17, got"):
             many.step(np.array(actions))
     with pytest.raises(ValueError, match=r"options\['skeleton'\] must be one of"):

@@ -12,6 +12,7 @@ from irlkit import envs
 from irlkit.envs._backends import Computed
 from irlkit.envs._benchmark import settings_of
 from irlkit.lab.experiments import crystal_gym
+from irlkit.lab.experiments._crystal_gym_claims import crystal_gym_claims
 from irlkit.lab.experiments.crystal_gym import DENSITY, STABLE, SkeletonFilling
 from irlkit.lab.plots._crystal_gym import episode
 from tests.test_envs import Curve
@@ -96,13 +97,16 @@ def test_what_a_backend_cannot_tell_is_said_before_any_training(tmp_path):
         experiment.relax_best(DENSITY)
 
 
-def test_results_are_written_where_every_filling_failed(tmp_path):
+def test_results_are_written_where_every_filling_failed(tmp_path, monkeypatch):
     size = replace(TINY, tasks=(crystal_gym.BULK,), hard=(), seeds=(0,), evaluations=10)
     experiment = SkeletonFilling(size, tmp_path, backend=Curve(v0=900.0), progress=False)
     experiment.train(crystal_gym.BULK)
     assert experiment.comparisons[crystal_gym.BULK].episodes["failed"].all()
     paths = experiment.write_results(experiment.claims(), {}, {})
     assert paths and all(path.exists() for path in paths)
+    monkeypatch.setattr(experiment, "_potential", lambda: None)
+    monkeypatch.setattr("irlkit.envs._stability.EnergyAboveHull.check", lambda *_: None)
+    assert not len(experiment.relax_best(crystal_gym.BULK)) and not experiment.relaxed
 
 
 def test_fillings_are_judged_by_dft_only_where_it_is_installed(tmp_path, monkeypatch):
@@ -168,9 +172,25 @@ def test_an_episode_is_drawn_and_bad_sizes_are_refused():
         ({"evaluations": 3}, "at least 10 evaluations"),
         ({"tasks": ("gold",)}, "tasks must be of"),
         ({"algorithms": ("PPO",)}, "hold GRPO"),
+        ({"seeds": (0, 1, 0)}, "no seed twice"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(TINY, **changes)
+
+
+def test_grpo_is_compared_with_others_whatever_the_order():
+    values = {"GRPO": 0.96, "DQN": 0.9, "PPO": 0.8, "random": 0.5}
+
+    def samples(metric, task, who):
+        return np.full(9, np.nan if metric == "unseen" else values[who])
+
+    gains = []
+    for names in (("GRPO", "PPO", "DQN"), ("DQN", "GRPO", "PPO")):
+        claims = crystal_gym_claims(samples, {DENSITY: names}, lambda *_: None, 3)
+        gains += [
+            claim.value for claim in claims if "GRPO minus the best of the others" in claim.claim
+        ]
+    assert gains == pytest.approx([0.06, 0.06])
 
 
 def test_settings_of_an_algorithm_have_its_defaults():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from irlkit.envs._graphs import SiteNetwork
 from irlkit.envs.skeletons import Skeletons
+from irlkit.utils.checks import check_count, check_finite
 
 
 class Spent(Exception):
@@ -29,6 +30,9 @@ class Settings:
         n_envs: environments that take turns.
         batch_size: of an update.
         exploration: share of the budget over which epsilon falls from 1 to 0.02.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     learning_rate: float = 1e-3
@@ -36,6 +40,12 @@ class Settings:
     n_envs: int = 8
     batch_size: int = 64
     exploration: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "alpha", "exploration"):
+            check_finite(name, getattr(self, name), above=0)
+        for name in ("n_envs", "batch_size"):
+            check_count(name, getattr(self, name))
 
     def epsilon(self, spent: float) -> float:
         """Return the share of random actions where this share of the budget is spent."""

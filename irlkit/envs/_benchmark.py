@@ -21,7 +21,7 @@ from irlkit.evaluate.evidence import Estimate, _mean_of_runs
 from irlkit.rewards import Reward, RewardResult
 from irlkit.rl import GRPOTrainer, TrainerConfig, generate
 from irlkit.rl._until import train_until
-from irlkit.utils.checks import checked, is_number
+from irlkit.utils.checks import check_finite, checked, is_number
 from irlkit.utils.progress import progress_bar
 
 _TIANSHOU = ("PPO", "DQN", "Rainbow", "SAC")
@@ -35,7 +35,8 @@ GRPO: dict[str, Any] = {
     # In units of the reward, as the entropy's weight is: standard scores make as much of the small
     # differences in a group that has learned, and then its fillings are soon all the same.
     "advantages": "leave_one_out",
-    "entropy_weight": 0.01,
+    # The entropy's weight, unless it is given, over the range that rewards can have.
+    "entropy_share": 0.002,
     # What the entropy spreads is drawn together by a temperature that falls to this.
     "noise_decay": 0.2,
     "n_ppo_epochs": 4,
@@ -61,6 +62,8 @@ def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if fixed := sorted({"n_steps", "shared_x_0"} & set(given)):
             raise ValueError(f"settings of GRPO must not hold {fixed}: the skeletons say them")
         chosen = {**GRPO, **given}
+        if "entropy_weight" in given:
+            del chosen["entropy_share"]
         if "final_learning_rate" not in given and is_number(chosen["learning_rate"]):
             share = GRPO["final_learning_rate"] / GRPO["learning_rate"]
             chosen["final_learning_rate"] = share * chosen["learning_rate"]
@@ -207,8 +210,9 @@ def benchmark(
         unseen: to try the trained policies on; None: none.
         elements: "small", "medium", "large", or symbols.
         mode: "completion" or "substitution".
-        settings: algorithm -> settings: of `TrainerConfig` for GRPO, and `learning_rate`, `alpha`
-            (of SAC), `n_envs`, `batch_size`, `exploration` for the others.
+        settings: algorithm -> settings: of `TrainerConfig`, or `entropy_share` (the entropy's
+            weight over the range of rewards), for GRPO, and `learning_rate`, `alpha` (of SAC),
+            `n_envs`, `batch_size`, `exploration` for the others.
         n_unseen: fillings of each unseen skeleton.
         progress: show a bar of runs.
 
@@ -250,8 +254,11 @@ def _check(
             raise ValueError(
                 f"{name} must be among {', '.join(known[:-1])} and random, got {unknown or 'none'}"
             )
-    if not seeds or evaluations < 10:
-        raise ValueError("seeds must name at least one, and evaluations be at least 10")
+    if not seeds or len(set(seeds)) < len(seeds) or evaluations < 10:
+        raise ValueError(
+            "seeds must name at least one, each once, and evaluations be at least 10, got "
+            f"{list(seeds)} and {evaluations}"
+        )
     for library in sorted({LIBRARIES[name] for name in algorithms if name in LIBRARIES}):
         try:
             importlib.import_module(library)
@@ -266,6 +273,10 @@ def _grpo(
 ) -> nn.Module:
     torch.manual_seed(seed)
     policy = SiteFillingPolicy(process)
+    settings = dict(settings)
+    if (share := settings.pop("entropy_share", None)) is not None:
+        check_finite("entropy_share", share, least=0)
+        settings["entropy_weight"] = share * (record.reward.highest - record.reward.lowest)
     chosen = {"n_groups": len(process.skeletons), "iterations": record.budget, **settings}
     chosen |= {"n_steps": process.n_steps, "shared_x_0": True}
     config = TrainerConfig.from_settings(chosen, seed)
@@ -322,7 +333,7 @@ def _baseline(
         return _sb3.train(name, make, process.skeletons, n, progress, seed, chosen)
     from irlkit.envs import _tianshou
 
-    values = reward.lowest, 0.0 if reward.evaluator.property.failure < -1 else 1.0
+    values = reward.lowest, reward.highest
     return _tianshou.train(name, make, process.skeletons, n, values, progress, seed, chosen)
 
 

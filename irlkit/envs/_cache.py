@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _TABLE = """CREATE TABLE IF NOT EXISTS evaluations (
   PRIMARY KEY (skeleton, species, judge)) WITHOUT ROWID"""
 _PART = 300
 """Keys per query, below SQLite's smallest limit of variables."""
+_TIMEOUT = 60.0
+"""Seconds that another process may hold the file."""
 
 Key = tuple[str, str]
 Row = tuple[float | None, str | None, float, dict[str, Any]]
@@ -51,14 +54,28 @@ class EvaluationCache:
         self._memory: dict[tuple[str, str, str], Row] = {}
         try:
             self._database = sqlite3.connect(
-                ":memory:" if self.path is None else self.path, timeout=60, check_same_thread=False
+                ":memory:" if self.path is None else self.path,
+                timeout=_TIMEOUT,
+                check_same_thread=False,
             )
-            self._database.execute("PRAGMA journal_mode=WAL")
+            self._change_to_wal()
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.execute(_TABLE)
             self._database.execute("SELECT value, reason, details FROM evaluations LIMIT 1")
         except sqlite3.DatabaseError as error:
             raise ValueError(f"path {self.path} is no cache of evaluations: {error}") from error
+
+    def _change_to_wal(self) -> None:
+        """Let readers and a writer work at once; SQLite itself does not wait for this change."""
+        end = time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(0.05)
 
     def __len__(self) -> int:
         with self._lock:

@@ -52,7 +52,7 @@ class _Sites:
         self.skeleton = np.zeros(n, dtype=np.int64)
         self.species = np.zeros((n, sites), dtype=np.int64)
         self.order = np.zeros((n, sites), dtype=np.int64)
-        self.step = np.zeros(n, dtype=np.int64)
+        self.step = np.full(n, -1, dtype=np.int64)  # Not begun.
         self.fixed = self._fixed()
 
     def _fixed(self) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ class _Sites:
         n_atoms = self.skeletons.n_atoms
         pos = np.zeros((len(n_atoms), n_sites, 3), dtype=np.float32)
         mask = (np.arange(n_sites) < n_atoms[:, None]).astype(np.int8)
-        pos[mask == 1] = self.skeletons.crystals.pos.numpy()
+        pos[mask == 1] = self.skeletons.crystals.pos.numpy() % 1.0
         return {
             "mask": mask,
             "pos": pos,
@@ -113,6 +113,8 @@ class _Sites:
 
     def place(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Fill the sites in turn; returns which of the rows are full."""
+        if (self.step[rows] < 0).any():
+            raise ValueError("no episode has begun: call reset before step")
         self.species[rows, self.order[rows, self.step[rows]]] = actions + 1
         self.step[rows] += 1
         return self.step[rows] == self.skeletons.n_atoms[self.skeleton[rows]]
@@ -137,10 +139,11 @@ class _Sites:
         n, m = len(self.step), len(self.numbers)
         mask = np.ones((n, m), dtype=np.int8)
         if self.max_elements is not None:
+            # Random elements at sites that are still to be filled do not count.
+            placed = np.arange(self.order.shape[1]) < self.step[:, None]
+            chosen = np.take_along_axis(self.species, self.order, 1) * placed
             there = np.zeros((n, m + 1), dtype=bool)
-            others = self.species.copy()
-            others[np.arange(n), self.focus()] = 0
-            there[np.arange(n)[:, None], others] = True
+            there[np.arange(n)[:, None], chosen] = True
             there = there[:, 1:]
             full = there.sum(1) >= self.max_elements
             mask[full] = there[full]
@@ -266,14 +269,17 @@ class CrystalGym(_Judging, gymnasium.Env):
         Raises:
             ValueError: no such action, or the skeleton is full.
         """
-        if not self.action_space.contains(np.int64(action)):
+        chosen = np.asarray(action)
+        whole = chosen.shape == () and chosen.dtype.kind in "iu"
+        if not whole or not self.action_space.contains(np.int64(chosen)):
             raise ValueError(
-                f"action must be from 0 to {len(self._sites.numbers) - 1}, got {action!r}"
+                f"action must be a whole number from 0 to {len(self._sites.numbers) - 1}, got "
+                f"{action!r}"
             )
         sites, rows = self._sites, np.zeros(1, dtype=int)
         if sites.step[0] >= sites.skeletons.n_atoms[sites.skeleton[0]]:
             raise ValueError("the skeleton is full: call reset before step")
-        full = bool(sites.place(rows, np.array([action]))[0])
+        full = bool(sites.place(rows, chosen[None])[0])
         reward, info = 0.0, {"action_mask": sites.action_mask()[0]}
         if full:
             rewards, known = sites.judge(rows)
@@ -383,11 +389,11 @@ class CrystalGymVector(_Judging, VectorEnv):
             ValueError: other actions than one of the elements' numbers per environment.
         """
         sites, chosen = self._sites, np.asarray(actions)
-        known = chosen.dtype.kind in "iu" and 0 <= chosen.min() <= chosen.max() < len(sites.numbers)
-        if chosen.shape != (self.num_envs,) or not known:
+        n = len(sites.numbers)
+        fits = chosen.shape == (self.num_envs,) and chosen.dtype.kind in "iu"
+        if not fits or not ((0 <= chosen) & (chosen < n)).all():
             raise ValueError(
-                f"actions must be {self.num_envs} whole numbers from 0 to {len(sites.numbers) - 1},"
-                f" got {actions!r}"
+                f"actions must be {self.num_envs} whole numbers from 0 to {n - 1}, got {actions!r}"
             )
         ended = np.flatnonzero(self._full)
         going = np.flatnonzero(~self._full)

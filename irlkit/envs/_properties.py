@@ -39,11 +39,13 @@ class Property(ABC):
         name: as in `PROPERTIES`.
         unit: of the values.
         failure: reward of a crystal without a value.
+        highest: reward of a crystal on target.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
     failure: ClassVar[float] = -1.0
+    highest: ClassVar[float] = 1.0
 
     @abstractmethod
     def values(self, batch: CrystalBatch, backend: Backend) -> Values:
@@ -128,7 +130,7 @@ class BulkModulus(Property):
         ValueError: a number out of its range.
     """
 
-    name, unit, failure = "bulk_modulus", "GPa", -5.0
+    name, unit, failure, highest = "bulk_modulus", "GPa", -5.0, 0.0
 
     @checked
     def __init__(
@@ -144,6 +146,11 @@ class BulkModulus(Property):
             raise ValueError(
                 f"reach must be two rising volumes and half_width below 0.5, got {reach}, "
                 f"{half_width}"
+            )
+        if reach[1] * (1 - half_width) < reach[0] * (1 + half_width):
+            raise ValueError(
+                f"reach must leave room for points {half_width:g} of the volume to either side, "
+                f"got {reach}"
             )
         self.n_points, self.half_width, self.reach = n_points, half_width, reach
 
@@ -249,7 +256,7 @@ def _lowest(v: np.ndarray, energy: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         first, second = (e1 - e0) / (x1 - x0), (e2 - e1) / (x2 - x1)
         x = (x0 + x1) / 2 - first * (x2 - x0) / (second - first) / 2
-    inside = (x2 <= x) & (x <= x0)
+    inside = (x2 <= x) & (x <= x0) & (second < first)  # x falls: a minimum
     return np.where(inside, x, np.where(e0 < e2, x0, x2)) ** -1.5
 
 

@@ -29,7 +29,7 @@ class EnergyAboveHull(Property):
     array([0.])
     """
 
-    name, unit = "e_above_hull", "eV/atom"
+    name, unit, highest = "e_above_hull", "eV/atom", 0.0
 
     @checked
     def __init__(self, hull: Hull | None = None) -> None:
@@ -81,7 +81,7 @@ class ValidComposition(Property):
     Needs the package smact (extra `denovo`); no backend is asked.
     """
 
-    name, unit = "valid_composition", ""
+    name, unit, highest = "valid_composition", "", 0.0
 
     def values(self, batch: CrystalBatch, backend: Backend) -> Values:
         """Return the test's outcomes."""

@@ -79,8 +79,8 @@ class Evaluator:
         cache: file of the cache; None remembers for as long as this object lives.
 
     Raises:
-        ValueError: an unknown property, one that the backend cannot tell, or a file of a cache for
-            a backend without a name of its own.
+        ValueError: an unknown property, one that the backend cannot tell, or a given cache for a
+            backend without a name of its own.
 
     >>> from irlkit.envs import Skeletons
     >>> evaluator = Evaluator("density")
@@ -100,11 +100,10 @@ class Evaluator:
         self.backend = get_backend(backend)
         self.property.check(self.backend)
         self._owns_cache = not isinstance(cache, EvaluationCache)
-        path = cache.path if isinstance(cache, EvaluationCache) else cache
-        if path is not None and "<" in self.backend.name:
+        if cache is not None and "<" in self.backend.name:
             raise ValueError(
                 f"backend {self.backend.name!r} shares its name with other functions without one, "
-                "so that a file would mix up their values; give it a name, such as "
+                "so that a cache would mix up their values; give it a name, such as "
                 "ASEPotential(..., name='lj-2024')"
             )
         self.cache = cache if isinstance(cache, EvaluationCache) else EvaluationCache(cache)
@@ -112,6 +111,10 @@ class Evaluator:
         self._counts = _Counts()
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Evaluator:
+        """Return the same: a copy, as Gymnasium makes of arguments, would share its cache."""
+        return self
 
     @checked
     def __call__(self, batch: CrystalBatch) -> Evaluations:
@@ -259,6 +262,11 @@ class PropertyReward(Reward):
     def lowest(self) -> float:
         """The reward of a filling of which nothing can be told."""
         return self.evaluator.property.failure + sum(r.lowest * w for r, w in self.also)
+
+    @property
+    def highest(self) -> float:
+        """The reward that no filling exceeds."""
+        return self.evaluator.property.highest + sum(r.highest * w for r, w in self.also)
 
     @checked
     def __call__(self, batch: CrystalBatch) -> RewardResult:

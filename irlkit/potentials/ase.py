@@ -51,7 +51,7 @@ class ASEPotential(Potential):
                 made, before = factory.func, [repr(value) for value in factory.args]
                 given = {**factory.keywords, **arguments}
             listed = ", ".join([*before, *(f"{key}={given[key]!r}" for key in sorted(given))])
-            name = f"ase:{getattr(made, '__name__', type(made).__name__)}({listed})"
+            name = f"ase:{getattr(made, '__qualname__', type(made).__qualname__)}({listed})"
         self.name = name
         self._pool = WorkerPool(partial(prepare, factory, arguments), n_workers, timeout)
 

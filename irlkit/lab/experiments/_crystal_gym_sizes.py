@@ -79,9 +79,11 @@ class CrystalGymSize:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.evaluations < 10 or self.n_best < 1 or not self.seeds:
+        few = self.evaluations < 10 or self.n_best < 1 or not self.seeds
+        if few or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"at least 10 evaluations, 1 best filling and 1 seed are needed, got {self}"
+                "at least 10 evaluations, 1 best filling and 1 seed are needed, no seed twice, got "
+                f"{self}"
             )
         trained = ("GRPO", *LIBRARIES)
         for name, known in (("tasks", TASKS), ("hard", TASKS), ("algorithms", trained)):

@@ -264,7 +264,8 @@ class SkeletonFilling:
     def relax_best(self, *tasks: str) -> pd.DataFrame:
         """Relax the best fillings of GRPO and of the control, and ask the hull; return shares.
 
-        What the hull does not cover is not metastable.
+        What the hull does not cover is not metastable. An algorithm all of whose fillings failed
+        has no row.
 
         Raises:
             ValueError: the backend is no potential, or not that of the hull.
@@ -274,6 +275,8 @@ class SkeletonFilling:
         for task in tasks:
             for algorithm in ("GRPO", RANDOM):
                 best = self._best_rows(task, algorithm, self.size.n_best)
+                if not len(best):
+                    continue
                 crystals = self._crystals(best["key"])
                 found = relax(crystals, self._potential(), max_steps=self.size.max_steps,
                               progress=self.progress)  # fmt: skip
