@@ -27,7 +27,7 @@ from tests.notebook_results import check_results
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 180_000
+TIMEOUT = 90_000
 """Milliseconds that anything may take on a slow and busy machine; nothing waits without need."""
 # Where a kernel writes what its threads are at, should it run for long, and the lines that ask so.
 STACKS = "stacks.txt"

@@ -201,4 +201,6 @@ def test_settings_of_an_algorithm_have_its_defaults():
     slower = settings_of("GRPO", {"learning_rate": 1e-3})
     assert slower["final_learning_rate"] == pytest.approx(1e-4)
     assert settings_of("GRPO", {"learning_rate": "fast"})["final_learning_rate"] == 2e-4
+    assert settings_of("GRPO", {})["entropy_share"] > 0
+    assert "entropy_share" not in settings_of("GRPO", {"entropy_weight": 0.01})
     assert settings_of("random", {"alpha": 0.1}) == {}
