@@ -231,7 +231,7 @@ def refuse():
 
 @pytest.mark.slow
 def test_workers_that_ray_ends_for_memory_are_lost(cluster, tmp_path, monkeypatch):
-    batch = crystals((2, 4, 2))
+    batch = crystals((2, 2, 2))
     with RayReward(partial(dying, tmp_path, 0), 1, parts_per_worker=3) as reward:
         get, asked = reward._get, []
 
