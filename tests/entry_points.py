@@ -956,7 +956,7 @@ EXCLUDED = {
         "policies.DeNovoFlow policies.DenoisedLatents composition.CompositionNetwork "
         "hull.HullResult denovo.DeNovoMetrics "
         "rl.ActionDistribution rl.Categorical rl.Field rl.Gaussian rl.Request rl.State "
-        "rl.Trajectory dynamics.advance dynamics.score_factor grpo.of_field "
+        "rl.Trajectory dynamics.advance dynamics.score_factor "
         "policies.Outputs "
         "schedules.annealing_on_grid "
         "grpo.clipped_surrogate grpo.grpo_loss grpo.GRPOLoss "

@@ -85,6 +85,14 @@ class SiteFilling(Process):
         species = torch.where(state["order"] == step, placed, state["species"])
         return state.moved_to({**state.values, "species": species, "element": moves["element"]})
 
+    def moves_to(
+        self, state: State, final: Mapping[str, Tensor], n_steps: int
+    ) -> dict[str, Tensor]:
+        """Return the elements that fill the sites, in the state's order, as they are at the end."""
+        moves = final["species"].new_zeros(n_steps, len(state))
+        moves[state["order"], state.request.batch] = final["species"] - 1
+        return {"element": moves}
+
     def decode(self, state: State) -> CrystalBatch:
         """Return the filled skeletons.
 

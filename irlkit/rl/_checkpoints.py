@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def request_digest(*requests: Requests | None) -> str:
                 if tensor is not None:
                     digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def identity_of(
+    policy: Mapping[str, str], energies: str, data: str, config: TrainerConfig
+) -> dict[str, str]:
+    """Return what a checkpoint must agree with, as text by name."""
+    # Where an object is in memory, which its text may say, is another place in another process.
+    of_policy = {k: re.sub(r" at 0x[0-9a-fA-F]+", "", text) for k, text in policy.items()}
+    settings = json.dumps(config.to_settings(), sort_keys=True)
+    return {**of_policy, "energies": energies, "data": data, "config": settings}
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

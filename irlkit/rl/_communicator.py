@@ -81,8 +81,11 @@ class DistributedCommunicator(Communicator):
             )
         if config.max_batch is not None:
             raise ValueError("max_batch must be None with several ranks, each of which has a part")
-        if config.replay:
-            raise ValueError("replay must be 0 with several ranks, whose episodes are their own")
+        for name in ("replay", "imitation_weight"):
+            if getattr(config, name):
+                raise ValueError(
+                    f"{name} must be 0 with several ranks, whose episodes are their own"
+                )
 
     def broadcast(self, value: Any) -> Any:
         holder = [value]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from irlkit.flows.schedules import check_n_steps
-from irlkit.rl.grpo import WEIGHTS, GRPOConfig, check_group_size, of_field
+from irlkit.rl.grpo import WEIGHTS, GRPOConfig, _of_field, check_group_size
 from irlkit.utils.checks import is_number
 
 _COUNTS = ("n_groups", "n_ppo_epochs", "minibatch_updates", "validate_every", "replay_kept")
@@ -55,6 +55,10 @@ class TrainerConfig:
         replay: so many of the best episodes of earlier iterations train again in each (MatInvent),
             with the advantage they had and the probabilities they were drawn with.
         replay_kept: from so many they are drawn, one of each formula.
+        imitation_weight: the best structure of each request so far is learned from again with its
+            group, its advantage times this weight (self-imitation; for processes that can tell the
+            moves to a state, such as site filling); 0: not. It needs advantages "leave_one_out".
+        imitation_start: the share of the iterations before which it is only remembered.
         validate_every: iterations between validations.
         validation_n_steps: steps in validation; of several, the rewards are averaged. None takes
             n_steps.
@@ -88,6 +92,8 @@ class TrainerConfig:
     overlap_rewards: bool = False
     replay: int = 0
     replay_kept: int = 100
+    imitation_weight: float = 0.0
+    imitation_start: float = 0.0
     validate_every: int = 5
     validation_n_steps: int | tuple[int, ...] | None = None
     validation_size: int | None = None
@@ -112,6 +118,7 @@ class TrainerConfig:
                 "replay keeps probabilities of one number of steps: it needs a single n_steps "
                 f"and no mixed_precision, got {self.n_steps!r} and {self.mixed_precision}"
             )
+        self._check_imitation()
         steps = {"n_steps": self.step_choices, "validation_n_steps": self.validation_step_choices}
         for name, choices in steps.items():
             if not choices:
@@ -140,6 +147,22 @@ class TrainerConfig:
             raise ValueError(
                 "iterations must say over how many iterations final_learning_rate and noise_decay "
                 "are reached, got None"
+            )
+
+    def _check_imitation(self) -> None:
+        weight, start = self.imitation_weight, self.imitation_start
+        if weight < 0:
+            raise ValueError(f"imitation_weight must not be negative, got {weight!r}")
+        if not 0 <= start < 1 or (start and self.iterations is None):
+            raise ValueError(
+                "imitation_start must be at least 0 and below 1, and above 0 iterations must say "
+                f"of how many, got {start!r} and {self.iterations!r}"
+            )
+        several = len(self.step_choices) > 1
+        if weight and (self.grpo.advantages != "leave_one_out" or self.replay or several):
+            raise ValueError(
+                'imitation_weight needs advantages "leave_one_out", a single n_steps and no '
+                f"replay, got {self.grpo.advantages!r}, {self.n_steps!r} and {self.replay}"
             )
 
     def _check_kind(self, name: str, kind: str) -> None:
@@ -224,7 +247,7 @@ class TrainerConfig:
     def noise_scale_at(self, iteration: int, names: Iterable[str]) -> dict[str, float]:
         """Return field -> share of the noise that is left after so many iterations."""
         done = self._done(iteration)
-        return {name: of_field(self.noise_decay, name, 1.0) ** done for name in names}
+        return {name: _of_field(self.noise_decay, name, 1.0) ** done for name in names}
 
     def _average_decay_at(self, iteration: int) -> float:
         """Return the share of averaged parameters that stays, after so many complete iterations.

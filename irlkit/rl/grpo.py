@@ -160,10 +160,10 @@ class GRPOConfig:
 
     def weight(self, term: str, field: str) -> float:
         """Return the weight of "policy", "kl", "distillation" or "entropy" for a field, or 0."""
-        return of_field(getattr(self, f"{term}_weight"), field, 0.0)
+        return _of_field(getattr(self, f"{term}_weight"), field, 0.0)
 
 
-def of_field(setting: float | Mapping[str, float], field: str, default: float) -> float:
+def _of_field(setting: float | Mapping[str, float], field: str, default: float) -> float:
     """Return a setting for a field: one number for all, or that of the field in a mapping."""
     return float(setting.get(field, default) if isinstance(setting, Mapping) else setting)
 
@@ -238,7 +238,7 @@ def grpo_loss(
         ours, reference = (d.given(action) for d in (step.policy, step.reference))
         step = replace(step, policy=ours, reference=reference)
         log_ratio = step.policy.log_prob(action) - trajectory.log_probs[field][index]
-        clip_eps = of_field(config.clip_eps, field, 0.3)
+        clip_eps = _of_field(config.clip_eps, field, 0.3)
         mode = config.normalization
         parts = _field_terms(step, log_ratio, advantages, trajectory, clip_eps, mode)
         total = total + config.weight("policy", field) * parts["policy_loss"]

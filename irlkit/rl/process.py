@@ -230,6 +230,24 @@ class Process(ABC):
     def decode(self, state: State) -> CrystalBatch:
         """Return the crystals that a final state stands for."""
 
+    def moves_to(
+        self, state: State, final: Mapping[str, Tensor], n_steps: int
+    ) -> dict[str, Tensor]:
+        """Return the moves of so many steps that lead from a state to another, if they can be told.
+
+        Args:
+            state: before the first step.
+            final: field -> values after the last.
+            n_steps: number of steps.
+
+        Returns:
+            Field -> (n_steps, ...), for `advance`.
+
+        Raises:
+            NotImplementedError: this process cannot tell them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot tell the moves to a state")
+
     def encode(self, crystals: CrystalBatch) -> State:
         """Return the state of crystals, where one can be told.
 

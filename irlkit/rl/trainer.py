@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,10 +19,12 @@ from torch import Tensor
 from irlkit.crystals import CrystalBatch
 from irlkit.data import CrystalDataset
 from irlkit.rewards import Reward, RewardResult, as_reward
+from irlkit.rl import _checkpoints as checkpoints
 from irlkit.rl import _scoring as scoring
 from irlkit.rl._averaging import ParameterAverage
-from irlkit.rl._checkpoints import CHECKPOINT, read_checkpoint, request_digest, write_checkpoint
+from irlkit.rl._checkpoints import CHECKPOINT
 from irlkit.rl._communicator import Communicator
+from irlkit.rl._imitation import Imitation
 from irlkit.rl._memory import halve_until_it_fits
 from irlkit.rl._replay import Replay
 from irlkit.rl._reporting import Callback, Report
@@ -126,6 +126,7 @@ class GRPOTrainer:
             policy, self.optimizer, self.config, self._generator, self.communicator
         )
         self._replay = Replay(self.config.replay, self.config.replay_kept)
+        self._imitation = Imitation(policy, self.config)
         self.max_batch = self.config.max_batch
         averaging = self.config.average_decay is not None
         self._average = ParameterAverage(policy) if averaging else None
@@ -294,7 +295,7 @@ class GRPOTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._set_noise_scale(self.iteration)
-        n_steps, x_0 = self._draw_start()
+        n_steps, x_0, requests = self._draw_start()
         x_0, draws = self.communicator.share(x_0, self._generator)
         trajectory, answer, usable, n_bad, rolled_out = self._roll_out(x_0, n_steps, draws)
         asked = {"group_size": config.group_size, "answer": answer}
@@ -303,12 +304,15 @@ class GRPOTrainer:
         scored = time.perf_counter()
         advantages = group_advantages(rewards, config.group_size, config.grpo.advantages)
         statistics = scoring.group_statistics(trajectory.final, rewards.numpy(), config.group_size)
-        worth = rewards
         trajectory = self.policy.retrace(trajectory, draws)
         if not bool(usable.all()):
             trajectory = trajectory.select(usable.nonzero().flatten())
-            advantages, worth = advantages[usable.cpu()], rewards[usable.cpu()]
-        update = self._update(*self._replay(trajectory, advantages, worth, self._generator))
+        good = usable.cpu()
+        learned = trajectory, advantages[good], rewards[good]
+        if config.imitation_weight:
+            again = self._imitation(*learned, requests[good], self.iteration)
+            learned = *again, learned[2]
+        update = self._update(*self._replay(*learned, self._generator))
         if self._average is not None:
             self._average.update(config._average_decay_at(self.iteration))
         return self.communicator.average_row(
@@ -328,17 +332,19 @@ class GRPOTrainer:
             }
         )
 
-    def _draw_start(self) -> tuple[int, State]:
-        """A number of steps, and the state from which the groups of an iteration start."""
+    def _draw_start(self) -> tuple[int, State, Tensor]:
+        """A number of steps, the state from which the groups start, and each one's request."""
         config, process = self.config, self.policy.process
         choices = config.step_choices
         n_steps = choices[self._draw(len(choices), 1)[0]]
-        groups = self.requests[self._draw(len(self.requests), config.n_groups)]
+        drawn, size = self._draw(len(self.requests), config.n_groups), config.group_size
+        groups = self.requests[drawn]
         with torch.no_grad():
             if config.shared_x_0:
-                x_0 = process.initial(groups, self._generator)
-                return n_steps, x_0.repeat(config.group_size)
-            return n_steps, process.initial(groups.repeat(config.group_size), self._generator)
+                x_0 = process.initial(groups, self._generator).repeat(size)
+            else:
+                x_0 = process.initial(groups.repeat(size), self._generator)
+        return n_steps, x_0, drawn.repeat_interleave(size)
 
     def _roll_out(
         self, x_0: State, n_steps: int, draws: Any
@@ -416,7 +422,7 @@ class GRPOTrainer:
         self._history.append({"iteration": iteration, **row})
         state = self._state()
         if self.out_dir is not None:
-            write_checkpoint(self.out_dir / CHECKPOINT, state)
+            checkpoints.write_checkpoint(self.out_dir / CHECKPOINT, state)
             if self.iteration % self.config.validate_every == 0:
                 self._write_history()
         return state
@@ -429,17 +435,10 @@ class GRPOTrainer:
     @cached_property
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
-        # Where an object is in memory, which its text may say, is another place in another process.
-        of_policy = {
-            name: re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-            for name, text in self.policy.identity().items()
-        }
-        return {
-            **of_policy,
-            "energies": self.reward.energies(),
-            "data": request_digest(self.requests, self.validation),
-            "config": json.dumps(self.config.to_settings(), sort_keys=True),
-        }
+        data = checkpoints.request_digest(self.requests, self.validation)
+        return checkpoints.identity_of(
+            self.policy.identity(), self.reward.energies(), data, self.config
+        )
 
     def _state(self) -> dict[str, Any]:
         """All that a run consists of, apart from what later iterations will change.
@@ -457,6 +456,7 @@ class GRPOTrainer:
             "best": self.best,
             "average": self.average,
             "replay": self._replay.state(),
+            "imitation": self._imitation.state(),
             "max_minibatch": self._update.max_minibatch,
             "max_batch": self.max_batch,
         }
@@ -472,6 +472,7 @@ class GRPOTrainer:
         if self._average is not None:
             self._average.values = dict(state["average"])
         self._replay.restore(state["replay"])
+        self._imitation.restore(state["imitation"])
         self._update.max_minibatch = state["max_minibatch"]
         self.max_batch = state["max_batch"]
         self._set_noise_scale(max(self.iteration - 1, 0))
@@ -484,10 +485,10 @@ class GRPOTrainer:
             ValueError: the file is no checkpoint of this trainer, or one of another policy, data
                 set or configuration (the message says what differs).
         """
-        state = read_checkpoint(path, self._identity, self._device)
+        state = checkpoints.read_checkpoint(path, self._identity, self._device)
         # What younger versions have added.
         bounds = {"max_minibatch": self.config.max_minibatch, "max_batch": self.config.max_batch}
-        state = {"average": None, "replay": {}, **bounds, **state}
+        state = {"average": None, "replay": {}, "imitation": {}, **bounds, **state}
         try:
             if state["best"] is not None:
                 state["best"].setdefault("noise_scale", dict(self.policy.noise_scale))
