@@ -39,6 +39,9 @@ GRPO: dict[str, Any] = {
     "entropy_share": 0.002,
     # What the entropy spreads is drawn together by a temperature that falls to this.
     "noise_decay": 0.2,
+    # Without it the best that a run has seen is often forgotten; from the start it ends the search.
+    "imitation_weight": 20.0,
+    "imitation_start": 0.3,
     "n_ppo_epochs": 4,
     # Five times as many gradient steps per filling as PPO makes here.
     "minibatch_updates": 4,
