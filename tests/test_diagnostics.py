@@ -87,6 +87,9 @@ def test_worst_first_and_short_runs():
     findings = judge(history(60, clip_fraction=0.6, flat_groups=0.9))
     assert [finding.severity for finding in findings] == ["problem", "warning"]
     assert judge(history(2))[0].finding == "2 iterations are too few to tell."
+    for n in (3, 5):  # The last three are among the first three.
+        assert judge(history(n))[0].finding == f"{n} iterations are too few to tell."
+    assert judge(history(5, clip_fraction=0.6))[0].severity == "warning"
     assert judge(pd.DataFrame()) == [Finding("good", "0 iterations are too few to tell.")]
 
 

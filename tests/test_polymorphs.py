@@ -1,5 +1,7 @@
 """Structures beside known ones, and what a model has seen of their compositions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,24 @@ def test_what_a_potential_does_not_know_stays_and_is_named(chgnet, textbook):
     assert energy[1] == pytest.approx(textbook.energy_per_atom[1], abs=1e-4)
     with pytest.warns(UserWarning, match="not relaxed"):
         assert np.isnan(polymorphs.relax_known(francium, chgnet)[1]).all()
+
+
+def test_structures_that_are_not_numbers_are_listed_without_symmetry():
+    """spglib ends the process where it meets one."""
+    cubic = CrystalBatch.from_structures([TEXTBOOK["SrTiO3"]] * 3)
+    cell, pos = cubic.cell.clone(), cubic.pos.clone()
+    cell[0], pos[7, 1] = np.nan, np.inf
+    table = polymorphs.describe(cubic.replace(cell=cell, pos=pos), np.zeros(3))
+    assert table["space_group"].tolist() == ["", "", "Pm-3m"]
+
+
+def test_known_structures_without_energies_are_listed_without(textbook):
+    known = polymorphs.known_structures(textbook.crystals)
+    bare = dataclasses.replace(known, table=known.table.drop(columns="energy_per_atom"))
+    names = list(TEXTBOOK)
+    table = polymorphs.compare(textbook.crystals, textbook.energy_per_atom, bare, names)
+    assert table.loc[(names[0], "known 1"), ["eV/atom"]].isna().all()
+    assert table.loc[(names[0], names[0]), "eV/atom"] < 0
 
 
 def test_equal_energies_are_ordered_by_symmetry_and_none_comes_last():

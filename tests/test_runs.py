@@ -20,7 +20,7 @@ from tests.toys import ToyModel, crystals, trainer_config, volume_reward
 SMALL = {"n_groups": 2, "group_size": 4, "n_steps": 3, "n_ppo_epochs": 2, "validate_every": 2}
 
 
-def train(folder, iterations=4, **options):
+def train(folder, n_iterations=4, **options):
     policy = AnnealingPolicy(
         ToyModel().requires_grad_(False),
         LearnedAnnealing(8, 1),
@@ -30,7 +30,7 @@ def train(folder, iterations=4, **options):
     trainer = GRPOTrainer(
         policy, volume_reward, crystals(), config, validation=crystals(), out_dir=folder
     )
-    trainer.run(iterations, progress=False)
+    trainer.run(n_iterations, progress=False)
     return trainer
 
 
@@ -96,6 +96,33 @@ def test_stopped_run_says_how_far_it_was(tmp_path, monkeypatch):
     run = runs.read(tmp_path / "run")
     assert (run.state, run.done, run.planned) == ("unfinished", 3, 10)
     assert list(run.history["iteration"]) == [0, 1, 2, 3]
+
+
+def test_a_run_can_be_longer_than_its_settings_say(tmp_path, monkeypatch):
+    iterate = GRPOTrainer._iterate
+
+    def die(self):
+        if self.iteration == 4:
+            raise SystemExit
+        return iterate(self)
+
+    monkeypatch.setattr(GRPOTrainer, "_iterate", die)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "longer", 6, iterations=3)
+    run = runs.read(tmp_path / "longer")
+    assert (run.state, run.done, run.planned) == ("unfinished", 4, 6)
+    train(tmp_path / "shorter", 2, iterations=3)
+    run = runs.read(tmp_path / "shorter")
+    assert (run.state, run.done, run.planned) == ("unfinished", 2, 3)
+
+
+def test_a_run_that_begins_anew_has_no_history_of_the_one_before(tmp_path, monkeypatch):
+    train(tmp_path, 5, learning_rate=0.1)
+    monkeypatch.setattr(GRPOTrainer, "_write_history", lambda self: None)
+    train(tmp_path, 1, learning_rate=0.001)
+    run = runs.read(tmp_path)
+    assert list(run.history["iteration"]) == [0, 1]
+    assert run.history["learning_rate"].dropna().unique().tolist() == [0.001]
 
 
 def test_finished_trial_without_a_checkpoint_still_has_its_history(tmp_path):

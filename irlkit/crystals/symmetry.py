@@ -30,6 +30,8 @@ def conventional(structure: Structure) -> tuple[Structure, str, int]:
     from pymatgen.core import Lattice, Structure
 
     arrays = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    if not all(np.isfinite(x).all() for x in arrays[:2]):  # On which spglib ends the process.
+        return structure, "", 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spglib announces other errors
         try:

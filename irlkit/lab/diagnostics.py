@@ -50,10 +50,13 @@ def judge(history: pd.DataFrame, config: TrainerConfig | None = None) -> list[Fi
         One finding or more; a single one of severity "good" if nothing is wrong.
     """
     rows = history[history["iteration"] > 0] if "iteration" in history else history
+    too_few = [Finding("good", f"{len(rows)} iterations are too few to tell.")]
     if len(rows) < 3:
-        return [Finding("good", f"{len(rows)} iterations are too few to tell.")]
+        return too_few
     run = _Run(rows, history, config)
     found = [*_of_rewards(run), *_of_updates(run), *_of_structures(run)]
+    if not found and len(rows) < 2 * run.window:
+        return too_few
     if not found:
         reward, before = run.late("reward"), run.early("reward")
         change = f"from {before:.4g} to {reward:.4g}"

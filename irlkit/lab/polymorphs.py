@@ -144,7 +144,8 @@ def compare(
     ours = describe(batch, energy_per_atom).assign(name=list(names))
     which = find_known(batch, known)
     ours["what"] = [f"is known {k + 1}" if k >= 0 else "matches none" for k in which]
-    theirs = describe(known.batch, known.table["energy_per_atom"].to_numpy())
+    unknown = pd.Series(np.nan, known.table.index)
+    theirs = describe(known.batch, known.table.get("energy_per_atom", unknown).to_numpy())
     rank = known.table.groupby("formula").cumcount().to_numpy()
     kinds = known.table.get("prototype", pd.Series("", known.table.index))
     splits = known.table.get("split", pd.Series("", known.table.index))

@@ -145,9 +145,8 @@ def _read_training(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{_CHECKPOINT} cannot be read (no checkpoint of this package)")
         checkpoint = {}
     history = _load(path / _HISTORY, pd.read_parquet, pd.DataFrame(), problems)
-    rows = checkpoint.get("history", [])
-    if len(rows) > len(history):  # the table is written less often than the checkpoint
-        history = pd.DataFrame(rows)
+    if "history" in checkpoint:  # The table is written less often, and can be an earlier run's.
+        history = pd.DataFrame(checkpoint["history"])
     by_iteration = history.set_index("iteration") if len(history) else history
     if checkpoint.get("format") == PRETRAINING or "loss" in history:
         kind, metric = "pretraining", "validation_loss"
@@ -164,7 +163,10 @@ def _read_training(path: Path, problems: list[str]) -> dict[str, Any]:
         "kind": kind,
         "what": what or "",
         "done": checkpoint.get("iteration", max(by_iteration.index, default=None)),
-        "planned": settings.get("iterations") or checkpoint.get("planned"),
+        # A run may be longer than its settings say, and shorter so far.
+        "planned": max(
+            filter(None, (checkpoint.get("planned"), settings.get("iterations"))), default=None
+        ),
         "seconds": seconds,
         "settings": _flat({k: v for k, v in settings.items() if v is not None}),
         "history": history,
