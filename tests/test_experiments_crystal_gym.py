@@ -203,4 +203,8 @@ def test_settings_of_an_algorithm_have_its_defaults():
     assert settings_of("GRPO", {"learning_rate": "fast"})["final_learning_rate"] == 2e-4
     assert settings_of("GRPO", {})["entropy_share"] > 0
     assert "entropy_share" not in settings_of("GRPO", {"entropy_weight": 0.01})
+    for other in ({"advantages": "standard"}, {"replay": 4}):
+        assert settings_of("GRPO", other)["imitation_weight"] == 0
+    asked = {"advantages": "standard", "imitation_weight": 1.0}
+    assert settings_of("GRPO", asked)["imitation_weight"] == 1
     assert settings_of("random", {"alpha": 0.1}) == {}

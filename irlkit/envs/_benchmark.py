@@ -67,6 +67,9 @@ def settings_of(algorithm: str, given: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {**GRPO, **given}
         if "entropy_weight" in given:
             del chosen["entropy_share"]
+        other = chosen["advantages"] != GRPO["advantages"] or chosen.get("replay")
+        if other and "imitation_weight" not in given:
+            chosen["imitation_weight"] = 0.0
         if "final_learning_rate" not in given and is_number(chosen["learning_rate"]):
             share = GRPO["final_learning_rate"] / GRPO["learning_rate"]
             chosen["final_learning_rate"] = share * chosen["learning_rate"]
@@ -214,7 +217,8 @@ def benchmark(
         elements: "small", "medium", "large", or symbols.
         mode: "completion" or "substitution".
         settings: algorithm -> settings: of `TrainerConfig`, or `entropy_share` (the entropy's
-            weight over the range of rewards), for GRPO, and `learning_rate`, `alpha` (of SAC),
+            weight over the range of rewards), for GRPO, which imitates by itself only with its
+            own kind of advantages and without `replay`, and `learning_rate`, `alpha` (of SAC),
             `n_envs`, `batch_size`, `exploration` for the others.
         n_unseen: fillings of each unseen skeleton.
         progress: show a bar of runs.
