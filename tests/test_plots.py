@@ -7,6 +7,7 @@ import torch
 
 from irlkit.crystals import CrystalBatch
 from irlkit.lab import plots
+from irlkit.lab.plots._denovo import novelty_and_stability
 from irlkit.lab.plots.schedules import schedules_of
 
 EVALUATION = pd.DataFrame(
@@ -282,3 +283,57 @@ def test_parallel_coordinates_have_round_numbers_at_their_ends():
     assert few[0].ticktext == ("0.1", "0.25")
     same = plots.parallel_coordinates(trials.assign(value=2.0), ["clip_eps"]).data[0].dimensions
     assert same[1].range[0] < 2.0 < same[1].range[1]
+
+
+def test_a_schedule_on_many_grids_and_many_targets_of_a_sweep_are_all_drawn():
+    row = {"schedule": "learned", "tuned_at": np.nan, "seed": 0, "field": "pos", "factor": 1.0}
+    curves = pd.DataFrame([{**row, "n_steps": n, "t": t} for n in range(1, 7) for t in (0.0, 0.5)])
+    lines = plots.annealing_schedules(curves).data
+    assert [line.name for line in lines] == [f"learned annealing, {n} steps" for n in range(1, 7)]
+    assert len({(line.line.color, line.line.dash) for line in lines}) == 6
+    trials = pd.DataFrame({"pos": [1.0], "cell": [0.0], "crmse": [0.3]})
+    targets = {f"target {i}": 0.1 * i for i in range(9)}
+    figure = plots.sweep_results(trials, targets=targets)
+    assert [t.name for t in figure.data if t.name in targets] == list(targets)
+
+
+def test_only_shares_have_the_axis_of_shares():
+    table = EVALUATION.assign(energy=-0.3, reward=[np.nan, 0.5] * 6)
+    layout = plots.metrics_vs_steps(table, ("energy", "reward", "crmse")).layout
+    assert layout.yaxis.range is None and layout.yaxis3.range is None
+    assert layout.yaxis2.range == (0, 1)
+
+
+def test_parallel_coordinates_of_missing_values():
+    trials = pd.DataFrame(
+        {
+            "act": pd.Series(["a", None, "b"], dtype=object),
+            "text": ["a", None, "b"],
+            "empty": [np.nan] * 3,
+            "rate": [0.0, 1e-3, 1e-2],
+            "none": [0.0, -1.0, np.inf],
+            "value": [0.1, 0.2, 0.3],
+        }
+    )
+    names = ["act", "text", "empty", "rate", "none"]
+    figure = plots.parallel_coordinates(trials, names, logarithmic=["rate", "none"])
+    act, text, empty, rate, none, _ = figure.data[0].dimensions
+    assert act.ticktext == ("None", "a", "b") and list(act["values"]) == [1, 0, 2]
+    assert len(set(text["values"])) == 3
+    assert np.isnan(np.asarray(empty["values"], float)).all() and empty.range == none.range
+    assert rate.range == (-3, -2) and np.isnan(rate["values"][0])
+    lost = trials.assign(value=[-np.inf, 0.2, 0.3], act=[np.inf, 0.123456, 0.2])
+    act, value = plots.parallel_coordinates(lost, ["act"]).data[0].dimensions
+    assert list(value["values"]) == [0.2, 0.3]
+    act, _ = plots.parallel_coordinates(lost.assign(value=0.0), ["act"]).data[0].dimensions
+    assert np.isnan(act["values"][0]) and act.range[1] < 1
+    with pytest.raises(ValueError, match="at least one trial with a value"):
+        plots.parallel_coordinates(trials.assign(value=-np.inf), ["act"])
+
+
+@pytest.mark.parametrize("diversity", [[3.0, np.nan], [np.nan] * 2])
+def test_variants_without_a_diversity_are_drawn(diversity):
+    ends = {f"{name}_{end}": 0.5 for name in ("novel", "metastable") for end in ("low", "high")}
+    table = pd.DataFrame({"novel": [0.5, 0.5], "metastable": 0.5, **ends, "diversity": diversity})
+    sizes = [trace.marker.size for trace in novelty_and_stability(table).data]
+    assert sizes == [40 if np.isfinite(diversity[0]) else 10, 10]

@@ -1,5 +1,7 @@
 """Distributions, distances, sweeps, training and flows as figures, judged by their data."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,8 @@ from irlkit.crystals import CrystalBatch
 from irlkit.flows.interpolants import Interpolant, SqrtGamma, TrigonometricPath
 from irlkit.flows.schedules import ConstantNoise, SquareRootNoise
 from irlkit.lab import plots
+from irlkit.lab.plots import distances
+from irlkit.lab.plots._crystal_gym import learning
 
 
 def named(figure, name):
@@ -236,3 +240,79 @@ def test_loss_is_smoothed():
 def test_nothing_to_show_is_refused(function):
     with pytest.raises(ValueError, match="at least one"):
         function({})
+
+
+def test_a_noise_that_rises_stays_in_the_panel():
+    figure = plots.noise_schedules({"rising": lambda t: 0.3 * t})
+    assert max(figure.data[0].y) < figure.layout.yaxis.range[1]
+
+
+def test_pair_distribution_counts_all_images_or_none():
+    (line,) = plots.pair_distribution({"a": cubic(3.0)}, r_max=60, n_bins=6).data
+    np.testing.assert_allclose(line.y[1:], 1.0, atol=0.03)
+    cell = torch.diag(torch.tensor([0.5, 10.0, 10.0], dtype=torch.float64))[None]
+    thin = cubic(3.0).replace(cell=cell)
+    (line,) = plots.pair_distribution({"a": thin}, n_bins=8).data
+    # Two neighbours each 0.5 Å along the short axis.
+    volumes = 4 / 3 * np.pi * np.diff(np.arange(9.0) ** 3) / 50
+    np.testing.assert_allclose(np.multiply(line.y, volumes), [2, *[4] * 6, 6])
+    with pytest.raises(ValueError, match="r_max must be a finite number"):
+        plots.pair_distribution({"a": thin}, r_max=float("inf"))
+
+
+def test_what_is_too_far_to_count_is_left_out(monkeypatch):
+    monkeypatch.setattr(distances, "MAX_DISTANCES", 7**3)
+    (line,) = plots.pair_distribution({"a": cubic(3.0)}, r_max=30.0, n_bins=10).data
+    counted = np.isfinite(line.y)
+    # Three images on each side, and half a cell more.
+    assert list(counted) == [True] * 3 + [False] * 7
+    np.testing.assert_array_equal(np.asarray(line.x)[counted], [1.5, 4.5, 7.5])
+    both = CrystalBatch.concatenate([cubic(3.0), cubic(20.0)])
+    (mean,) = plots.pair_distribution({"a": both}, r_max=30.0, n_bins=10).data
+    assert np.isfinite(mean.y).all()
+
+
+def test_trials_may_have_a_column_called_trial():
+    trials = pd.DataFrame({"trial": [0, 1, 2], "value": [1.0, 2.0, 3.0]})
+    figure = plots.sweep_trials(trials, logarithmic=["trial"])
+    dots, column = named(figure, "trials")
+    assert list(dots.x) == [1, 2, 3] and list(column.x) == [0, 1, 2]
+    assert figure.layout.xaxis.type is None and figure.layout.xaxis2.type == "log"
+
+
+def test_points_of_unknown_validity_are_not_valid_ones():
+    table = pd.DataFrame({"e": [0.1, 0.2, 0.3], "r": 1.0})
+    for valid in ([True, None, False], [1.0, np.nan, 0.0]):
+        with_valid = table.assign(valid=pd.Series(valid))
+        figure = plots.reward_against(with_valid, "e", "r", "energy, eV/atom", "reward")
+        found = {trace.name: list(trace.x) for trace in figure.data}
+        assert found == {"valid": [0.1], "not valid": [0.3], "validity unknown": [0.2]}
+
+
+def test_unknown_noise_has_no_place():
+    table = pd.DataFrame({"schedule": "c", "noise": [np.nan, 0.1, 1.0, 10.0], "rmse": 0.5})
+    figure = plots.metrics_vs_noise(table, ("rmse",))
+    assert list(figure.data[0].x) == list(figure.layout.xaxis.tickvals) == [0.1, 1.0, 10.0]
+    assert figure.layout.xaxis.ticktext == ("0.1", "1", "10")
+
+
+def test_a_flow_leaves_room_for_its_target():
+    states = np.zeros((2, 5, 2))
+    figure = plots.flow({"a": states}, [0.0, 1.0], np.full((4, 2), 2.0))
+    assert figure.layout.xaxis.range[1] > 2
+    assert plots.flow({"a": states}, [0.0, 1.0]).layout.xaxis.range == (-1, 1)
+
+
+def test_tensors_with_gradients_are_drawn():
+    points: Any = torch.rand(2, 4, 2, requires_grad=True)
+    assert plots.densities({"a": points[0]}).data
+    assert plots.flow({"a": points}, [0.0, 1.0], points[0]).data
+    assert plots.distributions({"a": points[0, :, 0]}, "reward").data
+    assert plots.group_advantages(points[0, :, 0], 2).data
+
+
+def test_algorithms_may_be_numbers():
+    rows = pd.DataFrame({"algorithm": [1, 2], "seed": 0, "evaluation": 1, "reward": [0.1, 0.2]})
+    figure = learning({"a": rows, "b": rows})
+    assert [t.name for t in figure.data] == ["1", "2"] * 2
+    assert [t.showlegend for t in figure.data] == [True, True, False, False]

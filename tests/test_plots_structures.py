@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import DummySpecies, Lattice, Structure
 
 from irlkit.crystals import CrystalBatch
 from irlkit.crystals.symmetry import conventional
@@ -231,7 +231,7 @@ def test_what_is_not_one_structure_is_refused():
 def test_drawing_leaves_the_display_of_pymatgen_alone_and_opens_no_socket():
     code = """
 import socket
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import DummySpecies, Lattice, Structure
 from irlkit.lab import plots
 def refuse(*a, **k): raise OSError("a socket was used")
 socket.socket.bind = socket.socket.connect = refuse
@@ -286,3 +286,24 @@ def test_one_state_has_no_player_and_wrong_curves_are_refused(group):
     assert not one.frames and not one.layout.sliders
     with pytest.raises(ValueError, match=r"'reward'.*must be a list of 1 numbers, got list of 2"):
         plots.trajectory_and_curves([group[0][0]], {"reward": [0.1, 0.2]}, "reward")
+
+
+def test_flat_coordination_has_no_polyhedron():
+    sites = [[0, 0.5, 0.238], [0.5, 0, 0.762], [0, 0, 0], [0.5, 0.5, 0]]
+    oxide = Structure(Lattice.tetragonal(3.80, 4.84), ["Sn", "Sn", "O", "O"], sites)
+    figure = plots.structure(oxide, polyhedra=True)
+    assert meshes(figure, "Sn") and not meshes(figure, "Sn", "polyhedron")
+
+
+@pytest.mark.parametrize("species", [{"Na": 0.5, "K": 0.5}, DummySpecies("X")])
+def test_sites_without_one_element_are_refused(species):
+    structure = Structure(Lattice.cubic(3), [species], [[0, 0, 0]])
+    with pytest.raises(ValueError, match="panels must hold structures with one element at every"):
+        plots.structure(structure)
+
+
+@pytest.mark.parametrize(("name", "first"), [("Candidate", "C, "), ("1: C", ""), ("C60", "C, ")])
+def test_a_formula_is_left_out_where_the_title_has_it_as_a_word(name, first):
+    carbon = Structure(Lattice.cubic(3), ["C"], [[0, 0, 0]])
+    figure = plots.structures({name: carbon})
+    assert figure.layout.annotations[0].text == f"{name}<br>{first}Pm-3m"

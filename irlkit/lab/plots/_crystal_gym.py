@@ -82,19 +82,19 @@ def learning(tables: Mapping[str, pd.DataFrame], window: int = 200) -> go.Figure
     if not tables:
         raise ValueError("tables must hold at least one task, got none")
     figure, places = grid(list(tables), 2, vertical_spacing=0.14)
-    known = dict.fromkeys(name for rows in tables.values() for name in rows.get("algorithm", []))
-    colors = {name: color for name, _, color in colored("tables", known)}
+    names = (str(name) for rows in tables.values() for name in rows.get("algorithm", []))
+    colors = {name: color for name, _, color in colored("tables", dict.fromkeys(names))}
     shown: set[str] = set()
     for rows, place in zip(tables.values(), places, strict=True):
         need(rows, "algorithm", "seed", "evaluation", "reward")
         bins = (rows["evaluation"] - 1) // window * window + window // 2
         keys = ["algorithm", "seed", bins.rename("at")]
         means = rows.groupby(keys, sort=False)["reward"].mean().reset_index()
-        for name, of_algorithm in means.groupby("algorithm", sort=False):
+        for name, of_algorithm in means.groupby(means["algorithm"].map(str), sort=False):
             line = line_with_band(
-                of_algorithm, "at", "reward", str(name), colors[str(name)], legend=name not in shown
+                of_algorithm, "at", "reward", name, colors[name], legend=name not in shown
             )
-            shown.add(str(name))
+            shown.add(name)
             add(figure, line, place)
     figure.update_xaxes(title="evaluations")
     figure.update_yaxes(title="mean reward")

@@ -36,14 +36,15 @@ def novelty_and_stability(
         table: a row per variant (its index), columns x and y with "_low" and "_high", and size.
         x: column of the horizontal axis, a share.
         y: column of the vertical axis, a share.
-        size: column that the area of a point grows with.
+        size: column that the area of a point grows with; nan is drawn as zero.
     """
     ends = [f"{name}_{end}" for name in (x, y) for end in ("low", "high")]
     need(table, x, y, size, *ends)
     figure = go.Figure()
-    largest = float(np.nanmax(table[size])) or 1.0
+    largest = np.nan_to_num(table[size].max()) or 1.0
     rows = {str(name): row for name, row in table.iterrows()}
     for name, row, color in colored("table", rows):
+        share = np.nan_to_num(row[size]) / largest
         error = {
             f"error_{axis}": {
                 "type": "data",
@@ -61,7 +62,7 @@ def novelty_and_stability(
             name=name,
             text=[name],
             textposition="top center",
-            marker={"color": color, "size": 10 + 30 * (row[size] / largest) ** 0.5, "opacity": 0.7},
+            marker={"color": color, "size": 10 + 30 * share**0.5, "opacity": 0.7},
             hovertemplate=f"{name}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<br>{size} {row[size]:.1f}"
             "<extra></extra>",
             **error,

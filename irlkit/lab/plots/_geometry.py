@@ -74,6 +74,17 @@ def to_structure(crystal: Crystal, name: str = "crystal") -> Structure:
     return crystal.wrap().to_structures()[0]
 
 
+def check_elements(structure: Structure, name: str) -> None:
+    """Raise a ValueError unless there is one element at every site; `name` is as above."""
+    from pymatgen.core import DummySpecies
+
+    if not structure.is_ordered or any(isinstance(s.specie, DummySpecies) for s in structure):
+        raise ValueError(
+            f"{name} must hold structures with one element at every site, got {structure.formula}; "
+            "choose an element where several share a site or a dummy such as X stands"
+        )
+
+
 def is_drawable(cell: np.ndarray, pos: np.ndarray) -> bool:
     """Return whether all coordinates are finite and the cell has a volume."""
     finite = np.isfinite(cell).all() and np.isfinite(pos).all()
@@ -131,8 +142,10 @@ def _add_polyhedra(drawn: Geometry, species: np.ndarray, pos: np.ndarray) -> Non
     pairs = _bonds(drawn.species[middles], drawn.atoms[middles], numbers, everywhere)
     for i, atom in enumerate(middles):
         corners = pairs[pairs[:, 0] == i, 1]
-        flat = np.linalg.matrix_rank(everywhere[corners] - drawn.atoms[atom], tol=0.5) < 3
-        if len(corners) < 4 or flat:
+        if len(corners) < 4:
+            continue
+        around = everywhere[corners] - everywhere[corners].mean(axis=0)
+        if np.linalg.matrix_rank(around, tol=0.5) < 3:  # flat
             continue
         at = np.linalg.norm(drawn.atoms - everywhere[corners][:, None], axis=-1)
         new = corners[at.min(axis=1) > 0.01]

@@ -11,12 +11,15 @@ import plotly.graph_objects as go
 
 from irlkit.lab.plots._panels import colored
 from irlkit.lab.plots.style import GREY, line_with_band, style
-from irlkit.utils.checks import as_numbers, checked
+from irlkit.utils.checks import as_numbers, check_finite, checked
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from irlkit.crystals import CrystalBatch
+
+MAX_DISTANCES = 5_000_000
+"""Of a structure, in a pair distribution; the nearest images are always counted."""
 
 
 @checked
@@ -31,20 +34,27 @@ def pair_distribution(
         n_bins: bins from 0 to `r_max`.
 
     Returns:
-        A line per set; a set without a valid structure has none.
+        A line per set; a set without a valid structure has none. Structures with more than five
+        million distances are left out of the bins farther than those that are counted, which are
+        nan where no structure is left.
 
     Raises:
         ValueError: no set, or a range or number of bins that is not positive.
     """
     if not r_max > 0 or n_bins < 1:
         raise ValueError(f"r_max and n_bins must be positive, got {r_max!r} and {n_bins!r}")
+    check_finite("r_max", r_max)
     edges = np.linspace(0, r_max, n_bins + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
     figure = go.Figure()
     for name, crystals, color in colored("sets of structures", sets):
         # For a figure, not for a reward: one by one.
         each = [g for crystal in crystals if (g := _pair_distribution(crystal, edges)) is not None]
-        x, y = ((edges[1:] + edges[:-1]) / 2, np.mean(each, axis=0)) if each else ([], [])
-        figure.add_scatter(x=x, y=y, mode="lines", name=name, line_color=color)
+        # The mean of a table leaves nan out.
+        mean = pd.DataFrame(each).mean().to_numpy()
+        figure.add_scatter(
+            x=middles[: len(mean)], y=mean, mode="lines", name=name, line_color=color
+        )
     figure.add_hline(1.0, line={"color": GREY, "dash": "dot", "width": 1})
     figure.update_xaxes(title="distance r, Å", range=[0, r_max])
     figure.update_yaxes(title="pair distribution g(r)", rangemode="tozero")
@@ -61,14 +71,20 @@ def _pair_distribution(crystal: CrystalBatch, edges: np.ndarray) -> np.ndarray |
         return None
     # Spacings of the lattice planes say how many images a sphere of r_max reaches.
     spacing = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    reach = np.minimum(r_max / spacing + 0.5, 12).astype(int)
+    most = max(27.0, MAX_DISTANCES / max(1, len(pos)) ** 2)
+    while np.prod(2 * np.floor(r_max / spacing + 0.5) + 1) > most:
+        r_max *= 0.95
+    reach = (r_max / spacing + 0.5).astype(int)
     shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach)), -1).reshape(-1, 3)
-    nearest = pos[None] - pos[:, None]
-    nearest -= nearest.round()
-    lengths = np.sqrt((((nearest[:, :, None] + shifts) @ cell) ** 2).sum(-1))
-    itself = np.eye(len(pos), dtype=bool)[:, :, None] & (shifts == 0).all(-1)
-    # A pair of atoms is there twice, once from either end.
-    counts = np.histogram(lengths[~itself], edges)[0]
+    # A pair of atoms is there twice, once from either end, and each atom once with itself.
+    counts = np.zeros(len(edges) - 1)
+    counts[0] = -len(pos)
+    for atom in pos:
+        nearest = pos - atom
+        nearest -= nearest.round()
+        vectors = (nearest[:, None] + shifts) @ cell
+        counts += np.histogram(np.linalg.norm(vectors, axis=-1), edges)[0]
+    counts[edges[1:] > r_max] = np.nan
     return counts * volume / (len(pos) ** 2 * 4 / 3 * np.pi * np.diff(edges**3))
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from irlkit.lab.plots._panels import SIGNS, colored, grid
 from irlkit.lab.plots.style import BLUE, GREY, RED, need, style
-from irlkit.utils.checks import check_count, checked
+from irlkit.utils.checks import _to_floats, check_count, checked
 
 
 @checked
@@ -40,7 +40,7 @@ def distributions(
     'after (1 of 2 without value)'
     """
     check_count("n_bins", n_bins)
-    arrays = {name: np.asarray(entry, dtype=float).ravel() for name, entry in values.items()}
+    arrays = {name: _to_floats(entry).ravel() for name, entry in values.items()}
     sets = list(colored("values: sets of numbers", arrays))
     together = np.concatenate(list(arrays.values()))
     together = together[np.isfinite(together)]
@@ -98,7 +98,7 @@ def group_advantages(
 
     if not len(rewards):
         raise ValueError("rewards must hold at least one group, got none")
-    values = torch.as_tensor(np.asarray(rewards, dtype=float))
+    values = torch.as_tensor(_to_floats(rewards))
     advantages = to_advantages(values, group_size).numpy().reshape(-1, group_size)
     groups = np.arange(len(advantages))
     if len(names) not in (0, len(groups)):
@@ -129,14 +129,17 @@ def reward_against(table: pd.DataFrame, x: str, y: str, label_x: str, label_y: s
     """Draw one number of each structure against another, coloured by validity if it is known.
 
     Args:
-        table: columns `x`, `y`, optionally valid (bool) and formula.
+        table: columns `x`, `y`, optionally valid (bool, or nan where unknown) and formula.
         x, y: columns of the abscissa and the ordinate.
         label_x, label_y: of their axes, with the units.
     """
     need(table, x, y)
-    valid = table["valid"].to_numpy(bool) if "valid" in table else np.ones(len(table), bool)
+    valid = table["valid"] if "valid" in table else pd.Series(True, index=table.index)
+    known = valid.notna().to_numpy()
+    yes = np.array([bool(entry) for entry in valid.where(known, False)], dtype=bool)
+    groups = {"valid": yes, "not valid": known & ~yes, "validity unknown": ~known}
     figure = go.Figure()
-    for name, keep, color in (("valid", valid, BLUE), ("not valid", ~valid, RED)):
+    for (name, keep), color in zip(groups.items(), (BLUE, RED, GREY), strict=True):
         if keep.any():
             figure.add_scatter(
                 x=table[x][keep],

@@ -34,7 +34,9 @@ def metrics_vs_steps(
     ticks = sorted(evaluation["n_steps"].unique())
     figure.update_xaxes(type="log", tickvals=ticks, title="number of integration steps")
     for column, metric in enumerate(metrics, start=1):
-        if metric not in ("crmse", "rmse"):
+        values = evaluation[metric].to_numpy(dtype=float)
+        values = values[np.isfinite(values)]
+        if metric not in ("crmse", "rmse") and ((values >= 0) & (values <= 1)).all():
             figure.update_yaxes(range=[0, 1], row=1, col=column)
     if mark is not None:
         figure.add_vline(mark, line={"color": GREY, "dash": "dot", "width": 1})
@@ -54,18 +56,18 @@ def metrics_vs_noise(
 
     Args:
         evaluation: columns `noise`, `group`, optionally seed, and the metrics; rows with equal
-            noise and group make a band, nan metrics are left out.
+            noise and group make a band, nan noise and nan metrics are left out.
         metrics: a panel each.
         noise: column of the noise scale; zero is drawn at the left end of a logarithmic axis.
         group: column that a line is drawn for each value of.
         labels: metric -> title of its panel, with the unit, where the common ones do not do.
     """
     need(evaluation, noise, group, *metrics)
-    scales = np.sort(evaluation[noise].unique())
+    scales = np.sort(evaluation[noise].dropna().unique())
     positive = scales[scales > 0]
     logarithmic = len(positive) > 1 and positive[-1] / positive[0] > 20
     zero = positive[0] / 3 if logarithmic else 0.0
-    shifted = evaluation.assign(**{noise: evaluation[noise].where(evaluation[noise] > 0, zero)})
+    shifted = evaluation.assign(**{noise: evaluation[noise].mask(evaluation[noise] <= 0, zero)})
     figure = _panels(noise, metrics, lines_of(shifted, group), labels or {})
     figure.update_xaxes(title="noise scale")
     if logarithmic:

@@ -13,7 +13,7 @@ import torch
 from irlkit.flows.interpolants import T_MAX, T_MIN, Interpolant
 from irlkit.lab.plots._panels import add_player, colored, grid
 from irlkit.lab.plots.style import BLUE, COLORS, GREY, RED, need, style
-from irlkit.utils.checks import as_numbers, check_count, checked
+from irlkit.utils.checks import _to_floats, as_numbers, check_count, checked
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -91,7 +91,7 @@ def flow(
         ValueError: no panel, or one of another shape.
     """
     times = as_numbers("times", times)
-    arrays = {name: np.asarray(states, dtype=float) for name, states in panels.items()}
+    arrays = {name: _to_floats(states) for name, states in panels.items()}
     for name, states in arrays.items():
         if states.ndim != 3 or states.shape[2] != 2 or len(states) != len(times):
             raise ValueError(
@@ -100,7 +100,8 @@ def flow(
             )
     entries = list(colored("panels: positions", arrays, (BLUE, RED, *COLORS[2:])))
     figure, places = grid(list(arrays), shared_yaxes=True)
-    data = None if target is None else _faint(_points("target", target))
+    wanted = np.empty((0, 2)) if target is None else _points("target", target)
+    data = None if target is None else _faint(wanted)
     moving = []
     for place, (_, states, color) in zip(places, entries, strict=True):
         if data is not None:
@@ -123,7 +124,7 @@ def flow(
             for i in shown
         ]
         add_player(figure, [f"{times[i]:.2f}" for i in shown], "t = ", names)
-    _square(figure, np.concatenate([states.reshape(-1, 2) for states in arrays.values()]))
+    _square(figure, np.concatenate([wanted, *(s.reshape(-1, 2) for s in arrays.values())]))
     figure.update_layout(legend={"itemsizing": "constant"})
     return style(figure, 520)
 
@@ -202,7 +203,7 @@ def loss_curve(history: pd.DataFrame, floor: float | None = None, smooth: int = 
 
 
 def _points(name: str, points: ArrayLike) -> np.ndarray:
-    array = np.asarray(points, dtype=float)
+    array = _to_floats(points)
     if array.ndim != 2 or array.shape[1] != 2:
         raise ValueError(f"{name} must have shape (n, 2), got {array.shape}")
     return array
@@ -235,7 +236,7 @@ def _arrows(start: np.ndarray, step: np.ndarray) -> np.ndarray:
 def _square(figure: go.Figure, points: np.ndarray) -> None:
     """Give all panels one range, which holds the points, and equal scales."""
     finite = points[np.isfinite(points).all(axis=1)]
-    reach = float(np.abs(finite).max()) * 1.05 if len(finite) else 1.0
+    reach = float(np.abs(finite).max(initial=0.0)) * 1.05 or 1.0
     figure.update_xaxes(range=[-reach, reach], constrain="domain")
     figure.update_yaxes(range=[-reach, reach], constrain="domain")
     figure.for_each_yaxis(lambda axis: axis.update(scaleanchor=axis.anchor))

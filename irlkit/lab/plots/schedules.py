@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,10 @@ def annealing_schedules(curves: pd.DataFrame, few: int | None = None) -> go.Figu
     for field, place in zip(FIELD_LABELS, places, strict=True):
         for name, rows, color in schedules_of(curves[curves["field"] == field], few):
             grids = list(rows.groupby("n_steps", sort=False))
-            shades = (color, PURPLE, YELLOW, GREY)
+            shades = cycle((color, PURPLE, YELLOW, GREY))
             # Handcrafted ones may lie on each other.
-            dashes = ("dash" if color == ORANGE else None, "dot", "dash", "dashdot")
+            first_dash = "dash" if color == ORANGE else None
+            dashes = cycle((first_dash, "dot", "dash", "dashdot", "longdash"))
             for (n_steps, on_grid), shade, dash in zip(grids, shades, dashes, strict=False):
                 label = name if len(grids) == 1 else f"{name}, {n_steps} steps"
                 first = place is places[0]
@@ -114,7 +116,8 @@ def noise_schedules(
     for name, schedule, color in colored("schedules", schedules):
         with torch.no_grad():
             sigma = schedule(t).double().numpy()
-            highest = max(highest, float(schedule(torch.tensor([0.1], dtype=torch.float64))))
+            early = float(schedule(torch.tensor([0.1], dtype=torch.float64)))
+        highest = max(highest, early, float(sigma[t.numpy() >= 0.1].max()))
         figure.add_scatter(x=t.numpy(), y=sigma, mode="lines", name=name, line_color=color)
     figure.update_xaxes(title="time t", range=[0, 1])
     # A square root diverges at t = 0: the axis shows what comes after the first tenth, and more.

@@ -25,7 +25,7 @@ def parallel_coordinates(
     """Draw every trial as a line through its parameters to its value; drag an axis to select.
 
     Args:
-        trials: one row per trial; those without a value are left out.
+        trials: one row per trial; those without a finite value are left out.
         parameters: columns, one axis each. What is no number is drawn as categories, and so are
             short numbers that take no more than eight values.
         value: column of the value, higher is better; the last axis, and the colour.
@@ -33,10 +33,11 @@ def parallel_coordinates(
         logarithmic: parameters on a logarithmic axis.
 
     Raises:
-        ValueError: a column is missing, or no trial has a value.
+        ValueError: a column is missing, or no trial has a finite value.
     """
     need(trials, value, *parameters)
     done = trials[trials[value].notna()]
+    done = done[np.isfinite(done[value].astype(float))]
     if not len(done):
         raise ValueError("trials must hold at least one trial with a value, got none")
     label = value if label is None else label
@@ -64,6 +65,9 @@ def _are_short(numbers: pd.Series) -> bool:
 
 def _linear(numbers: pd.Series) -> dict[str, Any]:
     """An axis from one round number to another, with round numbers between them."""
+    numbers = numbers.where(np.isfinite(numbers))
+    if not numbers.notna().any():
+        return {"values": numbers, "range": [0, 1]}
     low, high = float(numbers.min()), float(numbers.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -85,7 +89,10 @@ def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
     if numbers is not None and (logarithmic or column.nunique() > 8 or not _are_short(numbers)):
         if not logarithmic:
             return {"label": name, **_linear(numbers)}
-        exponents = np.log10(numbers)
+        positive = numbers.where((numbers > 0) & np.isfinite(numbers))
+        if not positive.notna().any():
+            return {"label": name, **_linear(positive)}
+        exponents = np.log10(positive)
         low, high = float(exponents.min()), float(exponents.max())
         ticks = np.arange(np.floor(low), np.ceil(high) + 1)
         return {
@@ -96,7 +103,7 @@ def _axis(name: str, column: pd.Series, logarithmic: bool) -> dict[str, Any]:
             "ticktext": [f"{10.0**tick:g}" for tick in ticks],
         }
     # As text, a truth value cannot be taken for a number.
-    texts = column.astype(str)
+    texts = column.astype(object).map(str)
     order = list(dict.fromkeys(str(v) for v in (sorted(column) if numeric else sorted(texts))))
     return {
         "label": name,

@@ -49,7 +49,7 @@ def structure(
         A figure to turn; a structure that is not valid shows that in words.
 
     Raises:
-        ValueError: ``crystal`` is not one structure.
+        ValueError: ``crystal`` is not one structure with an element at every site.
     """
     panels = {title: geo.to_structure(crystal)}
     return structures(panels, bonds=bonds, polyhedra=polyhedra, colors=colors)
@@ -89,8 +89,8 @@ def structures(
         without volume) say so in their panel.
 
     Raises:
-        ValueError: no panel, too many, something that is not one structure, or another number of
-            energies.
+        ValueError: no panel, too many, something that is not one structure with an element at
+            every site, or another number of energies.
     """
     named: list[tuple[str, geo.Crystal]] = (
         list(panels.items()) if isinstance(panels, Mapping) else [("", panel) for panel in panels]
@@ -103,6 +103,7 @@ def structures(
     labels, parts = [], []
     for (name, crystal), energy in zip(named, values, strict=True):
         drawn, group = geo.to_structure(crystal, "panels"), "not a valid structure"
+        geo.check_elements(drawn, "panels")
         if geo.is_drawable(drawn.lattice.matrix, drawn.frac_coords):
             drawn, group, _ = conventional(drawn)
         arrays = (np.array(drawn.atomic_numbers), drawn.frac_coords, drawn.lattice.matrix)
@@ -139,7 +140,9 @@ def _label(name: str, crystal: Structure, group: str, energy: float) -> str:
     formula = crystal.composition.reduced_formula
     html = re.sub(r"([0-9.]+)", r"<sub>\1</sub>", formula)
     group = re.sub(r"_(\d)", r"<sub>\1</sub>", group)
-    known = ["" if formula in name or html in name else html, group]
+    words = "|".join(map(re.escape, (formula, html)))
+    named = re.search(rf"(?<![A-Za-z0-9])({words})(?![A-Za-z0-9])", name)
+    known = ["" if named else html, group]
     known.append(f"{energy:.3f} eV/atom".replace("-", "−") if np.isfinite(energy) else "")
     line = ", ".join(part for part in known if part)
     return f"{name}<br>{line}" if name else line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def sweep_results(
     ranks = np.arange(1, len(ordered) + 1)
     line = {"mode": "lines+markers", "line": {"color": ORANGE}, "name": "handcrafted"}
     figure.add_scatter(x=ranks, y=ordered[metric], **line, **shown, **right)
-    colors = (RED, BLUE, *COLORS[2:])
+    colors = cycle((RED, BLUE, *COLORS[2:]))
     for (name, value), color in zip((targets or {}).items(), colors, strict=False):
         line = {"mode": "lines", "line": {"color": color, "dash": "dash"}, "name": name}
         figure.add_scatter(x=[1, len(ordered)], y=[value, value], **line, **right)
@@ -108,20 +109,21 @@ def sweep_trials(
     values = done[value].to_numpy(dtype=float)
     best = (values.argmax() if maximize else values.argmin()) if len(values) else None
     numbers = np.flatnonzero(ok) + 1
-    panels = {"trial": numbers, **{name: _coordinates(done[name]) for name in names}}
+    # A list: a column may be called "trial" too.
+    panels = [("trial", numbers), *((name, _coordinates(done[name])) for name in names)]
     n_rows = -(-len(panels) // 3)
     spacing: dict[str, Any] = {"vertical_spacing": 0.3 / n_rows, "horizontal_spacing": 0.1}
     figure, places = grid([""] * len(panels), 3, **spacing)
     line = {"color": GREY, "width": 1}
     marker = {"size": 8, "color": numbers, "colorscale": SCALE, "line": line}
-    for (name, x), place in zip(panels.items(), places, strict=True):
+    for (name, x), place in zip(panels, places, strict=True):
         first = place is places[0]
         dots = {"mode": "markers", "marker": marker, "name": "trials", "showlegend": first}
         figure.add_scatter(x=x, y=values, **dots, **place)
         if best is not None:
             _circle(figure, x[best], values[best], showlegend=first, **place)
         figure.update_xaxes(title=name, **place)
-        if name in logarithmic:
+        if name in logarithmic and not first:
             figure.update_xaxes(type="log", exponentformat="power", **place)
         if place["col"] == 1:
             figure.update_yaxes(title=value if label is None else label, **place)
