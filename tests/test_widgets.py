@@ -142,6 +142,66 @@ def test_without_anywidget_the_numbers_are_there(explorer, monkeypatch):
     assert explorer.wait(60)
     assert "10 steps" in explorer.message.value
     assert "Please install anywidget" in explorer.message.value
+    for shown in (2, 1):
+        explorer.shown.value = shown
+    assert explorer.message.value.count("Please install anywidget") == 1
+
+
+def test_what_is_drawn_is_what_was_computed(explorer, monkeypatch):
+    """Also where the next choice failed, or was cancelled."""
+    before = explorer.figure()
+
+    def fails(*arguments, **options):
+        raise RuntimeError("judge <gone> & lost")
+
+    monkeypatch.setattr(widgets.schedule.metrics, "evaluate", fails)
+    explorer.n_steps.value = 20
+    explorer.start.value = "none"
+    assert explorer.wait(60)
+    assert "judge &lt;gone&gt; &amp; lost" in explorer.message.value
+    after = explorer.figure()
+    for ours, theirs in zip(before.data, after.data, strict=True):
+        assert ours.to_json() == theirs.to_json()
+
+
+def test_a_slider_moves_its_point_alone(dataset):
+    """Sliders do not reach as far as some schedules."""
+    model = ToyModel(dtype=torch.float32)
+    model.device = torch.device("cpu")
+    schedules = {"down": LinearAnnealing(-3.0, 0.5), "up": LinearAnnealing(9.0, 0.0)}
+    explorer = widgets.ScheduleExplorer(
+        model, dataset, schedules, n_steps=4, n_points=3, max_factor=2.0
+    )
+    assert values(explorer, "pos") == [1.0, 0.0, 0.0]
+    times = torch.linspace(0, 1, 5)
+    before = explorer._curves(explorer.annealing, times)
+    low, high = explorer.figure().layout.yaxis.range
+    assert low == pytest.approx(before["pos"].min(), abs=0.01) and high == 2.0
+    explorer.sliders["cell"][0].value = 2.0
+    assert explorer.wait(60)
+    np.testing.assert_allclose(explorer.annealing.pos, [0.0, -1.5, -3.0], atol=1e-6)
+    assert explorer.annealing.cell[0] == 1.0
+    explorer.start.value = "up"
+    assert explorer.wait(60)
+    assert explorer.figure().layout.yaxis.range[1] > 2.0
+    heights = [SimpleNamespace(yanchor=slider.value) for slider in explorer._all_sliders()]
+    heights[0].yanchor = 0.5
+    explorer._on_drag(None, heights)
+    assert explorer.wait(60)
+    np.testing.assert_allclose(explorer.annealing.pos, [-0.5, 4.5, 9.0], atol=1e-6)
+
+
+def test_a_live_figure_forgets_the_notes_that_a_new_one_lacks(explorer):
+    pytest.importorskip("anywidget")
+    first, second = explorer.figure(), explorer.figure()
+    first.layout.annotations = [{"text": "one"}, {"text": "two"}]
+    first.layout.scene.annotations = [{"text": "a"}]
+    second.layout.annotations = [{"text": "three"}]
+    second.layout.scene.annotations = ()
+    explorer.show_live(first)
+    explorer.show_live(second)
+    assert [note.text for note in explorer._live.layout.annotations] == ["three"]
+    assert not explorer._live.layout.scene.annotations
 
 
 def test_the_same_schedule_gives_the_same_structures(explorer):
@@ -308,6 +368,26 @@ def test_trajectories_of_a_choice(toy):
     assert not any(isinstance(w, ipywidgets.Output) for w in all_widgets(explorer.controls))
 
 
+def test_a_trajectory_that_failed_leaves_the_one_before(toy):
+    batch = crystals(dtype=torch.float32)
+    formulas = batch.reduced_formulas()
+
+    def reward(structures):
+        if structures.reduced_formulas()[0] == formulas[1]:
+            raise RuntimeError("cannot be judged")
+        return volume_reward(structures)
+
+    explorer = widgets.TrajectoryExplorer(toy, batch, {"none": NoAnnealing()}, reward, n_steps=4)
+    before = explorer.figure().layout.title.text
+    assert formulas[0] in before
+    explorer.composition.value = 1
+    assert explorer.wait(60)
+    assert "cannot be judged" in explorer.message.value
+    assert explorer.figure().layout.title.text == before
+    explorer.seed.value = 3_000_000_000
+    assert explorer.seed.value == 3_000_000_000 and explorer.wait(60)
+
+
 def test_scrubbing_moves_the_live_figure(toy):
     pytest.importorskip("anywidget")
     explorer = widgets.TrajectoryExplorer(
@@ -376,6 +456,7 @@ def test_training_is_stopped_and_continued(toy):
     board.start()
     assert board.wait(60) and asked.is_set()
     assert trainer.iteration == 2 and board.go.description == "Continue"
+    assert trainer._state()["planned"] == 4
     trainer.reward = reward
     board.go.click()
     assert board.wait(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import html
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -128,7 +129,7 @@ class Explorer:
             except Cancelled:
                 pass
             except Exception as error:  # shown to the person who moved the control
-                self.message.value = f"<b>{type(error).__name__}</b>: {error}"
+                self.message.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
             finally:
                 if self._job is job:
                     self.status.layout.visibility = "hidden"
@@ -170,6 +171,10 @@ class Explorer:
         before = self._live
         if before is not None and [t.type for t in before.data] == [t.type for t in new.data]:
             layout.pop("template", None)  # thousands of properties that never change
+            # An update keeps what the new layout lacks.
+            before.layout.annotations = layout.pop("annotations", ())
+            for name in [name for name in layout if name.startswith("scene")]:
+                before.layout[name].annotations = layout[name].pop("annotations", ())
             with before.batch_update():
                 for trace, fresh in zip(before.data, new.data, strict=True):
                     trace.update(fresh.to_plotly_json(), overwrite=False)
@@ -178,7 +183,8 @@ class Explorer:
         try:
             live = go.FigureWidget(data=new.data, layout={**layout, "autosize": False})
         except ImportError as error:
-            self.message.value += f"<br>No live figure: {error}"
+            text = f"<br>No live figure: {html.escape(str(error))}"
+            self.message.value = self.message.value.removesuffix(text) + text
             return
         # It is drawn before it has a place on the page, at a width of its own. What it reports
         # afterwards says that it has one now.

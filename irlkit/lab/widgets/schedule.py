@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import threading
 import time
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 _OWN = "in the sliders"
 """What the menu calls a schedule that somebody has drawn."""
+
+
+_Measured = tuple["CrystalBatch", metrics.Metrics, tuple[Any, int], str]
+"""Structures, their metrics, schedule and number of steps that made them, and what to say."""
 
 
 class ScheduleExplorer(Explorer):
@@ -105,7 +110,7 @@ class ScheduleExplorer(Explorer):
         self.annealing: Any = next(iter(self.schedules.values()))
         self._make_controls(n_steps, n_points, max_factor, step_counts)
         self._set_sliders()
-        self.generated, self.result = self._measure(Job())
+        self._take(self._measure(Job()))
         columns = []
         for field, sliders in self.sliders.items():
             title = ipywidgets.HTML(f"{self._symbol}, {plots.FIELD_LABELS[field]}")
@@ -177,9 +182,9 @@ class ScheduleExplorer(Explorer):
     def _schedule(points: Mapping[str, tuple[float, ...]]) -> Any:
         return ControlPointAnnealing(**points)
 
-    def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
+    def _curves(self, schedule: Any, times: torch.Tensor) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            s = annealing_on_grid(self.annealing, times.float().to(self.model.device))
+            s = annealing_on_grid(schedule, times.float().to(self.model.device))
         return {field: 1.0 + s[field].cpu().double().numpy() for field in FIELD_NAMES}
 
     def _dynamics(self, model: Any) -> Dynamics:
@@ -203,16 +208,19 @@ class ScheduleExplorer(Explorer):
 
     def figure(self) -> go.Figure:
         """Return the schedule, a structure, and the displacement of each from its reference."""
-        times, i = time_grid(self.n_steps.value), self.shown.value
+        schedule, n_steps = self._of
+        times, i = time_grid(n_steps), self.shown.value
+        curves = self._curves(schedule, times)
         figure = plots.schedule_and_structures(
             times[:-1].numpy(),
-            self._curves(times),
+            curves,
             self.result.table,
             crystal=self.generated[i],
             number=i,
             label=self._symbol,
         )
-        figure.update_yaxes(range=[0, self.sliders["pos"][0].max], row=1, col=1)
+        ends = np.concatenate([*curves.values(), [0, self.sliders["pos"][0].max]])
+        figure.update_yaxes(range=[ends.min(), ends.max()], row=1, col=1)
         return figure
 
     def _all_sliders(self) -> list[ipywidgets.FloatSlider]:
@@ -243,34 +251,43 @@ class ScheduleExplorer(Explorer):
         sliders = self._all_sliders()
         if self._drawing == threading.get_ident() or len(shapes) != len(sliders):
             return
-        self._move(sliders, [shape.yanchor for shape in shapes])
+        self._move(
+            [
+                height if shape.yanchor == slider.value else shape.yanchor
+                for height, shape, slider in zip(self._heights, shapes, sliders, strict=True)
+            ]
+        )
         self._on_slider(None)
 
-    def _move(self, sliders: Sequence[ipywidgets.FloatSlider], heights: Sequence[float]) -> None:
-        """Set sliders without following each of them."""
+    def _move(self, heights: Sequence[float]) -> None:
+        """Set sliders without following each of them; they may not reach as far as a schedule."""
+        self._heights = [float(height) for height in heights]
         self._follow = False
-        for slider, height in zip(sliders, heights, strict=True):
+        for slider, height in zip(self._all_sliders(), self._heights, strict=True):
             slider.value = float(np.clip(height, slider.min, slider.max))
         self._follow = True
 
-    def _measure(self, job: Job) -> tuple[CrystalBatch, metrics.Metrics]:
+    def _measure(self, job: Job) -> _Measured:
         started = time.perf_counter()
-        n_steps = self.n_steps.value
+        n_steps, of = self.n_steps.value, (self.annealing, self.n_steps.value)
         dynamics = self._dynamics(job.watch(self.model, n_steps))
         batch = self.dataset.batch.to(self.model.device)
         draws = torch.Generator().manual_seed(self._seed + 1)
         generated = dynamics.generate(batch, n_steps, generator=draws, x_0=self._x_0).to("cpu")
         result = metrics.evaluate(generated, self.dataset, self._pool)
-        self.message.value = (
+        text = (
             f"{result.n_structures} structures in {n_steps} steps: METRe {result.metre:.0%}, "
             f"cRMSE {result.crmse:.3f} ({time.perf_counter() - started:.2f} s)"
         )
-        return generated, result
+        return generated, result, of, text
+
+    def _take(self, measured: _Measured) -> None:
+        self.generated, self.result, self._of, self.message.value = measured
 
     def _set_sliders(self) -> None:
         points = self._points(self.annealing, len(self.sliders["pos"]), self.n_steps.value)
         heights = [self._offset + value for field in self.sliders for value in points[field]]
-        self._move(self._all_sliders(), heights)
+        self._move(heights)
 
     def _on_start(self, change: Any) -> None:
         if change["new"] == _OWN:  # what is in the sliders
@@ -281,10 +298,13 @@ class ScheduleExplorer(Explorer):
 
     def _on_slider(self, change: Any) -> None:
         if self._follow:
-            points = {
-                field: tuple(slider.value - self._offset for slider in sliders)
-                for field, sliders in self.sliders.items()
-            }
+            sliders = self._all_sliders()
+            self._heights = [
+                height if slider.value == np.clip(height, slider.min, slider.max) else slider.value
+                for height, slider in zip(self._heights, sliders, strict=True)
+            ]
+            values = np.array(self._heights).reshape(len(self.sliders), -1) - self._offset
+            points = {f: tuple(of.tolist()) for f, of in zip(self.sliders, values, strict=True)}
             self.annealing = self._schedule(points)
             self.start.value = _OWN
             self._update()
@@ -293,15 +313,15 @@ class ScheduleExplorer(Explorer):
         try:
             path = self.save(self.path.value)
         except (OSError, ValueError) as error:
-            self.message.value = f"not saved: {error}"
+            self.message.value = f"not saved: {html.escape(str(error))}"
         else:
-            self.message.value = f"saved as {path}"
+            self.message.value = f"saved as {html.escape(str(path))}"
 
     def _update(self) -> None:
         self.compute(self._measure, self._on_measured)
 
-    def _on_measured(self, measured: tuple[CrystalBatch, metrics.Metrics]) -> None:
-        self.generated, self.result = measured
+    def _on_measured(self, measured: _Measured) -> None:
+        self._take(measured)
         self.show_live()
 
 
@@ -341,8 +361,8 @@ class NoiseExplorer(ScheduleExplorer):
             field: ControlPointNoise(tuple(max(v, 1e-6) for v in p)) for field, p in points.items()
         }
 
-    def _curves(self, times: torch.Tensor) -> dict[str, np.ndarray]:
-        return {field: self.annealing[field](times[:-1]).numpy() for field in FIELD_NAMES}
+    def _curves(self, schedule: Any, times: torch.Tensor) -> dict[str, np.ndarray]:
+        return {field: schedule[field](times[:-1]).numpy() for field in FIELD_NAMES}
 
     def _dynamics(self, model: Any) -> Dynamics:
         return Dynamics(model, noise=self.annealing)

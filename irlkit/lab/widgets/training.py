@@ -67,14 +67,20 @@ class TrainingDashboard(Explorer):
 
     def _train(self, job: Job) -> None:
         shown = 0.0
+
+        def watch(row: Any) -> None:
+            nonlocal shown
+            if job.cancelled:
+                raise KeyboardInterrupt  # After which the trainer is as after this iteration.
+            self._show_progress(self.trainer.iteration / self.iterations)
+            self._say()
+            if time.monotonic() - shown > self._seconds:
+                self.show_live()
+                shown = time.monotonic()
+
         try:
-            while self.trainer.iteration < self.iterations and not job.cancelled:
-                self.trainer.run(self.trainer.iteration + 1, progress=False)
-                self._show_progress(self.trainer.iteration / self.iterations)
-                self._say()
-                if time.monotonic() - shown > self._seconds:
-                    self.show_live()
-                    shown = time.monotonic()
+            self.trainer.run(self.iterations, progress=False, callbacks=[watch])
+            self._say()
         finally:
             self.go.disabled = False
             self.go.description = self._word()

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 SECONDS_PER_STEP = 0.15
 """Of the player, at least."""
+_LARGEST = 2**53 - 1
+"""Of the whole numbers that a browser knows."""
+
+
+_Made = tuple[list[CrystalBatch], np.ndarray, tuple[int, str], str]
+"""States, their values, number of the composition and name of the schedule, and what to say."""
 
 
 class TrajectoryExplorer(Explorer):
@@ -85,11 +91,13 @@ class TrajectoryExplorer(Explorer):
         self.noise = ipywidgets.FloatSlider(
             min=0, max=0.5, step=0.01, value=0, description="noise σ", **late
         )
-        self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=10**6, description="seed")
+        self.seed = ipywidgets.BoundedIntText(
+            value=seed, min=-_LARGEST, max=_LARGEST, description="seed"
+        )
         self.scrub = ipywidgets.IntSlider(min=0, max=n_steps, value=n_steps, description="step")
         self.play = ipywidgets.ToggleButton(description="Play", icon="play")
         self._player: threading.Thread | None = None
-        self.states, self.values = self._generate(Job())
+        self._take(self._generate(Job()))
         rows = ([self.composition, self.policy, self.n_steps], [self.noise, self.seed])
         self._lay_out(*rows, [self.play, self.scrub])
         observe(lambda _: self.compute(self._generate, self._on_generated), [*rows[0], *rows[1]])
@@ -98,26 +106,27 @@ class TrajectoryExplorer(Explorer):
 
     def figure(self) -> go.Figure:
         """Return the structure with a player, and the reward of each state."""
-        chosen = self.compositions[self.composition.value]
+        number, schedule = self._of
+        chosen = self.compositions[number]
         placeholder = float(chosen.volume[0]) < 2.0  # A cell of 1 Å stands for none.
         return plots.trajectory_and_curves(
             self.states,
-            {self.policy.value: self.values},
+            {schedule: self.values},
             self.label,
             times=time_grid(len(self.states) - 1).numpy(),
             reference=None if placeholder else chosen.to("cpu"),
-            title=f"{chosen.reduced_formulas()[0]}, {self.policy.value}",
+            title=f"{chosen.reduced_formulas()[0]}, {schedule}",
         )
 
-    def _generate(self, job: Job) -> tuple[list[CrystalBatch], np.ndarray]:
-        n_steps = self.n_steps.value
-        batch = self.compositions[self.composition.value].to(self.model.device)
+    def _generate(self, job: Job) -> _Made:
+        n_steps, of = self.n_steps.value, (self.composition.value, self.policy.value)
+        batch = self.compositions[of[0]].to(self.model.device)
         generator = torch.Generator().manual_seed(self.seed.value)
         x_0 = self.model.sample_base(batch, generator).to(self.model.device)
         model = job.watch(self.model, n_steps)
         noise = {"pos": ConstantNoise(self.noise.value)} if self.noise.value > 0 else {}
         recorded: list[CrystalBatch] = []
-        Dynamics(model, self.schedules[self.policy.value], noise).generate(
+        Dynamics(model, self.schedules[of[1]], noise).generate(
             batch, n_steps, generator=generator, x_0=x_0, record=recorded
         )
         states = [state.to("cpu") for state in recorded]
@@ -130,11 +139,13 @@ class TrajectoryExplorer(Explorer):
             except TypeError as error:
                 raise ValueError(f"reward cannot judge structures: {error}") from error
         last = f"{values[-1]:.3f}" if np.isfinite(values[-1]) else "none"
-        self.message.value = f"{n_steps} steps; {self.label} at the end: {last}"
-        return states, values
+        return states, values, of, f"{n_steps} steps; {self.label} at the end: {last}"
 
-    def _on_generated(self, result: tuple[list[CrystalBatch], np.ndarray]) -> None:
-        self.states, self.values = result
+    def _take(self, made: _Made) -> None:
+        self.states, self.values, self._of, self.message.value = made
+
+    def _on_generated(self, made: _Made) -> None:
+        self._take(made)
         n = len(self.states) - 1
         self.play.value = False
         self.scrub.max = self.scrub.value = n
