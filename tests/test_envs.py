@@ -29,6 +29,9 @@ from irlkit.envs._symmetry import canonical_keys
 from irlkit.envs.skeletons import ELEMENTS, atomic_numbers
 from irlkit.evaluate.hull import Hull
 from irlkit.potentials import ASEPotential
+from irlkit.rl import GRPOTrainer, Request, SpeciesPolicy
+from tests.test_discrete import tiny_model
+from tests.toys import trainer_config
 
 
 def filling(name, symbols):
@@ -512,3 +515,14 @@ def test_a_target_together_with_stability_and_validity():
     assert closed == [both, stable, valid]
     with pytest.raises(ValueError, match="other properties, each once"):
         PropertyReward(both.evaluator, 100.0, also=[(both, 1.0)])
+
+
+def test_a_flow_that_makes_whole_crystals_learns_from_the_same_reward():
+    reward = PropertyReward(Evaluator("density", Curve()), 2.0)
+    policy = SpeciesPolicy(tiny_model())
+    config = trainer_config(n_groups=2, group_size=4, n_steps=3)
+    trainer = GRPOTrainer(policy, reward, Request(torch.tensor([1, 2, 3])), config)
+    before = [parameter.clone() for parameter in policy.parameters()]
+    row = trainer.run(1, progress=False).iloc[-1]
+    assert reward.lowest <= row["reward"] <= reward.highest
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
